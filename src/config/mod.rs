@@ -1,0 +1,56 @@
+//! One serde struct per object, read from the JSON text that a host hands over. An unknown key is
+//! refused with the nearest known name, so that a misspelt option never goes unnoticed.
+
+mod backbone;
+mod context;
+mod detector;
+
+pub use backbone::{BackboneConfig, ColorOrder};
+pub use context::ContextConfig;
+pub use detector::{DetectorConfig, Engine, FaceChoice};
+
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+
+/// Reads one configuration. `what` names it in errors (`detector config`).
+/// NULL, empty and blank text stand for `{}`.
+pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
+    let text = if json.trim().is_empty() { "{}" } else { json };
+    serde_json::from_str(text).map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
+}
+
+/// serde's "unknown field `x`, expected one of `a`, `b`" with the nearest known name added.
+fn explain(text: &str) -> String {
+    let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    let unknown = text.starts_with("unknown field") || text.starts_with("unknown variant");
+    let Some((came, known)) = quoted.split_first().filter(|_| unknown) else {
+        return text.to_string();
+    };
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(came, name), name))
+        .filter(|(distance, name)| *distance <= name.len().max(came.len()) / 2)
+        .min();
+    match nearest {
+        Some((_, name)) => format!("{text} (did you mean `{name}`?)"),
+        None => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_key_names_the_nearest() {
+        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","treshold":0.4}"#).unwrap_err();
+        assert_eq!(error.status(), 8);
+        assert!(error.message().contains("did you mean `threshold`?"), "{error}");
+    }
+
+    #[test]
+    fn unknown_value_names_the_nearest() {
+        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","engine":"troch"}"#).unwrap_err();
+        assert!(error.message().contains("did you mean `torch`?"), "{error}");
+    }
+}

@@ -1,0 +1,26 @@
+//! A differentiable face identity loss for diffusion training: detector, aligner and recogniser
+//! with the gradient flowing back through all of it, behind a stable C ABI.
+//!
+//! Rooms, ground floor first; a room uses only rooms below it:
+//! [`error`], [`log`], [`config`], [`face`], [`weights`] · `tensor` · `nets`, `latent` ·
+//! `detect`, `align` · `graph` · `loss` · `worker` · `ffi`.
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("facegrad catches panics at its C ABI and must be built with panic = \"unwind\"");
+
+pub mod config;
+pub mod error;
+pub mod face;
+pub mod log;
+pub mod weights;
+
+#[cfg(feature = "torch")]
+pub mod align;
+#[cfg(feature = "torch")]
+pub mod detect;
+#[cfg(feature = "torch")]
+pub mod latent;
+#[cfg(feature = "torch")]
+pub mod nets;
+#[cfg(feature = "torch")]
+pub mod tensor;
