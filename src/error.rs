@@ -106,9 +106,16 @@ impl From<tch::TchError> for Error {
             tch::TchError::Torch(text) => text.clone(),
             other => other.to_string(),
         };
-        let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("no text").trim().to_string();
+        let line = text
+            .lines()
+            .find(|l| !l.trim().is_empty())
+            .unwrap_or("no text")
+            .trim()
+            .to_string();
         if text.contains("out of memory") || text.contains("can't allocate memory") {
-            return Error::OutOfMemory(format!("{line} (try a smaller batch, `recompute`, or bf16)"));
+            return Error::OutOfMemory(format!(
+                "{line} (try a smaller batch, `recompute`, or bf16)"
+            ));
         }
         Error::Torch(line)
     }

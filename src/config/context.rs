@@ -10,6 +10,8 @@ pub struct ContextConfig {
 
 impl Default for ContextConfig {
     fn default() -> Self {
-        Self { device: "cpu".into() }
+        Self {
+            device: "cpu".into(),
+        }
     }
 }

@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 /// NULL, empty and blank text stand for `{}`.
 pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
     let text = if json.trim().is_empty() { "{}" } else { json };
-    serde_json::from_str(text).map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
+    serde_json::from_str(text)
+        .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
 }
 
 /// serde's "unknown field `x`, expected one of `a`, `b`" with the nearest known name added.
@@ -43,14 +44,19 @@ mod tests {
 
     #[test]
     fn unknown_key_names_the_nearest() {
-        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","treshold":0.4}"#).unwrap_err();
+        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","treshold":0.4}"#)
+            .unwrap_err();
         assert_eq!(error.status(), 8);
-        assert!(error.message().contains("did you mean `threshold`?"), "{error}");
+        assert!(
+            error.message().contains("did you mean `threshold`?"),
+            "{error}"
+        );
     }
 
     #[test]
     fn unknown_value_names_the_nearest() {
-        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","engine":"troch"}"#).unwrap_err();
+        let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","engine":"troch"}"#)
+            .unwrap_err();
         assert!(error.message().contains("did you mean `torch`?"), "{error}");
     }
 }

@@ -1,6 +1,8 @@
 //! Files → named, typed, shaped arrays. Nothing here executes anything that a file says.
 #![forbid(unsafe_code)]
 
+pub mod onnx;
+
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
