@@ -19,8 +19,14 @@ pub mod align;
 #[cfg(feature = "torch")]
 pub mod detect;
 #[cfg(feature = "torch")]
-pub mod latent;
+pub mod ffi;
+#[cfg(feature = "torch")]
+pub mod graph;
+#[cfg(feature = "torch")]
+pub mod loss;
 #[cfg(feature = "torch")]
 pub mod nets;
 #[cfg(feature = "torch")]
 pub mod tensor;
+#[cfg(feature = "torch")]
+pub mod worker;

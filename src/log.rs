@@ -37,14 +37,10 @@ pub fn emit(level: Level, message: &str) {
     }
 }
 
-/// `warn!("sample {i}: no face")`
+/// `warn_host!("sample {i}: no face")`
+#[cfg(feature = "torch")]
 macro_rules! warn_host {
     ($($arg:tt)+) => { $crate::log::emit($crate::log::Level::Warn, &format!($($arg)+)) };
 }
+#[cfg(feature = "torch")]
 pub(crate) use warn_host;
-
-/// `info!("…")`
-macro_rules! info_host {
-    ($($arg:tt)+) => { $crate::log::emit($crate::log::Level::Info, &format!($($arg)+)) };
-}
-pub(crate) use info_host;

@@ -1,1 +1,153 @@
-//! align
+//! Differentiable crops: a face's affine map becomes bilinear sampling of its image.
+
+use crate::error::{Result, bail};
+use crate::face::{Affine, invert};
+use tch::{Kind, Tensor};
+
+/// What lies outside an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Border {
+    /// Black, as `cv2.warpAffine` with border value 0.
+    Zeros,
+    /// The image mirrored about its outermost pixels, as `F.pad(mode="reflect")`.
+    Reflect,
+}
+
+/// One crop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Crop {
+    /// Which image of the batch.
+    pub sample: i64,
+    /// From its pixels to the crop's pixels; pixel centres at integers.
+    pub transform: Affine,
+    /// What lies outside the image.
+    pub border: Border,
+}
+
+// grid_sampler's enums in torch: ATen/native/GridSamplerUtils.h.
+const BILINEAR: i64 = 0;
+const PAD_ZEROS: i64 = 0;
+
+/// Cuts `crops` out of `images` `[N,3,H,W]` (any float dtype, any strides) and returns
+/// `[M,3,size,size]` float32 in the images' units. The gradient flows back to `images`. Sampling is
+/// bilinear without antialiasing, whatever the scale, as insightface aligns.
+pub fn align(images: &Tensor, crops: &[Crop], size: i64) -> Result<Tensor> {
+    let &[count, channels, height, width] = images.size().as_slice() else {
+        bail!(Shape, "images: expected [N,C,H,W], got {:?}", images.size());
+    };
+    if let Some(crop) = crops
+        .iter()
+        .find(|crop| crop.sample < 0 || crop.sample >= count)
+    {
+        bail!(
+            Internal,
+            "crop of image {} in a batch of {count}",
+            crop.sample
+        );
+    }
+    let device = images.device();
+    if crops.is_empty() {
+        return Ok(Tensor::f_zeros(
+            [0, channels, size, size],
+            (Kind::Float, device),
+        )?);
+    }
+    let samples: Vec<i64> = crops.iter().map(|crop| crop.sample).collect();
+    let whole = samples.len() as i64 == count && samples.is_sorted_by(|a, b| a < b);
+    let source = if whole {
+        images.shallow_clone()
+    } else {
+        images.f_index_select(0, &Tensor::f_from_slice(&samples)?.f_to_device(device)?)?
+    };
+    let grid = grid(crops, size, width as f64, height as f64)?.f_to_device(device)?;
+    Ok(source
+        .f_to_kind(Kind::Float)?
+        .f_grid_sampler(&grid, BILINEAR, PAD_ZEROS, false)?)
+}
+
+/// Where every crop pixel lies in its image, `[M,size,size,2]` in grid_sampler's units: −1 and 1 are
+/// the outer edges of the image. Worked out in f64 on the CPU, rounded once.
+fn grid(crops: &[Crop], size: i64, width: f64, height: f64) -> Result<Tensor> {
+    let mut points = Vec::with_capacity(crops.len() * (size * size * 2) as usize);
+    for crop in crops {
+        let [[a, b, c], [d, e, f]] = invert(&crop.transform);
+        let place = |value: f64, length: f64| {
+            let at = match crop.border {
+                Border::Zeros => value,
+                Border::Reflect => mirrored(value, length),
+            };
+            ((2.0 * at + 1.0) / length - 1.0) as f32
+        };
+        for v in 0..size {
+            for u in 0..size {
+                let (u, v) = (u as f64, v as f64);
+                points.push(place(a * u + b * v + c, width));
+                points.push(place(d * u + e * v + f, height));
+            }
+        }
+    }
+    Ok(Tensor::f_from_slice(&points)?.f_view([crops.len() as i64, size, size, 2])?)
+}
+
+/// A coordinate folded into `0..=length - 1` by mirrors at both ends.
+fn mirrored(value: f64, length: f64) -> f64 {
+    let last = length - 1.0;
+    if last <= 0.0 {
+        return 0.0;
+    }
+    let folded = value.rem_euclid(2.0 * last);
+    folded.min(2.0 * last - folded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn whole_pixels_are_copied_and_borders_are_as_named() {
+        let image = Tensor::f_arange(12, (Kind::Float, Device::Cpu)).unwrap();
+        let image = image.f_view([1, 1, 3, 4]).unwrap();
+        let shifted = |border| {
+            let crop = Crop {
+                sample: 0,
+                transform: [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]],
+                border,
+            };
+            let crops = align(&image, &[crop], 3).unwrap();
+            Vec::<f32>::try_from(crops.f_reshape(-1).unwrap()).unwrap()
+        };
+        let close = |got: Vec<f32>, want: [f32; 9]| {
+            assert!(
+                got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-4),
+                "{got:?}"
+            );
+        };
+        close(shifted(Border::Zeros), [0., 0., 0., 0., 0., 1., 0., 4., 5.]);
+        close(
+            shifted(Border::Reflect),
+            [5., 4., 5., 1., 0., 1., 5., 4., 5.],
+        );
+    }
+
+    #[test]
+    fn one_pixel_and_no_crop_are_fine() {
+        let image = Tensor::f_ones([1, 3, 1, 1], (Kind::Half, Device::Cpu)).unwrap();
+        assert_eq!(align(&image, &[], 8).unwrap().size(), [0, 3, 8, 8]);
+        let crop = Crop {
+            sample: 0,
+            transform: [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]],
+            border: Border::Reflect,
+        };
+        let got = align(&image, &[crop], 8).unwrap();
+        assert!(
+            (got.f_mean(Kind::Float)
+                .unwrap()
+                .f_double_value(&[])
+                .unwrap()
+                - 1.0)
+                .abs()
+                < 1e-6
+        );
+    }
+}

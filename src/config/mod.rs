@@ -4,10 +4,12 @@
 mod backbone;
 mod context;
 mod detector;
+mod loss;
 
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use context::ContextConfig;
 pub use detector::{DetectorConfig, Engine, FaceChoice};
+pub use loss::{AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode};
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;

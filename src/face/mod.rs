@@ -1,5 +1,13 @@
 //! Pure face geometry: no tensors, no files.
 
+mod choose;
+mod nms;
+mod transform;
+
+pub use choose::choose;
+pub use nms::nms;
+pub use transform::{bbox_transform, invert, kps_transform, template};
+
 /// Five points in image order: left eye, right eye, nose, left and right mouth corner (as seen in
 /// the picture), each `[x, y]` in pixels, pixel centres at integers.
 pub type Landmarks = [[f64; 2]; 5];

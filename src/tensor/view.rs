@@ -204,6 +204,14 @@ impl View {
         Ok(())
     }
 
+    /// Checks that the elements are f64, f32, f16 or bf16: what small host-side numbers may be.
+    pub fn expect_numbers(&self) -> Result<()> {
+        match self.kind {
+            Kind::Double => Ok(()),
+            _ => self.expect_float(),
+        }
+    }
+
     /// Checks that the elements are f32, f16 or bf16.
     pub fn expect_float(&self) -> Result<()> {
         match self.kind {

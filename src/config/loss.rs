@@ -1,0 +1,137 @@
+use super::{DetectorConfig, FaceChoice};
+use crate::error::{Result, bail};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// How a face becomes the recogniser's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum AlignMode {
+    /// A square of 1.2 times the box's longer side, resized. The method's default.
+    #[default]
+    Bbox,
+    /// The five landmarks mapped to the ArcFace template: what the recognisers were trained with.
+    Kps,
+}
+
+/// Where the face of a generated image is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Locate {
+    /// By detection on the generated image.
+    #[default]
+    Detect,
+    /// Where it is in the reference image. Valid when the generated image is a reconstruction of
+    /// the reference, as in LoRA training; needs no detection and works at every noise level.
+    Reference,
+    /// By detection; where that finds nothing, where it is in the reference image.
+    DetectOrReference,
+}
+
+/// How the several images of one registered reference act together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum ReferenceMode {
+    /// The normalised mean of their embeddings.
+    #[default]
+    Mean,
+    /// The one that is most similar to the generated face.
+    Best,
+}
+
+/// The method's name for what this library computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum LossType {
+    /// The loss with a gradient.
+    #[default]
+    Differentiable,
+}
+
+/// A detector by path alone, or with all its keys.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum DetectorChoice {
+    /// The ONNX file.
+    Path(PathBuf),
+    /// A whole detector configuration.
+    Config(Box<DetectorConfig>),
+}
+
+/// Configuration of a loss.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// `false` gates every sample out.
+    pub use_face_loss: bool,
+    /// λ: what the mean over the counted samples is multiplied with; ≥ 0, usually 0.05–0.2.
+    pub face_loss_weight: f64,
+    /// How a face becomes the recogniser's input.
+    pub face_align_mode: AlignMode,
+    /// `differentiable`.
+    pub face_loss_type: LossType,
+    /// The `data_type`s that count.
+    pub face_types: Vec<String>,
+    /// The recogniser's weights, where no backbone is handed over.
+    pub arcface_weights: Option<PathBuf>,
+    /// `r18`, `r34`, `r50`, `r100`, `r200`: checked against the weights where given.
+    pub arcface_model: Option<String>,
+    /// The detector, where none is handed over.
+    pub detector: Option<DetectorChoice>,
+    /// Where the face of a generated image is looked for.
+    pub landmarks: Locate,
+    /// Which of several faces counts.
+    pub face_choice: FaceChoice,
+    /// For `face_choice: index`: the n-th face by score, from 0.
+    pub face_index: usize,
+    /// Cosine similarity in (-1, 1] beyond which there is no push. Pairs of real photographs of one
+    /// person lie near 0.5.
+    pub target_similarity: f64,
+    /// How the several images of one registered reference act together.
+    pub reference_mode: ReferenceMode,
+    /// How many reference faces are remembered by content; 0 remembers none.
+    pub reference_cache: usize,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            use_face_loss: true,
+            face_loss_weight: 0.1,
+            face_align_mode: AlignMode::default(),
+            face_loss_type: LossType::default(),
+            face_types: vec!["person".into(), "person_head".into()],
+            arcface_weights: None,
+            arcface_model: None,
+            detector: None,
+            landmarks: Locate::default(),
+            face_choice: FaceChoice::default(),
+            face_index: 0,
+            target_similarity: 1.0,
+            reference_mode: ReferenceMode::default(),
+            reference_cache: 4096,
+        }
+    }
+}
+
+impl LossConfig {
+    /// Reads and checks the JSON text.
+    pub fn parse(json: &str) -> Result<Self> {
+        let config: Self = super::parse("loss config", json)?;
+        let weight = config.face_loss_weight;
+        if !(weight.is_finite() && weight >= 0.0) {
+            bail!(
+                Config,
+                "loss config: face_loss_weight: expected a number >= 0, got {weight}"
+            );
+        }
+        let target = config.target_similarity;
+        if !(target > -1.0 && target <= 1.0) {
+            bail!(
+                Config,
+                "loss config: target_similarity: expected a cosine in (-1, 1], got {target}"
+            );
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,152 @@
+//! Detectors.
+
+use super::boundary::{call, copy_text};
+use super::context::{Context, Model, make};
+use super::handle::{self, Object};
+use super::read::{output, struct_size, text, write_versioned};
+use super::types::*;
+use super::views;
+use crate::config::{DetectorConfig, parse};
+use crate::detect::Detector;
+use crate::error::Result;
+use crate::face::Face;
+use crate::tensor::{RawTensor, Stream, Use};
+use crate::worker::{Owned, Worker};
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+impl Object for Model<Detector> {
+    const NAME: &'static str = "detector";
+}
+
+/// Loads a detector on a worker.
+pub(super) fn load(worker: &Arc<Worker>, config: DetectorConfig) -> Result<Model<Detector>> {
+    let owned = Owned::build(worker, move |device| Detector::new(&config, device))?;
+    let info = owned.with(Stream::default(), |detector| Ok(detector.description()))?;
+    Ok(Model { owned, info })
+}
+
+/// Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
+///
+/// @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
+/// the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
+/// (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library
+/// @param[out] out the new detector; NULL on failure
+///
+/// Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_detector_new(
+    context: *const facegrad_context,
+    config: *const c_char,
+    out: *mut *mut facegrad_detector,
+) -> facegrad_status {
+    let body = || {
+        let context = handle::get::<Context, _>("context", context)?;
+        // SAFETY: the host promises a string.
+        let json = unsafe { text("config", config) }?;
+        load(&context.worker, parse("detector config", &json)?)
+    };
+    // SAFETY: the host promises that `out` is NULL or writable.
+    unsafe { make(out, body) }
+}
+
+/// Finds the faces of a batch of images, ordered by image and then by falling score. Without a
+/// gradient.
+///
+/// @param[in] images `[N,3,H,W]` RGB in [0, 1], float32, float16 or bfloat16; rounded to 8 bits as
+/// the detectors were trained. An image with NaN has no faces.
+/// @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be
+/// set; NULL with `capacity` 0 only counts
+/// @param[out] count how many faces there are, also beyond `capacity`
+/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_detector_detect(
+    detector: *mut facegrad_detector,
+    images: *const RawTensor,
+    faces: *mut facegrad_face,
+    capacity: usize,
+    count: *mut usize,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let detector = handle::get::<Model<Detector>, _>("detector", detector)?;
+        let count = output("count", count)?;
+        let owned = &detector.owned;
+        // SAFETY: the host's promises are those of `View::read` and `struct_size`.
+        let (images, stride) = unsafe {
+            let device = owned.worker().device();
+            let images = views::images("images", images, Use::Input, device)?;
+            let stride = match capacity {
+                0 => 0,
+                _ => struct_size("faces", faces)?,
+            };
+            (images, stride)
+        };
+        let found = owned.with(Stream::new(stream), move |detector| {
+            detector.detect(&images.borrow()?)
+        })?;
+        let all = found
+            .iter()
+            .enumerate()
+            .flat_map(|(image, faces)| faces.iter().map(move |face| c_face(image as i64, face)));
+        let mut total = 0;
+        for (at, face) in all.enumerate() {
+            total += 1;
+            if at < capacity {
+                // SAFETY: the host promises `capacity` structs, `stride` bytes apart.
+                unsafe {
+                    let pointer = faces.cast::<u8>().add(at * stride).cast();
+                    write_versioned(pointer, stride, &face);
+                }
+            }
+        }
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { count.write(total) };
+        Ok(())
+    })
+}
+
+/// What was loaded: file, engine and why, detection sizes. One line of text.
+///
+/// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+/// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_detector_info(
+    detector: *const facegrad_detector,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> facegrad_status {
+    call(|| {
+        let detector = handle::get::<Model<Detector>, _>("detector", detector)?;
+        // SAFETY: the host's promise is `copy_text`'s.
+        unsafe { copy_text(&detector.info, buffer, capacity, needed) };
+        Ok(())
+    })
+}
+
+/// Frees a detector. A loss that was made with it keeps what it needs.
+#[unsafe(no_mangle)]
+pub extern "C" fn facegrad_detector_free(detector: *mut facegrad_detector) {
+    call(|| {
+        handle::remove::<Model<Detector>, _>(detector);
+        Ok(())
+    });
+}
+
+fn c_face(image: i64, face: &Face) -> facegrad_face {
+    facegrad_face {
+        struct_size: size_of::<facegrad_face>(),
+        image,
+        bbox: face.bbox.map(|v| v as f32),
+        score: face.score as f32,
+        has_landmarks: face.landmarks.is_some() as i32,
+        landmarks: flat(face.landmarks.as_ref()),
+    }
+}
+
+/// Landmarks as C has them; zeros where there are none.
+pub(super) fn flat(landmarks: Option<&crate::face::Landmarks>) -> [f32; 10] {
+    let points = landmarks.copied().unwrap_or_default();
+    std::array::from_fn(|i| points[i / 2][i % 2] as f32)
+}

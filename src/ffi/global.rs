@@ -1,0 +1,156 @@
+//! What needs no handle: versions, errors, messages, counters.
+
+use super::boundary::{call, copy_text, last_error};
+use super::handle;
+use super::read::{optional_text, output};
+use super::types::*;
+use crate::error::status_name;
+use crate::log::{Level, Sink, set_sink};
+use crate::tensor::{TORCH_VERSION, cuda_devices};
+use crate::worker::callback;
+use std::ffi::{CString, c_char, c_void};
+use std::sync::Arc;
+
+/// The version of this ABI. It changes when a function or a field is removed or re-typed.
+pub const FACEGRAD_ABI_VERSION: u32 = 1;
+
+/// The ABI version of the library that is loaded: compare it with `FACEGRAD_ABI_VERSION`.
+#[unsafe(no_mangle)]
+pub extern "C" fn facegrad_abi_version() -> u32 {
+    FACEGRAD_ABI_VERSION
+}
+
+/// `facegrad/x.y.z torch/x.y.z`: this library and the torch that it needs. A static string.
+#[unsafe(no_mangle)]
+pub extern "C" fn facegrad_version() -> *const c_char {
+    // The torch version is that of `TORCH_VERSION`; a test compares them.
+    const TEXT: &str = concat!("facegrad/", env!("CARGO_PKG_VERSION"), " torch/2.11.0\0");
+    TEXT.as_ptr().cast()
+}
+
+/// What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
+/// `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
+/// (devices that torch sees; 0 while its CUDA half is not loaded).
+///
+/// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+/// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_build_info(
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> facegrad_status {
+    call(|| {
+        let info = serde_json::json!({
+            "facegrad": env!("CARGO_PKG_VERSION"),
+            "abi": FACEGRAD_ABI_VERSION,
+            "torch": TORCH_VERSION,
+            "onnxruntime_api": ort::MINOR_VERSION,
+            "cuda_devices": cuda_devices(),
+        });
+        // SAFETY: the host's promise is `copy_text`'s.
+        unsafe { copy_text(&info.to_string(), buffer, capacity, needed) };
+        Ok(())
+    })
+}
+
+/// The name of a status: a static string, `unknown` for a number that this library never returns.
+#[unsafe(no_mangle)]
+pub extern "C" fn facegrad_status_name(status: facegrad_status) -> *const c_char {
+    static NAMES: once_cell::sync::Lazy<std::collections::HashMap<i32, CString>> =
+        once_cell::sync::Lazy::new(|| {
+            (0..1000)
+                .map(|status| (status, status_name(status)))
+                .filter(|(_, name)| *name != "unknown")
+                .filter_map(|(status, name)| Some((status, CString::new(name).ok()?)))
+                .collect()
+        });
+    NAMES
+        .get(&status)
+        .map_or(c"unknown".as_ptr(), |name| name.as_ptr())
+}
+
+/// What went wrong in the last call on this thread that failed: a sentence that names the argument,
+/// what was expected and what came. A call that succeeds leaves it as it is.
+///
+/// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+/// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_last_error(
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> facegrad_status {
+    // SAFETY: the host's promise is `copy_text`'s.
+    unsafe { copy_text(&last_error(), buffer, capacity, needed) };
+    FACEGRAD_OK
+}
+
+/// Where the library's messages go; without a callback they go nowhere. The library never prints.
+/// The setting is the process's and holds until the next call.
+///
+/// @param[in] log the receiver; NULL ends the messages
+/// @param[in] user_data handed to every call of `log`; must stay valid as long as the setting
+/// @param[in] max_level the least important level to send, `FACEGRAD_LOG_*`
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_set_log_callback(
+    log: facegrad_log_callback,
+    user_data: *mut c_void,
+    max_level: i32,
+) -> facegrad_status {
+    struct UserData(*mut c_void);
+    // SAFETY: the host promises that its callback may be called from any thread.
+    unsafe impl Send for UserData {}
+    // SAFETY: as above.
+    unsafe impl Sync for UserData {}
+    impl UserData {
+        fn get(&self) -> *mut c_void {
+            self.0
+        }
+    }
+
+    call(|| {
+        let level = match max_level {
+            FACEGRAD_LOG_ERROR => Level::Error,
+            FACEGRAD_LOG_WARN => Level::Warn,
+            FACEGRAD_LOG_INFO => Level::Info,
+            FACEGRAD_LOG_DEBUG => Level::Debug,
+            other => crate::error::bail!(Argument, "max_level: expected 1 to 4, got {other}"),
+        };
+        let user_data = UserData(user_data);
+        set_sink(log.map(|log| {
+            let sink: Sink = Arc::new(move |level: Level, message: &str| {
+                let message = CString::new(message.replace('\0', "?")).unwrap_or_default();
+                // SAFETY: the host promises that function and data stay valid; the text is
+                // NUL-terminated and lives until the callback returns.
+                callback(|| unsafe { log(level as i32, message.as_ptr(), user_data.get()) });
+            });
+            (level, sink)
+        }));
+        Ok(())
+    })
+}
+
+/// Counts live handles: for a host's own leak tests.
+///
+/// @param[in] kind `context`, `detector`, `backbone`, `loss`, `graph`; NULL counts all
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_debug_live(
+    kind: *const c_char,
+    count: *mut i64,
+) -> facegrad_status {
+    call(|| {
+        let count = output("count", count)?;
+        // SAFETY: the host's promise is `optional_text`'s.
+        let name = unsafe { optional_text("kind", kind) }?;
+        const TYPES: [&str; 5] = ["context", "detector", "backbone", "loss", "graph"];
+        if let Some(name) = &name
+            && !TYPES.contains(&name.as_str())
+        {
+            crate::error::bail!(Argument, "kind: expected one of {TYPES:?}, got \"{name}\"");
+        }
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { count.write(handle::live(name.as_deref())) };
+        Ok(())
+    })
+}

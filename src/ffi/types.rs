@@ -1,0 +1,253 @@
+//! The structs, constants and handle types of the C ABI. Their docstrings are the header's.
+#![allow(non_camel_case_types)]
+
+use super::read::Versioned;
+use crate::tensor::RawTensor;
+use std::ffi::{c_char, c_void};
+
+/// What every fallible function returns: `FACEGRAD_OK` or one of `FACEGRAD_ERR_*`.
+/// 1–99: the caller's error; 100–199: a file; 200–299: device and runtimes; 900–: a defect here.
+pub type facegrad_status = i32;
+
+/// The call did what it says.
+pub const FACEGRAD_OK: facegrad_status = 0;
+/// A required pointer is NULL.
+pub const FACEGRAD_ERR_NULL: facegrad_status = 1;
+/// A value is outside what the function takes.
+pub const FACEGRAD_ERR_ARGUMENT: facegrad_status = 2;
+/// A struct of a newer version sets a field that this library does not know.
+pub const FACEGRAD_ERR_UNSUPPORTED: facegrad_status = 3;
+/// A tensor's dtype.
+pub const FACEGRAD_ERR_DTYPE: facegrad_status = 4;
+/// A tensor's rank or size.
+pub const FACEGRAD_ERR_SHAPE: facegrad_status = 5;
+/// A tensor's strides, offset or alignment.
+pub const FACEGRAD_ERR_LAYOUT: facegrad_status = 6;
+/// A tensor on another device than the context, or a device that is not there.
+pub const FACEGRAD_ERR_DEVICE: facegrad_status = 7;
+/// A configuration that is not JSON, or has an unknown key or value.
+pub const FACEGRAD_ERR_CONFIG: facegrad_status = 8;
+/// A handle that was freed, is of another type, or never was one.
+pub const FACEGRAD_ERR_HANDLE: facegrad_status = 9;
+/// A callback called back into the library.
+pub const FACEGRAD_ERR_REENTRANT: facegrad_status = 10;
+/// The context was made before this process was forked.
+pub const FACEGRAD_ERR_FORKED: facegrad_status = 11;
+/// An earlier call on this context ended in `FACEGRAD_ERR_PANIC`.
+pub const FACEGRAD_ERR_POISONED: facegrad_status = 12;
+/// A file cannot be found or read.
+pub const FACEGRAD_ERR_IO: facegrad_status = 100;
+/// A file is of the wrong kind, or damaged.
+pub const FACEGRAD_ERR_FORMAT: facegrad_status = 101;
+/// A file asks for more than the reader's limits allow.
+pub const FACEGRAD_ERR_LIMIT: facegrad_status = 102;
+/// A file's tensors are not those of the network.
+pub const FACEGRAD_ERR_WEIGHTS: facegrad_status = 103;
+/// A model uses an operator that is not implemented; the text names it.
+pub const FACEGRAD_ERR_OPERATOR: facegrad_status = 104;
+/// The device is out of memory; nothing is leaked and a smaller call works.
+pub const FACEGRAD_ERR_OUT_OF_MEMORY: facegrad_status = 200;
+/// libtorch reported an error.
+pub const FACEGRAD_ERR_TORCH: facegrad_status = 201;
+/// ONNX Runtime is missing or reported an error.
+pub const FACEGRAD_ERR_ONNXRUNTIME: facegrad_status = 202;
+/// A defect of this library.
+pub const FACEGRAD_ERR_INTERNAL: facegrad_status = 900;
+/// A defect of this library that ended in a panic. The context is poisoned: free it.
+pub const FACEGRAD_ERR_PANIC: facegrad_status = 901;
+
+/// `facegrad_sample.outcome`: the sample counts.
+pub const FACEGRAD_SAMPLE_COUNTED: i32 = 0;
+/// `use_face_loss` is false.
+pub const FACEGRAD_SAMPLE_DISABLED: i32 = 1;
+/// Its `data_type` is not among `face_types`.
+pub const FACEGRAD_SAMPLE_DATA_TYPE: i32 = 2;
+/// Its weight is 0.
+pub const FACEGRAD_SAMPLE_ZERO_WEIGHT: i32 = 3;
+/// No face was found in the reference.
+pub const FACEGRAD_SAMPLE_NO_REFERENCE_FACE: i32 = 4;
+/// No face was found in the generated image.
+pub const FACEGRAD_SAMPLE_NO_FACE: i32 = 5;
+/// Its landmarks or box span no area.
+pub const FACEGRAD_SAMPLE_DEGENERATE: i32 = 6;
+/// Its loss or gradient was not finite; it was dropped.
+pub const FACEGRAD_SAMPLE_NON_FINITE: i32 = 7;
+
+/// `facegrad_sample.located`: the generated face was not found or not looked for.
+pub const FACEGRAD_LOCATED_NOWHERE: i32 = 0;
+/// By detection on the generated image.
+pub const FACEGRAD_LOCATED_DETECTED: i32 = 1;
+/// The host gave its landmarks or box.
+pub const FACEGRAD_LOCATED_GIVEN: i32 = 2;
+/// Where the reference's face is.
+pub const FACEGRAD_LOCATED_REFERENCE: i32 = 3;
+
+/// `facegrad_sample.alignment`: the face was not aligned.
+pub const FACEGRAD_ALIGNMENT_NONE: i32 = 0;
+/// By the five landmarks.
+pub const FACEGRAD_ALIGNMENT_KPS: i32 = 1;
+/// By the box, as configured.
+pub const FACEGRAD_ALIGNMENT_BBOX: i32 = 2;
+/// By the box, since the face has no usable landmarks.
+pub const FACEGRAD_ALIGNMENT_BBOX_FALLBACK: i32 = 3;
+
+/// Something was lost or refused that the caller may not see otherwise.
+pub const FACEGRAD_LOG_ERROR: i32 = 1;
+/// A sample was skipped or a fallback taken; training goes on.
+pub const FACEGRAD_LOG_WARN: i32 = 2;
+/// Something that happens once.
+pub const FACEGRAD_LOG_INFO: i32 = 3;
+/// Details for finding a fault.
+pub const FACEGRAD_LOG_DEBUG: i32 = 4;
+
+/// A device, its thread and everything that lives there. Any thread may use it; calls on one
+/// context run one after the other, different contexts are independent.
+pub struct facegrad_context {
+    _opaque: [u8; 0],
+}
+
+/// A face detector (SCRFD). Any thread may use it.
+pub struct facegrad_detector {
+    _opaque: [u8; 0],
+}
+
+/// A frozen face recogniser. Any thread may use it.
+pub struct facegrad_backbone {
+    _opaque: [u8; 0],
+}
+
+/// A loss: configuration, networks and remembered references. Any thread may use it.
+pub struct facegrad_loss {
+    _opaque: [u8; 0],
+}
+
+/// An autograd tape whose nodes are numbers. Any thread may use it.
+pub struct facegrad_graph {
+    _opaque: [u8; 0],
+}
+
+/// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
+/// any thread, must not call facegrad, and must not throw or longjmp.
+pub type facegrad_log_callback =
+    Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
+
+/// A face in an image. Pixels, with pixel centres at integers: (0, 0) is the centre of the first
+/// pixel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct facegrad_face {
+    /// `sizeof(facegrad_face)`; in an array the first element's says the distance of all.
+    pub struct_size: usize,
+    /// Index of the image in its batch.
+    pub image: i64,
+    /// x1, y1, x2, y2.
+    pub bbox: [f32; 4],
+    /// Detection score in [0, 1].
+    pub score: f32,
+    /// 1 where `landmarks` is set.
+    pub has_landmarks: i32,
+    /// Five x, y pairs in the picture's order: left eye, right eye, nose, left and right mouth
+    /// corner.
+    pub landmarks: [f32; 10],
+}
+
+/// What the host says about a batch of N generated images. Zero every field that is not used.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct facegrad_targets {
+    /// `sizeof(facegrad_targets)`.
+    pub struct_size: usize,
+    /// Reference images `[N,3,H,W]`, or `[1,3,H,W]` for all samples; RGB in [0, 1]; any H and W.
+    pub references: *const RawTensor,
+    /// N ids that `facegrad_loss_set_reference` registered; a NULL entry means the sample's
+    /// reference image. NULL: every sample uses its image.
+    pub reference_ids: *const *const c_char,
+    /// N `data_type`s, checked against the configured `face_types`. NULL: every sample counts.
+    pub data_types: *const *const c_char,
+    /// `[N,5,2]` landmarks of the generated faces, pixels; a row of NaN means not known. NULL: none
+    /// is known, and the detector looks.
+    pub landmarks: *const RawTensor,
+    /// `[N,4]` boxes of the generated faces (x1, y1, x2, y2), pixels; rows of NaN as above.
+    pub boxes: *const RawTensor,
+    /// `[R,5,2]` landmarks of the faces in `references` (R of them), rows of NaN as above.
+    pub reference_landmarks: *const RawTensor,
+    /// `[R,4]` boxes of the faces in `references`, rows of NaN as above.
+    pub reference_boxes: *const RawTensor,
+    /// `[N]` weights ≥ 0. NULL: 1 each.
+    pub sample_weights: *const RawTensor,
+}
+
+/// What one sample did for the loss.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct facegrad_sample {
+    /// `sizeof(facegrad_sample)`; in an array the first element's says the distance of all.
+    pub struct_size: usize,
+    /// `FACEGRAD_SAMPLE_*`.
+    pub outcome: i32,
+    /// `FACEGRAD_LOCATED_*`.
+    pub located: i32,
+    /// `FACEGRAD_ALIGNMENT_*`.
+    pub alignment: i32,
+    /// 1 where `bbox` is set.
+    pub has_bbox: i32,
+    /// 1 where `landmarks` is set.
+    pub has_landmarks: i32,
+    /// Cosine similarity to the reference in [-1, 1]; NaN where none was computed.
+    pub similarity: f32,
+    /// The sample's weight in the mean.
+    pub weight: f32,
+    /// Detection score in [0, 1]; NaN where the face was not detected.
+    pub score: f32,
+    /// The generated face's box, pixels.
+    pub bbox: [f32; 4],
+    /// Its landmarks, pixels, as in `facegrad_face`.
+    pub landmarks: [f32; 10],
+}
+
+/// The value of a loss.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct facegrad_result {
+    /// `sizeof(facegrad_result)`.
+    pub struct_size: usize,
+    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target_similarity)) / counted`: the number that the
+    /// gradient belongs to. 0 where nothing counts.
+    pub loss: f64,
+    /// Mean of `1 − cos` over the counted samples, without weights, in [0, 2]; 0 where none counts.
+    pub mean_distance: f64,
+    /// How many samples count.
+    pub counted: i64,
+    /// How many samples there are.
+    pub samples: i64,
+}
+
+// SAFETY: all four are repr(C), start with `struct_size`, and hold only numbers and raw pointers,
+// for which zero bytes are valid.
+unsafe impl Versioned for facegrad_face {
+    const NAME: &'static str = "facegrad_face";
+}
+// SAFETY: as above.
+unsafe impl Versioned for facegrad_targets {
+    const NAME: &'static str = "facegrad_targets";
+}
+// SAFETY: as above.
+unsafe impl Versioned for facegrad_sample {
+    const NAME: &'static str = "facegrad_sample";
+}
+// SAFETY: as above.
+unsafe impl Versioned for facegrad_result {
+    const NAME: &'static str = "facegrad_result";
+}
+
+// The layout of ABI version 1: growing is allowed, moving is not.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<RawTensor>() == 48 && offset_of!(RawTensor, byte_offset) == 40);
+    assert!(size_of::<facegrad_face>() == 80 && offset_of!(facegrad_face, landmarks) == 40);
+    assert!(
+        size_of::<facegrad_targets>() == 72 && offset_of!(facegrad_targets, sample_weights) == 64
+    );
+    assert!(size_of::<facegrad_sample>() == 96 && offset_of!(facegrad_sample, landmarks) == 56);
+    assert!(size_of::<facegrad_result>() == 40 && offset_of!(facegrad_result, samples) == 32);
+};

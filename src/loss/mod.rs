@@ -1,0 +1,333 @@
+//! The identity loss on images: gate, references, locate, align, embed, compare, differentiate.
+
+mod operation;
+mod pipeline;
+mod references;
+mod report;
+mod targets;
+
+pub use operation::FaceLoss;
+pub use pipeline::{Pipeline, crop};
+pub use report::{Alignment, Located, Outcome, Report, Sample};
+pub use targets::{Known, Targets};
+
+use crate::config::{Locate, LossConfig};
+use crate::error::{Result, bail};
+use crate::log::warn_host;
+use crate::tensor::vjp;
+use references::{Reference, References};
+use tch::{Kind, Tensor};
+
+/// A loss: its configuration, networks and remembered references.
+pub struct Loss {
+    config: LossConfig,
+    pipeline: Pipeline,
+    references: References,
+}
+
+/// A live sample on its way through the loss.
+struct Candidate {
+    sample: usize,
+    reference: Reference,
+    crop: crate::align::Crop,
+}
+
+impl Loss {
+    /// A loss over networks that are already loaded.
+    pub fn new(config: LossConfig, pipeline: Pipeline) -> Self {
+        Self {
+            references: References::new(config.reference_mode, config.reference_cache),
+            config,
+            pipeline,
+        }
+    }
+
+    /// Registers `id` with the faces of `images` `[K,3,H,W]` (RGB in [0, 1]); returns how many of
+    /// them are used. `known` is empty or says for every image where its face is.
+    pub fn set_reference(&mut self, id: &str, images: &Tensor, known: &[Known]) -> Result<usize> {
+        self.references.register(&self.pipeline, id, images, known)
+    }
+
+    /// Forgets a registered id; false where it was not registered.
+    pub fn remove_reference(&mut self, id: &str) -> bool {
+        self.references.remove(id)
+    }
+
+    /// The value over `images` `[N,3,H,W]` (RGB, any float dtype, nominally in [0, 1]) and, where
+    /// asked for, its gradient with respect to them in their own dtype. A sample that does not
+    /// count has a gradient of exactly zero.
+    pub fn evaluate(
+        &mut self,
+        images: &Tensor,
+        targets: &Targets,
+        with_gradient: bool,
+    ) -> Result<(Report, Option<Tensor>)> {
+        let &[count, 3, _, _] = images.size().as_slice() else {
+            bail!(Shape, "images: expected [N,3,H,W], got {:?}", images.size());
+        };
+        targets.check(count as usize)?;
+        let mut report = Report {
+            samples: self.gate(targets, count as usize),
+            ..Report::default()
+        };
+        let candidates = self.locate(images, targets, &mut report.samples)?;
+        let gradient = self.compare(images, &candidates, &mut report, with_gradient)?;
+        for (at, sample) in report.samples.iter().enumerate() {
+            if sample.outcome as i32 >= Outcome::NoReferenceFace as i32 {
+                warn_host!("sample {at} counts nothing: {}", sample.outcome.text());
+            }
+        }
+        Ok((report, gradient))
+    }
+
+    /// Decides what needs no network to be decided.
+    fn gate(&self, targets: &Targets, count: usize) -> Vec<Sample> {
+        (0..count)
+            .map(|at| {
+                let weight = targets.weights.get(at).copied().unwrap_or(1.0);
+                let counts = |data_type: &String| self.config.face_types.contains(data_type);
+                let outcome = if !self.config.use_face_loss {
+                    Outcome::Disabled
+                } else if !targets.data_types.get(at).is_none_or(counts) {
+                    Outcome::DataType
+                } else if weight == 0.0 {
+                    Outcome::ZeroWeight
+                } else {
+                    Outcome::Counted
+                };
+                Sample {
+                    outcome,
+                    weight,
+                    similarity: f64::NAN,
+                    score: f64::NAN,
+                    ..Sample::default()
+                }
+            })
+            .collect()
+    }
+
+    /// Finds the reference and the generated face of every live sample; a sample without one of
+    /// them is marked and left out.
+    fn locate(
+        &mut self,
+        images: &Tensor,
+        targets: &Targets,
+        samples: &mut [Sample],
+    ) -> Result<Vec<Candidate>> {
+        let live: Vec<usize> = (0..samples.len())
+            .filter(|&at| samples[at].outcome == Outcome::Counted)
+            .collect();
+        let mut found = vec![];
+        let references = self.references.resolve(&self.pipeline, targets, &live)?;
+        for (at, reference) in live.into_iter().zip(references) {
+            match reference {
+                Some(reference) => found.push((at, reference)),
+                None => samples[at].outcome = Outcome::NoReferenceFace,
+            }
+        }
+        let places = self.places(images, targets, samples, &found)?;
+        let mut candidates = vec![];
+        for ((at, reference), place) in found.into_iter().zip(places) {
+            let sample = &mut samples[at];
+            let Some(place) = place else {
+                sample.outcome = Outcome::NoFace;
+                continue;
+            };
+            sample.bbox = place.bbox;
+            sample.landmarks = place.landmarks;
+            match self.pipeline.crop(at, &place)? {
+                None => sample.outcome = Outcome::Degenerate,
+                Some((crop, alignment)) => {
+                    sample.alignment = alignment;
+                    candidates.push(Candidate {
+                        sample: at,
+                        reference,
+                        crop,
+                    });
+                }
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// Where the generated face of every entry of `found` is.
+    fn places(
+        &self,
+        images: &Tensor,
+        targets: &Targets,
+        samples: &mut [Sample],
+        found: &[(usize, Reference)],
+    ) -> Result<Vec<Option<Known>>> {
+        let size = images.size();
+        let (height, width) = (size[2] as f64, size[3] as f64);
+        let in_reference = |reference: &Reference| {
+            let face = reference.face.as_ref()?;
+            Some(face.place_in(width, height))
+        };
+        let mut places = vec![None; found.len()];
+        let mut unknown = vec![];
+        for (slot, (at, reference)) in found.iter().enumerate() {
+            let given = targets.faces.get(*at).filter(|known| !known.is_empty());
+            if let Some(known) = given {
+                places[slot] = Some(*known);
+                samples[*at].located = Located::Given;
+            } else if self.config.landmarks == Locate::Reference {
+                places[slot] = in_reference(reference);
+                if places[slot].is_none() {
+                    bail!(
+                        Argument,
+                        "sample {at}: `landmarks` is \"reference\", which needs a reference image of the \
+                         sample itself, not a registered id"
+                    );
+                }
+                samples[*at].located = Located::Reference;
+            } else {
+                unknown.push(slot);
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(places);
+        }
+        let rows: Vec<i64> = unknown.iter().map(|&slot| found[slot].0 as i64).collect();
+        let batch = select_rows(images, &rows)?;
+        for (&slot, face) in unknown.iter().zip(self.pipeline.detect(&batch)?) {
+            let (at, reference) = &found[slot];
+            if let Some(face) = face {
+                samples[*at].located = Located::Detected;
+                samples[*at].score = face.score;
+                places[slot] = Some(Known::from(&face));
+            } else if self.config.landmarks == Locate::DetectOrReference {
+                places[slot] = in_reference(reference);
+                if places[slot].is_some() {
+                    samples[*at].located = Located::Reference;
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    /// Embeds the candidates, fills in the report's values and returns the gradient.
+    fn compare(
+        &self,
+        images: &Tensor,
+        candidates: &[Candidate],
+        report: &mut Report,
+        with_gradient: bool,
+    ) -> Result<Option<Tensor>> {
+        let nothing = || -> Result<Option<Tensor>> {
+            Ok(if with_gradient {
+                Some(images.f_zeros_like()?)
+            } else {
+                None
+            })
+        };
+        if candidates.is_empty() {
+            return nothing();
+        }
+        let rows: Vec<i64> = candidates.iter().map(|c| c.sample as i64).collect();
+        let leaf = select_rows(&images.detach(), &rows)?
+            .f_to_kind(Kind::Float)?
+            .f_set_requires_grad(with_gradient)?;
+        let crops: Vec<_> = (0i64..)
+            .zip(candidates)
+            .map(|(row, candidate)| crate::align::Crop {
+                sample: row,
+                ..candidate.crop.clone()
+            })
+            .collect();
+        let embeddings = self.pipeline.embed(&leaf, &crops)?;
+        let similarities = similarities(&embeddings, candidates)?;
+        let weights: Vec<f32> = candidates
+            .iter()
+            .map(|c| report.samples[c.sample].weight as f32)
+            .collect();
+        let weights = Tensor::f_from_slice(&weights)?.f_to_device(images.device())?;
+        let capped = similarities.f_clamp_max(self.config.target_similarity)?;
+        let losses = weights.f_mul(&capped.f_neg()?.f_add_scalar(1.0)?)?;
+
+        let mut finite = losses.f_isfinite()?;
+        let mut gradient = None;
+        if with_gradient {
+            let ones = losses.f_ones_like()?;
+            let scale = self.config.face_loss_weight / candidates.len() as f64;
+            let mut raw = vjp(&losses, &leaf, &ones)?
+                .f_mul_scalar(scale)?
+                .f_to_kind(images.kind())?;
+            let whole = raw.f_flatten(1, -1)?.f_isfinite()?.f_all_dim(1, false)?;
+            finite = finite.f_logical_and(&whole)?;
+            raw = raw.f_masked_fill(&finite.f_logical_not()?.f_view([-1, 1, 1, 1])?, 0.0)?;
+            gradient = Some(raw);
+        }
+        let finite: Vec<bool> = Vec::try_from(finite.f_to_device(tch::Device::Cpu)?)?;
+        let cosines: Vec<f64> = Vec::try_from(
+            similarities
+                .detach()
+                .f_to_device(tch::Device::Cpu)?
+                .f_to_kind(Kind::Double)?,
+        )?;
+        let (mut total, mut distance, mut counted) = (0.0, 0.0, 0.0);
+        for ((candidate, finite), cosine) in candidates.iter().zip(finite).zip(cosines) {
+            let sample = &mut report.samples[candidate.sample];
+            sample.similarity = cosine;
+            if !finite {
+                sample.outcome = Outcome::NonFinite;
+                continue;
+            }
+            counted += 1.0;
+            distance += 1.0 - cosine;
+            total += sample.weight * (1.0 - cosine.min(self.config.target_similarity));
+        }
+        if counted == 0.0 {
+            return nothing();
+        }
+        report.loss = self.config.face_loss_weight * total / counted;
+        report.mean_distance = distance / counted;
+        let Some(gradient) = gradient else {
+            return Ok(None);
+        };
+        let gradient = match candidates.len() as f64 / counted {
+            1.0 => gradient,
+            dropped => gradient.f_mul_scalar(dropped)?,
+        };
+        if rows.len() == images.size()[0] as usize {
+            return Ok(Some(gradient));
+        }
+        let index = Tensor::f_from_slice(&rows)?.f_to_device(images.device())?;
+        Ok(Some(
+            images.f_zeros_like()?.f_index_copy(0, &index, &gradient)?,
+        ))
+    }
+}
+
+/// Rows of a batch; the batch itself where all are asked for in order.
+fn select_rows(images: &Tensor, rows: &[i64]) -> Result<Tensor> {
+    if rows.len() as i64 == images.size()[0] && rows.is_sorted() {
+        return Ok(images.shallow_clone());
+    }
+    let index = Tensor::f_from_slice(rows)?.f_to_device(images.device())?;
+    Ok(images.f_index_select(0, &index)?)
+}
+
+/// `[M]` cosines of every embedding with its reference: the largest over the reference's rows.
+fn similarities(embeddings: &Tensor, candidates: &[Candidate]) -> Result<Tensor> {
+    if candidates
+        .iter()
+        .all(|c| c.reference.embeddings.size()[0] == 1)
+    {
+        let rows: Vec<&Tensor> = candidates.iter().map(|c| &c.reference.embeddings).collect();
+        let references = Tensor::f_cat(&rows, 0)?;
+        return Ok(embeddings.f_mul(&references)?.f_sum_dim_intlist(
+            [-1i64].as_slice(),
+            false,
+            None,
+        )?);
+    }
+    let cosines: Result<Vec<Tensor>> = (0i64..)
+        .zip(candidates)
+        .map(|(row, candidate)| {
+            let one = embeddings.f_select(0, row)?;
+            Ok(candidate.reference.embeddings.f_mv(&one)?.f_max()?)
+        })
+        .collect();
+    Ok(Tensor::f_stack(&cosines?, 0)?)
+}

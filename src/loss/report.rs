@@ -1,0 +1,114 @@
+//! What happened to every sample.
+
+use crate::face::Landmarks;
+
+/// Why a sample counts, or why not. The numbers are those of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Outcome {
+    /// It counts.
+    #[default]
+    Counted = 0,
+    /// `use_face_loss` is false.
+    Disabled = 1,
+    /// Its `data_type` is not among `face_types`.
+    DataType = 2,
+    /// Its weight is 0.
+    ZeroWeight = 3,
+    /// No face was found in the reference.
+    NoReferenceFace = 4,
+    /// No face was found in the generated image.
+    NoFace = 5,
+    /// Its landmarks or box span no area.
+    Degenerate = 6,
+    /// Its loss or gradient is not finite.
+    NonFinite = 7,
+}
+
+impl Outcome {
+    /// The reason as a person reads it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Outcome::Counted => "counted",
+            Outcome::Disabled => "use_face_loss is false",
+            Outcome::DataType => "its data_type is not among face_types",
+            Outcome::ZeroWeight => "its weight is 0",
+            Outcome::NoReferenceFace => "no face was found in the reference",
+            Outcome::NoFace => "no face was found in the generated image",
+            Outcome::Degenerate => "its landmarks or box span no area",
+            Outcome::NonFinite => "its loss or gradient is not finite",
+        }
+    }
+}
+
+/// How the generated face was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Located {
+    /// It was not.
+    #[default]
+    Nowhere = 0,
+    /// By detection.
+    Detected = 1,
+    /// The host gave landmarks or a box.
+    Given = 2,
+    /// Where the reference's face is.
+    Reference = 3,
+}
+
+/// How the generated face was brought to the recogniser's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Alignment {
+    /// It was not.
+    #[default]
+    None = 0,
+    /// By its five landmarks.
+    Kps = 1,
+    /// By its box, as asked.
+    Bbox = 2,
+    /// By its box, since it has no usable landmarks.
+    BboxFallback = 3,
+}
+
+/// One sample's part in a loss.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sample {
+    /// Whether it counts, or why not.
+    pub outcome: Outcome,
+    /// How the generated face was found.
+    pub located: Located,
+    /// How it was aligned.
+    pub alignment: Alignment,
+    /// Cosine similarity to the reference in [-1, 1]; NaN where there is none.
+    pub similarity: f64,
+    /// The sample's weight in the mean.
+    pub weight: f64,
+    /// Detection score in [0, 1]; NaN where the face was not detected.
+    pub score: f64,
+    /// The generated face's box in pixels, `[x1, y1, x2, y2]`.
+    pub bbox: Option<[f64; 4]>,
+    /// Its landmarks in pixels.
+    pub landmarks: Option<Landmarks>,
+}
+
+/// The value of a loss and what every sample did for it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target)) / counted`: what the gradient belongs to.
+    pub loss: f64,
+    /// Mean of `1 − cos` over the counted samples, without any weight; 0 where none counts.
+    pub mean_distance: f64,
+    /// One per generated image, in order.
+    pub samples: Vec<Sample>,
+}
+
+impl Report {
+    /// How many samples count.
+    pub fn counted(&self) -> usize {
+        self.samples
+            .iter()
+            .filter(|s| s.outcome == Outcome::Counted)
+            .count()
+    }
+}

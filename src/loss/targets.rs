@@ -1,0 +1,111 @@
+//! What the host says about a batch beside the generated images.
+
+use crate::error::{Result, bail};
+use crate::face::Landmarks;
+use tch::Tensor;
+
+/// Where a face is, as far as the host knows.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Known {
+    /// `[x1, y1, x2, y2]` in pixels.
+    pub bbox: Option<[f64; 4]>,
+    /// The five points in pixels.
+    pub landmarks: Option<Landmarks>,
+}
+
+impl Known {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.bbox.is_none() && self.landmarks.is_none()
+    }
+}
+
+/// References and per-sample facts of one batch of N generated images. An empty vector means that
+/// the host said nothing about any sample.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// `[N,3,H,W]` or `[1,3,H,W]`, RGB in [0, 1].
+    pub references: Option<Tensor>,
+    /// Per sample: an id that was registered, or `None` for its reference image.
+    pub reference_ids: Vec<Option<String>>,
+    /// Per sample.
+    pub data_types: Vec<String>,
+    /// Per sample: where the generated face is.
+    pub faces: Vec<Known>,
+    /// Per reference image: where its face is.
+    pub reference_faces: Vec<Known>,
+    /// Per sample: ≥ 0.
+    pub weights: Vec<f64>,
+}
+
+impl Targets {
+    /// Checks every length against the batch, before any work.
+    pub fn check(&self, samples: usize) -> Result<()> {
+        let per_sample = [
+            ("reference_ids", self.reference_ids.len()),
+            ("data_types", self.data_types.len()),
+            ("landmarks or boxes", self.faces.len()),
+            ("sample_weights", self.weights.len()),
+        ];
+        for (name, length) in per_sample {
+            if length != 0 && length != samples {
+                bail!(
+                    Shape,
+                    "{name}: expected {samples} entries, one per image, got {length}"
+                );
+            }
+        }
+        let images = self.reference_images();
+        if images > 1 && images != samples {
+            bail!(
+                Shape,
+                "references: expected 1 image or {samples}, one per sample, got {images}"
+            );
+        }
+        if !self.reference_faces.is_empty() && self.reference_faces.len() != images {
+            bail!(
+                Shape,
+                "reference_landmarks: expected {images} entries, one per reference image, got {}",
+                self.reference_faces.len()
+            );
+        }
+        for sample in 0..samples {
+            if self.reference_id(sample).is_none() && images == 0 {
+                bail!(
+                    Argument,
+                    "sample {sample} has no reference: give `references` or its id in `reference_ids`"
+                );
+            }
+        }
+        for (sample, &weight) in self.weights.iter().enumerate() {
+            if !(weight.is_finite() && weight >= 0.0) {
+                bail!(
+                    Argument,
+                    "sample_weights[{sample}]: expected a number >= 0, got {weight}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of reference images.
+    pub fn reference_images(&self) -> usize {
+        self.references
+            .as_ref()
+            .map_or(0, |images| images.size().first().map_or(0, |&n| n as usize))
+    }
+
+    /// The registered id of a sample's reference.
+    pub fn reference_id(&self, sample: usize) -> Option<&str> {
+        self.reference_ids.get(sample).and_then(|id| id.as_deref())
+    }
+
+    /// The row of `references` that a sample uses.
+    pub fn reference_row(&self, sample: usize) -> usize {
+        if self.reference_images() == 1 {
+            0
+        } else {
+            sample
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! A frozen face recogniser of any family: crops in, embeddings of length 1 out.
+
+use super::{IResNet, OnnxGraph};
+use crate::config::{BackboneConfig, ColorOrder};
+use crate::error::{Result, bail};
+use crate::weights::{self, Kind as File, Weights, onnx};
+use tch::{Device, Kind, Tensor};
+
+enum Network {
+    IResNet(IResNet),
+    Onnx {
+        graph: OnnxGraph,
+        /// False where the file has a batch of one baked in; then crops go one by one.
+        batched: bool,
+    },
+}
+
+/// The network and what it wants to see.
+pub struct Recogniser {
+    network: Network,
+    mean: Tensor,
+    std: Tensor,
+    bgr: bool,
+    kind: Kind,
+    input_size: i64,
+    dim: i64,
+    description: String,
+}
+
+/// How a family normalises a picture in [0, 1].
+struct Norm {
+    mean: [f64; 3],
+    std: [f64; 3],
+    source: &'static str,
+}
+
+impl Recogniser {
+    /// Loads a recogniser.
+    ///
+    /// Errors: `Config` (dtype, model), and those of reading weights.
+    pub fn load(config: &BackboneConfig, device: Device) -> Result<Self> {
+        Self::open(config, device).map_err(|e| {
+            match e.message().contains(&*config.path.to_string_lossy()) {
+                true => e,
+                false => e.context(config.path.display()),
+            }
+        })
+    }
+
+    fn open(config: &BackboneConfig, device: Device) -> Result<Self> {
+        let kind = match config.dtype.as_deref() {
+            None | Some("f32") => Kind::Float,
+            Some("bf16") => Kind::BFloat16,
+            Some("f16") => Kind::Half,
+            Some(other) => bail!(
+                Config,
+                "backbone config: dtype: expected f32, bf16 or f16, got \"{other}\""
+            ),
+        };
+        let _frozen = tch::no_grad_guard();
+        let (network, family, norm, own_size) = match weights::kind(&config.path)? {
+            File::Onnx => {
+                let model = onnx::read(&config.path)?;
+                let (norm, size) = (onnx_norm(&model), onnx_size(&model)?);
+                let graph = OnnxGraph::new(&model, device, kind)?;
+                (
+                    Network::Onnx {
+                        graph,
+                        batched: true,
+                    },
+                    "ONNX".to_string(),
+                    norm,
+                    size,
+                )
+            }
+            _ => {
+                let net = iresnet(weights::load(&config.path, &|_| true)?, device, kind)?;
+                let (name, size) = (net.name(), net.input_size());
+                if let Some(model) = &config.model
+                    && *model != name
+                {
+                    bail!(
+                        Weights,
+                        "the config says \"{model}\", but the weights are those of {name}; set it to \"{name}\" or give other weights"
+                    );
+                }
+                (Network::IResNet(net), name, PLUS_MINUS_ONE, Some(size))
+            }
+        };
+        if let Some(model) = &config.model
+            && !["r18", "r34", "r50", "r100", "r200"].contains(&model.as_str())
+        {
+            bail!(
+                Config,
+                "backbone config: model: expected r18, r34, r50, r100 or r200, got \"{model}\""
+            );
+        }
+        if let (Some(own), Some(asked)) = (own_size, config.input_size)
+            && own != asked
+        {
+            bail!(
+                Config,
+                "backbone config: input_size {asked}: the network takes {own}"
+            );
+        }
+        let input_size = own_size.or(config.input_size).unwrap_or(112);
+        if !(8..=1024).contains(&input_size) {
+            bail!(
+                Config,
+                "backbone config: input_size: expected 8 to 1024, got {input_size}"
+            );
+        }
+        let configured = |given: bool, known: &str| match given {
+            true => "from the config".to_string(),
+            false => known.to_string(),
+        };
+        let (mean, std) = (
+            config.mean.unwrap_or(norm.mean),
+            config.std.unwrap_or(norm.std),
+        );
+        if let Some(bad) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            bail!(
+                Config,
+                "backbone config: std: expected numbers > 0, got {bad}"
+            );
+        }
+        let bgr = config.color == Some(ColorOrder::Bgr);
+        let constant = |values: [f64; 3]| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(&values)?
+                .f_to_kind(Kind::Float)?
+                .f_view([1, 3, 1, 1])?
+                .f_to_device(device)?)
+        };
+        let mut recogniser = Self {
+            network,
+            mean: constant(mean)?,
+            std: constant(std)?,
+            bgr,
+            kind,
+            input_size,
+            dim: 0,
+            description: format!(
+                "{family} from {}; {input_size}x{input_size} {} ({}), mean {mean:?} std {std:?} of [0, 1] ({}), {}",
+                config
+                    .path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy(),
+                if bgr { "BGR" } else { "RGB" },
+                configured(config.color.is_some(), "the family's"),
+                configured(config.mean.is_some() || config.std.is_some(), norm.source),
+                match kind {
+                    Kind::BFloat16 => "bf16",
+                    Kind::Half => "f16",
+                    _ => "f32",
+                },
+            ),
+        };
+        recogniser.probe(device)?;
+        Ok(recogniser)
+    }
+
+    /// Runs the network once: learns the embedding's length and whether a batch works.
+    fn probe(&mut self, device: Device) -> Result<()> {
+        let ramp = Tensor::f_linspace(
+            0.0,
+            1.0,
+            2 * 3 * self.input_size * self.input_size,
+            (Kind::Float, device),
+        )?;
+        let crops = ramp.f_view([2, 3, self.input_size, self.input_size])?;
+        if let Network::Onnx { graph, batched } = &mut self.network {
+            if graph.inputs().len() != 1 || graph.outputs().is_empty() {
+                bail!(
+                    Weights,
+                    "a recogniser has one input and one output, this model {} and {}",
+                    graph.inputs().len(),
+                    graph.outputs().len()
+                );
+            }
+            *batched = false;
+        }
+        let single = self.embed(&crops)?;
+        self.dim = single.size()[1];
+        if let Network::Onnx { batched, .. } = &mut self.network {
+            *batched = true;
+            let together = self.embed(&crops);
+            let close = |together: Tensor| -> Result<bool> {
+                let same = together.size() == single.size();
+                Ok(same
+                    && together
+                        .f_sub(&single)?
+                        .f_abs()?
+                        .f_max()?
+                        .f_double_value(&[])?
+                        < 0.02)
+            };
+            let works = together.and_then(close).unwrap_or(false);
+            if let Network::Onnx { batched, .. } = &mut self.network {
+                *batched = works;
+            }
+        }
+        Ok(())
+    }
+
+    /// Side of the square input, pixels.
+    pub fn input_size(&self) -> i64 {
+        self.input_size
+    }
+
+    /// Numbers of an embedding.
+    pub fn dim(&self) -> i64 {
+        self.dim
+    }
+
+    /// One line: family, file, size, colour order and normalisation, and where each comes from.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Embeds crops `[M,3,S,S]`, RGB in [0, 1]: `[M,D]` float32 rows of length 1. The gradient flows
+    /// back to `crops`.
+    pub fn embed(&self, crops: &Tensor) -> Result<Tensor> {
+        let count = crops.size().first().copied().unwrap_or(0);
+        if count == 0 {
+            return Ok(Tensor::f_zeros(
+                [0, self.dim],
+                (Kind::Float, crops.device()),
+            )?);
+        }
+        let ordered = if self.bgr {
+            crops.f_flip([1])?
+        } else {
+            crops.shallow_clone()
+        };
+        let x = ordered
+            .f_sub(&self.mean)?
+            .f_div(&self.std)?
+            .f_to_kind(self.kind)?;
+        let raw = match &self.network {
+            Network::IResNet(net) => net.forward(&x)?,
+            Network::Onnx {
+                graph,
+                batched: true,
+            } => first(graph.forward(&[&x])?, count)?,
+            Network::Onnx {
+                graph,
+                batched: false,
+            } => {
+                let rows = (0..count)
+                    .map(|at| first(graph.forward(&[&x.f_narrow(0, at, 1)?])?, 1))
+                    .collect::<Result<Vec<_>>>()?;
+                Tensor::f_cat(&rows, 0)?
+            }
+        }
+        .f_to_kind(Kind::Float)?;
+        let norm = raw
+            .f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?
+            .f_clamp_min(1e-12)?;
+        Ok(raw.f_div(&norm)?)
+    }
+}
+
+/// The embedding among a model's outputs: the first, one row a crop.
+fn first(outputs: Vec<Tensor>, count: i64) -> Result<Tensor> {
+    match outputs.into_iter().next() {
+        Some(output) if output.size().first() == Some(&count) => Ok(output.f_flatten(1, -1)?),
+        Some(output) => bail!(
+            Weights,
+            "the model yields {:?} for {count} crops, not one row each",
+            output.size()
+        ),
+        None => bail!(Weights, "the model yields nothing"),
+    }
+}
+
+/// InsightFace's (x − 127.5) / 127.5 in units of an image in [0, 1] (`arcface_onnx.py`).
+const PLUS_MINUS_ONE: Norm = Norm {
+    mean: [0.5; 3],
+    std: [0.5; 3],
+    source: "InsightFace's",
+};
+
+/// Old mxnet exports normalise inside, by a Sub and a Mul among the first eight nodes, and take
+/// 0..255 (`arcface_onnx.py`, lines 29-43).
+fn onnx_norm(model: &onnx::Model) -> Norm {
+    let starts = |prefixes: [&str; 2]| {
+        let named = |node: &onnx::Node| prefixes.iter().any(|p| node.name.starts_with(p));
+        model.nodes.iter().take(8).any(named)
+    };
+    if starts(["Sub", "_minus"]) && starts(["Mul", "_mul"]) {
+        return Norm {
+            mean: [0.0; 3],
+            std: [1.0 / 255.0; 3],
+            source: "the model normalises 0..255 itself",
+        };
+    }
+    PLUS_MINUS_ONE
+}
+
+/// The side of the model's input, where the file fixes it.
+fn onnx_size(model: &onnx::Model) -> Result<Option<i64>> {
+    let Some(input) = model.inputs.first() else {
+        bail!(Weights, "a model without an input");
+    };
+    match input.shape.as_slice() {
+        [_, Some(3) | None, height, width] => match (height, width) {
+            (Some(h), Some(w)) if h == w => Ok(Some(*h)),
+            (None, None) => Ok(None),
+            _ => bail!(
+                Weights,
+                "expected a square input, the model takes {:?}",
+                input.shape
+            ),
+        },
+        [] => Ok(None),
+        other => bail!(
+            Weights,
+            "expected an input [N,3,S,S], the model takes {other:?}; a recogniser works on colour pictures"
+        ),
+    }
+}
+
+fn iresnet(all: Weights, device: Device, kind: Kind) -> Result<IResNet> {
+    let plain = weights::strip(all, &[IResNet::ANCHOR]);
+    if plain.contains_key(IResNet::ANCHOR) {
+        return IResNet::from_weights(&plain, device, kind);
+    }
+    let has = |part: &str| plain.keys().any(|name| name.contains(part));
+    let looks = if has("input_layer.0.weight") || has("res_layer") {
+        "an IR-SE50 (TreB1eN, pSp, e4e), which is another network"
+    } else if has("last_linear") || has("repeat_1.") {
+        "a facenet InceptionResnet, which is another network"
+    } else if has("decoder.") || has("up_blocks") {
+        "a VAE"
+    } else {
+        "something else"
+    };
+    let names: Vec<&str> = plain.keys().take(4).map(String::as_str).collect();
+    bail!(
+        Weights,
+        "expected an IResNet of arcface_torch (with {}), found {looks}: {}; give arcface_torch weights or \
+         a recogniser's ONNX file",
+        IResNet::ANCHOR,
+        names.join(", ")
+    );
+}

@@ -1,0 +1,276 @@
+//! One thread per context. It owns every tensor and every session of the context, so that nothing
+//! of the host's thread (grad mode, inference mode, autocast, saved-tensor hooks) reaches the
+//! library's graphs, and nothing of the library reaches the host's thread.
+
+use crate::error::{Error, Result, bail};
+use crate::tensor::Stream;
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{JoinHandle, ThreadId};
+use tch::Device;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread of one context. Calls from any number of host threads are run one after the other.
+pub struct Worker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    id: ThreadId,
+    pid: u32,
+    device: Device,
+    poisoned: AtomicBool,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn spawn(device: Device) -> Result<Arc<Worker>> {
+        let (jobs, queue) = channel::<Job>();
+        let thread = std::thread::Builder::new()
+            .name("facegrad".into())
+            .spawn(move || {
+                for job in queue {
+                    job();
+                }
+            })
+            .map_err(|e| Error::Internal(format!("the worker thread cannot be started: {e}")))?;
+        Ok(Arc::new(Worker {
+            id: thread.thread().id(),
+            jobs: Some(jobs),
+            thread: Some(thread),
+            pid: std::process::id(),
+            device,
+            poisoned: AtomicBool::new(false),
+        }))
+    }
+
+    /// The device of the context.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Runs `job` on the thread, with the host's CUDA stream current and the host's number of CPU
+    /// threads, and waits for it. A panic poisons the context: its state cannot be trusted again.
+    pub fn run<R, F>(&self, stream: Stream, job: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce() -> Result<R> + Send + 'static,
+    {
+        if std::process::id() != self.pid {
+            bail!(
+                Forked,
+                "the context was made before this process was forked and its thread does not exist here; \
+                 make a new context in the child"
+            );
+        }
+        if std::thread::current().id() == self.id || in_callback() {
+            bail!(
+                Reentrant,
+                "a callback of facegrad must not call back into facegrad"
+            );
+        }
+        if self.poisoned.load(Ordering::Acquire) {
+            bail!(
+                Poisoned,
+                "an earlier call on this context ended in a panic; free the context and make a new one"
+            );
+        }
+        let device = self.device;
+        let threads = tch::get_num_threads();
+        let (reply, answer) = sync_channel(1);
+        let run: Job = Box::new(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                if tch::get_num_threads() != threads {
+                    tch::set_num_threads(threads);
+                }
+                let _stream = stream.enter(device)?;
+                job()
+            }));
+            // The host is waiting for exactly this, so the receiver is there.
+            let _ = reply.send(outcome);
+        });
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(run).is_ok());
+        match sent.then(|| answer.recv()) {
+            Some(Ok(Ok(result))) => result,
+            Some(Ok(Err(panic))) => {
+                self.poisoned.store(true, Ordering::Release);
+                Err(Error::Panic(panic_text(panic.as_ref())))
+            }
+            _ => bail!(Internal, "the context's thread has ended"),
+        }
+    }
+
+    /// Drops `value` on the thread, after all calls that were made before.
+    fn dispose<T: Send + 'static>(&self, value: T) {
+        if std::process::id() != self.pid {
+            // The thread is the parent's; dropping tensors of a forked CUDA context would crash.
+            std::mem::forget(value);
+        } else if std::thread::current().id() == self.id {
+            drop(value);
+        } else if let Some(jobs) = &self.jobs {
+            let run: Job = Box::new(move || {
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+            });
+            let _ = jobs.send(run);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        if std::process::id() != self.pid {
+            std::mem::forget((self.jobs.take(), thread));
+            return;
+        }
+        drop(self.jobs.take());
+        if std::thread::current().id() != self.id {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An object that lives on a worker: its methods run there and it is dropped there.
+pub struct Owned<T: Send + 'static> {
+    worker: Arc<Worker>,
+    value: Option<Shared<T>>,
+}
+
+/// A value that several objects of one context use. Only the context's thread locks it.
+pub type Shared<T> = Arc<Mutex<T>>;
+
+/// Locks a shared value. A panic inside has already poisoned the context, so the mutex's own
+/// poison tells nothing new.
+pub fn lock<T>(shared: &Shared<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl<T: Send + 'static> Owned<T> {
+    /// Builds the value on the worker.
+    pub fn build<F>(worker: &Arc<Worker>, make: F) -> Result<Owned<T>>
+    where
+        F: FnOnce(Device) -> Result<T> + Send + 'static,
+    {
+        let device = worker.device();
+        let value = worker.run(Stream::default(), move || {
+            Ok(Arc::new(Mutex::new(make(device)?)))
+        })?;
+        Ok(Owned {
+            worker: worker.clone(),
+            value: Some(value),
+        })
+    }
+
+    /// Runs `job` with the value on the worker.
+    pub fn with<R, F>(&self, stream: Stream, job: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut T) -> Result<R> + Send + 'static,
+    {
+        let value = self.share();
+        self.worker.run(stream, move || job(&mut lock(&value)))
+    }
+
+    /// Another reference to the value, for an object of the same context.
+    pub fn share(&self) -> Shared<T> {
+        self.value.clone().expect("taken only by drop")
+    }
+
+    /// The worker that the value lives on.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+}
+
+impl<T: Send + 'static> Drop for Owned<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            self.worker.dispose(value);
+        }
+    }
+}
+
+thread_local! {
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside a callback of the host.
+pub fn in_callback() -> bool {
+    IN_CALLBACK.get()
+}
+
+/// Runs a callback of the host; calls into the library from inside are refused.
+pub fn callback(f: impl FnOnce()) {
+    let outer = IN_CALLBACK.replace(true);
+    f();
+    IN_CALLBACK.set(outer);
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text");
+    format!("a defect in facegrad: {text}; please report it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_poisons_and_the_value_is_dropped_on_the_thread() {
+        struct Probe(std::sync::mpsc::Sender<ThreadId>);
+        impl Drop for Probe {
+            fn drop(&mut self) {
+                let _ = self.0.send(std::thread::current().id());
+            }
+        }
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let (sender, dropped) = channel();
+        let owned = Owned::build(&worker, move |_| Ok(Probe(sender))).unwrap();
+        let panic = owned
+            .with(Stream::default(), |_| -> Result<()> {
+                panic!("on purpose")
+            })
+            .unwrap_err();
+        assert_eq!(panic.status(), 901);
+        assert!(panic.message().contains("on purpose"));
+        let poisoned = owned.with(Stream::default(), |_| Ok(())).unwrap_err();
+        assert_eq!(poisoned.status(), 12);
+        drop(owned);
+        assert_eq!(dropped.recv().unwrap(), worker.id);
+    }
+
+    #[test]
+    fn the_thread_records_gradients_whatever_the_host_does() {
+        let _host = tch::no_grad_guard();
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let recorded = worker.run(Stream::default(), || {
+            let x = tch::Tensor::f_ones([2], (tch::Kind::Float, Device::Cpu))?;
+            let x = x.f_set_requires_grad(true)?;
+            Ok(x.f_mul_scalar(2.0)?.requires_grad())
+        });
+        assert!(recorded.unwrap());
+    }
+
+    #[test]
+    fn a_callback_cannot_call_back() {
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        callback(|| {
+            let error = worker.run(Stream::default(), || Ok(())).unwrap_err();
+            assert_eq!(error.status(), 10);
+        });
+        assert!(worker.run(Stream::default(), || Ok(())).is_ok());
+    }
+}
