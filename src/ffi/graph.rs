@@ -1,14 +1,14 @@
 //! The node graph: the same loss, wired node by node.
 
 use super::boundary::call;
+use super::context::Model;
 use super::context::{Context, make};
+use super::handle::get;
 use super::handle::{self, Object};
 use super::loss::{RawTargets, ReportSink};
 use super::read::output;
 use super::types::*;
 use super::views;
-use super::context::Model;
-use super::handle::get;
 use crate::error::{Result, bail};
 use crate::graph::{Graph, NodeId};
 use crate::loss::{FaceLoss, Loss};

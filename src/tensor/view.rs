@@ -6,9 +6,9 @@ use std::ffi::c_void;
 use tch::{Device, Kind, Tensor};
 
 /// DLPack device type of CPU memory.
-pub const DL_CPU: i32 = 1;
+const DL_CPU: i32 = 1;
 /// DLPack device type of CUDA memory.
-pub const DL_CUDA: i32 = 2;
+const DL_CUDA: i32 = 2;
 
 /// A strided tensor in memory that the host owns: field for field DLPack's `DLTensor` (v1.x), so a
 /// `const DLTensor *` can be cast to it. The library borrows it until the call returns and, on
