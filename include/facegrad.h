@@ -48,8 +48,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <stddef.h>
-#include <stdint.h>
 
 /**
  * `facegrad_sample.outcome`: the sample counts.
@@ -199,7 +197,7 @@ typedef void (*facegrad_log_callback)(int32_t level, const char *message, void *
  * `const DLTensor *` can be cast to it. The library borrows it until the call returns and, on
  * CUDA, until the work that the call put on the stream has run.
  */
-typedef struct {
+typedef struct facegrad_tensor {
   /**
    * First byte of the allocation; may be NULL only for a tensor without elements.
    */
@@ -246,7 +244,7 @@ typedef struct {
  * A face in an image. Pixels, with pixel centres at integers: (0, 0) is the centre of the first
  * pixel.
  */
-typedef struct {
+typedef struct facegrad_face {
   /**
    * `sizeof(facegrad_face)`; in an array the first element's says the distance of all.
    */
@@ -277,7 +275,7 @@ typedef struct {
 /**
  * What the host says about a batch of N generated images. Zero every field that is not used.
  */
-typedef struct {
+typedef struct facegrad_targets {
   /**
    * `sizeof(facegrad_targets)`.
    */
@@ -285,7 +283,7 @@ typedef struct {
   /**
    * Reference images `[N,3,H,W]`, or `[1,3,H,W]` for all samples; RGB in [0, 1]; any H and W.
    */
-  const facegrad_tensor *references;
+  const struct facegrad_tensor *references;
   /**
    * N ids that `facegrad_loss_set_reference` registered; a NULL entry means the sample's
    * reference image. NULL: every sample uses its image.
@@ -299,29 +297,29 @@ typedef struct {
    * `[N,5,2]` landmarks of the generated faces, pixels; a row of NaN means not known. NULL: none
    * is known, and the detector looks.
    */
-  const facegrad_tensor *landmarks;
+  const struct facegrad_tensor *landmarks;
   /**
    * `[N,4]` boxes of the generated faces (x1, y1, x2, y2), pixels; rows of NaN as above.
    */
-  const facegrad_tensor *boxes;
+  const struct facegrad_tensor *boxes;
   /**
    * `[R,5,2]` landmarks of the faces in `references` (R of them), rows of NaN as above.
    */
-  const facegrad_tensor *reference_landmarks;
+  const struct facegrad_tensor *reference_landmarks;
   /**
    * `[R,4]` boxes of the faces in `references`, rows of NaN as above.
    */
-  const facegrad_tensor *reference_boxes;
+  const struct facegrad_tensor *reference_boxes;
   /**
    * `[N]` weights ≥ 0. NULL: 1 each.
    */
-  const facegrad_tensor *sample_weights;
+  const struct facegrad_tensor *sample_weights;
 } facegrad_targets;
 
 /**
  * What one sample did for the loss.
  */
-typedef struct {
+typedef struct facegrad_sample {
   /**
    * `sizeof(facegrad_sample)`; in an array the first element's says the distance of all.
    */
@@ -371,7 +369,7 @@ typedef struct {
 /**
  * The value of a loss.
  */
-typedef struct {
+typedef struct facegrad_result {
   /**
    * `sizeof(facegrad_result)`.
    */
@@ -399,7 +397,7 @@ typedef struct {
  * All functions of ABI version 1. The table only grows at its end: look at `struct_size` before
  * using a field that came later than the version you were compiled with.
  */
-typedef struct {
+typedef struct facegrad_api {
   /**
    * Bytes of the table in the library that is loaded.
    */
@@ -412,100 +410,100 @@ typedef struct {
    * Always 0.
    */
   uint32_t reserved;
-  facegrad_status (*context_new)(const char *config, facegrad_context **out);
-  void (*context_free)(facegrad_context *context);
-  facegrad_status (*debug_panic)(facegrad_context *context);
-  facegrad_status (*detector_new)(const facegrad_context *context,
+  facegrad_status (*context_new)(const char *config, struct facegrad_context **out);
+  void (*context_free)(struct facegrad_context *context);
+  facegrad_status (*debug_panic)(struct facegrad_context *context);
+  facegrad_status (*detector_new)(const struct facegrad_context *context,
                                   const char *config,
-                                  facegrad_detector **out);
-  facegrad_status (*detector_detect)(facegrad_detector *detector,
-                                     const facegrad_tensor *images,
-                                     facegrad_face *faces,
+                                  struct facegrad_detector **out);
+  facegrad_status (*detector_detect)(struct facegrad_detector *detector,
+                                     const struct facegrad_tensor *images,
+                                     struct facegrad_face *faces,
                                      size_t capacity,
                                      size_t *count,
                                      void *stream);
-  facegrad_status (*detector_info)(const facegrad_detector *detector,
+  facegrad_status (*detector_info)(const struct facegrad_detector *detector,
                                    char *buffer,
                                    size_t capacity,
                                    size_t *needed);
-  void (*detector_free)(facegrad_detector *detector);
-  facegrad_status (*backbone_new)(const facegrad_context *context,
+  void (*detector_free)(struct facegrad_detector *detector);
+  facegrad_status (*backbone_new)(const struct facegrad_context *context,
                                   const char *config,
-                                  facegrad_backbone **out);
-  facegrad_status (*backbone_embed)(facegrad_backbone *backbone,
-                                    const facegrad_tensor *images,
-                                    const facegrad_face *faces,
+                                  struct facegrad_backbone **out);
+  facegrad_status (*backbone_embed)(struct facegrad_backbone *backbone,
+                                    const struct facegrad_tensor *images,
+                                    const struct facegrad_face *faces,
                                     size_t count,
-                                    const facegrad_tensor *embeddings,
+                                    const struct facegrad_tensor *embeddings,
                                     void *stream);
-  facegrad_status (*backbone_align)(facegrad_backbone *backbone,
-                                    const facegrad_tensor *images,
-                                    const facegrad_face *faces,
+  facegrad_status (*backbone_align)(struct facegrad_backbone *backbone,
+                                    const struct facegrad_tensor *images,
+                                    const struct facegrad_face *faces,
                                     size_t count,
-                                    const facegrad_tensor *crops,
+                                    const struct facegrad_tensor *crops,
                                     void *stream);
-  facegrad_status (*backbone_info)(const facegrad_backbone *backbone,
+  facegrad_status (*backbone_info)(const struct facegrad_backbone *backbone,
                                    char *buffer,
                                    size_t capacity,
                                    size_t *needed);
-  void (*backbone_free)(facegrad_backbone *backbone);
-  facegrad_status (*loss_new)(const facegrad_context *context,
-                              const facegrad_detector *detector,
-                              const facegrad_backbone *backbone,
+  void (*backbone_free)(struct facegrad_backbone *backbone);
+  facegrad_status (*loss_new)(const struct facegrad_context *context,
+                              const struct facegrad_detector *detector,
+                              const struct facegrad_backbone *backbone,
                               const char *config,
-                              facegrad_loss **out);
-  facegrad_status (*loss_set_reference)(facegrad_loss *loss,
+                              struct facegrad_loss **out);
+  facegrad_status (*loss_set_reference)(struct facegrad_loss *loss,
                                         const char *id,
-                                        const facegrad_tensor *images,
-                                        const facegrad_tensor *landmarks,
+                                        const struct facegrad_tensor *images,
+                                        const struct facegrad_tensor *landmarks,
                                         void *stream);
-  facegrad_status (*loss_remove_reference)(facegrad_loss *loss, const char *id);
-  facegrad_status (*loss_images)(facegrad_loss *loss,
-                                 const facegrad_tensor *images,
-                                 const facegrad_targets *targets,
-                                 const facegrad_tensor *gradient,
-                                 facegrad_sample *samples,
+  facegrad_status (*loss_remove_reference)(struct facegrad_loss *loss, const char *id);
+  facegrad_status (*loss_images)(struct facegrad_loss *loss,
+                                 const struct facegrad_tensor *images,
+                                 const struct facegrad_targets *targets,
+                                 const struct facegrad_tensor *gradient,
+                                 struct facegrad_sample *samples,
                                  size_t samples_capacity,
-                                 facegrad_result *result,
+                                 struct facegrad_result *result,
                                  void *stream);
-  facegrad_status (*loss_info)(const facegrad_loss *loss,
+  facegrad_status (*loss_info)(const struct facegrad_loss *loss,
                                char *buffer,
                                size_t capacity,
                                size_t *needed);
-  void (*loss_free)(facegrad_loss *loss);
-  facegrad_status (*graph_new)(const facegrad_context *context, facegrad_graph **out);
-  facegrad_status (*graph_input)(facegrad_graph *graph,
-                                 const facegrad_tensor *tensor,
+  void (*loss_free)(struct facegrad_loss *loss);
+  facegrad_status (*graph_new)(const struct facegrad_context *context, struct facegrad_graph **out);
+  facegrad_status (*graph_input)(struct facegrad_graph *graph,
+                                 const struct facegrad_tensor *tensor,
                                  int32_t needs_gradient,
                                  int64_t *node,
                                  void *stream);
-  facegrad_status (*graph_face_loss)(facegrad_graph *graph,
+  facegrad_status (*graph_face_loss)(struct facegrad_graph *graph,
                                      int64_t images,
-                                     facegrad_loss *loss,
-                                     const facegrad_targets *targets,
-                                     facegrad_sample *samples,
+                                     struct facegrad_loss *loss,
+                                     const struct facegrad_targets *targets,
+                                     struct facegrad_sample *samples,
                                      size_t samples_capacity,
-                                     facegrad_result *result,
+                                     struct facegrad_result *result,
                                      int64_t *node,
                                      void *stream);
-  facegrad_status (*graph_shape)(const facegrad_graph *graph,
+  facegrad_status (*graph_shape)(const struct facegrad_graph *graph,
                                  int64_t node,
                                  int64_t *shape,
                                  size_t capacity,
                                  size_t *ndim);
-  facegrad_status (*graph_read)(const facegrad_graph *graph,
+  facegrad_status (*graph_read)(const struct facegrad_graph *graph,
                                 int64_t node,
-                                const facegrad_tensor *tensor,
+                                const struct facegrad_tensor *tensor,
                                 void *stream);
-  facegrad_status (*graph_backward)(facegrad_graph *graph,
+  facegrad_status (*graph_backward)(struct facegrad_graph *graph,
                                     int64_t node,
-                                    const facegrad_tensor *seed,
+                                    const struct facegrad_tensor *seed,
                                     void *stream);
-  facegrad_status (*graph_gradient)(const facegrad_graph *graph,
+  facegrad_status (*graph_gradient)(const struct facegrad_graph *graph,
                                     int64_t node,
-                                    const facegrad_tensor *tensor,
+                                    const struct facegrad_tensor *tensor,
                                     void *stream);
-  void (*graph_free)(facegrad_graph *graph);
+  void (*graph_free)(struct facegrad_graph *graph);
   const char *(*version)(void);
   facegrad_status (*build_info)(char *buffer, size_t capacity, size_t *needed);
   const char *(*status_name)(facegrad_status status);
@@ -698,19 +696,19 @@ facegrad_status facegrad_debug_live(const char *kind, int64_t *count);
  * of the process is not the one the library was built for.
  */
 facegrad_status facegrad_context_new(const char *config,
-                                     facegrad_context **out);
+                                     struct facegrad_context **out);
 
 /**
  * Frees a context. What was made with it stays usable until it is freed itself.
  * NULL does nothing; so does a handle that was freed.
  */
-void facegrad_context_free(facegrad_context *context);
+void facegrad_context_free(struct facegrad_context *context);
 
 /**
  * Panics on the context's thread, on purpose: lets a host test how it meets `FACEGRAD_ERR_PANIC` and
  * `FACEGRAD_ERR_POISONED`. The context can only be freed afterwards.
  */
-facegrad_status facegrad_debug_panic(facegrad_context *context);
+facegrad_status facegrad_debug_panic(struct facegrad_context *context);
 
 /**
  * Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
@@ -722,9 +720,9 @@ facegrad_status facegrad_debug_panic(facegrad_context *context);
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
  */
-facegrad_status facegrad_detector_new(const facegrad_context *context,
+facegrad_status facegrad_detector_new(const struct facegrad_context *context,
                                       const char *config,
-                                      facegrad_detector **out);
+                                      struct facegrad_detector **out);
 
 /**
  * Finds the faces of a batch of images, ordered by image and then by falling score. Without a
@@ -737,9 +735,9 @@ facegrad_status facegrad_detector_new(const facegrad_context *context,
  * @param[out] count how many faces there are, also beyond `capacity`
  * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
  */
-facegrad_status facegrad_detector_detect(facegrad_detector *detector,
-                                         const facegrad_tensor *images,
-                                         facegrad_face *faces,
+facegrad_status facegrad_detector_detect(struct facegrad_detector *detector,
+                                         const struct facegrad_tensor *images,
+                                         struct facegrad_face *faces,
                                          size_t capacity,
                                          size_t *count,
                                          void *stream);
@@ -750,7 +748,7 @@ facegrad_status facegrad_detector_detect(facegrad_detector *detector,
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
  */
-facegrad_status facegrad_detector_info(const facegrad_detector *detector,
+facegrad_status facegrad_detector_info(const struct facegrad_detector *detector,
                                        char *buffer,
                                        size_t capacity,
                                        size_t *needed);
@@ -758,7 +756,7 @@ facegrad_status facegrad_detector_info(const facegrad_detector *detector,
 /**
  * Frees a detector. A loss that was made with it keeps what it needs.
  */
-void facegrad_detector_free(facegrad_detector *detector);
+void facegrad_detector_free(struct facegrad_detector *detector);
 
 /**
  * Loads a frozen recogniser: arcface_torch weights (`.pth`, `.safetensors`) or any recogniser ONNX
@@ -773,9 +771,9 @@ void facegrad_detector_free(facegrad_detector *detector);
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`, `OPERATOR`.
  */
-facegrad_status facegrad_backbone_new(const facegrad_context *context,
+facegrad_status facegrad_backbone_new(const struct facegrad_context *context,
                                       const char *config,
-                                      facegrad_backbone **out);
+                                      struct facegrad_backbone **out);
 
 /**
  * Embeds faces, without a gradient. Rows have length 1, so the cosine of two is their dot product.
@@ -786,11 +784,11 @@ facegrad_status facegrad_backbone_new(const facegrad_context *context,
  * @param[out] embeddings `[count,D]` (`[N,D]` for crops), any float dtype
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
-facegrad_status facegrad_backbone_embed(facegrad_backbone *backbone,
-                                        const facegrad_tensor *images,
-                                        const facegrad_face *faces,
+facegrad_status facegrad_backbone_embed(struct facegrad_backbone *backbone,
+                                        const struct facegrad_tensor *images,
+                                        const struct facegrad_face *faces,
                                         size_t count,
-                                        const facegrad_tensor *embeddings,
+                                        const struct facegrad_tensor *embeddings,
                                         void *stream);
 
 /**
@@ -801,11 +799,11 @@ facegrad_status facegrad_backbone_embed(facegrad_backbone *backbone,
  * @param[out] crops `[count,3,S,S]`, S the recogniser's input size; in the images' units
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
-facegrad_status facegrad_backbone_align(facegrad_backbone *backbone,
-                                        const facegrad_tensor *images,
-                                        const facegrad_face *faces,
+facegrad_status facegrad_backbone_align(struct facegrad_backbone *backbone,
+                                        const struct facegrad_tensor *images,
+                                        const struct facegrad_face *faces,
                                         size_t count,
-                                        const facegrad_tensor *crops,
+                                        const struct facegrad_tensor *crops,
                                         void *stream);
 
 /**
@@ -815,7 +813,7 @@ facegrad_status facegrad_backbone_align(facegrad_backbone *backbone,
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
  */
-facegrad_status facegrad_backbone_info(const facegrad_backbone *backbone,
+facegrad_status facegrad_backbone_info(const struct facegrad_backbone *backbone,
                                        char *buffer,
                                        size_t capacity,
                                        size_t *needed);
@@ -823,7 +821,7 @@ facegrad_status facegrad_backbone_info(const facegrad_backbone *backbone,
 /**
  * Frees a recogniser. A loss that was made with it keeps what it needs.
  */
-void facegrad_backbone_free(facegrad_backbone *backbone);
+void facegrad_backbone_free(struct facegrad_backbone *backbone);
 
 /**
  * Makes a loss. Networks may be handed over, and shared between losses, or named in the
@@ -842,11 +840,11 @@ void facegrad_backbone_free(facegrad_backbone *backbone);
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
  */
-facegrad_status facegrad_loss_new(const facegrad_context *context,
-                                  const facegrad_detector *detector,
-                                  const facegrad_backbone *backbone,
+facegrad_status facegrad_loss_new(const struct facegrad_context *context,
+                                  const struct facegrad_detector *detector,
+                                  const struct facegrad_backbone *backbone,
                                   const char *config,
-                                  facegrad_loss **out);
+                                  struct facegrad_loss **out);
 
 /**
  * Registers a reference person under an id, replacing an earlier one. Images without a face are
@@ -857,10 +855,10 @@ facegrad_status facegrad_loss_new(const facegrad_context *context,
  * @param[in] landmarks `[K,5,2]` where the faces are, pixels, rows of NaN for not known; NULL: detected
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
-facegrad_status facegrad_loss_set_reference(facegrad_loss *loss,
+facegrad_status facegrad_loss_set_reference(struct facegrad_loss *loss,
                                             const char *id,
-                                            const facegrad_tensor *images,
-                                            const facegrad_tensor *landmarks,
+                                            const struct facegrad_tensor *images,
+                                            const struct facegrad_tensor *landmarks,
                                             void *stream);
 
 /**
@@ -868,7 +866,7 @@ facegrad_status facegrad_loss_set_reference(facegrad_loss *loss,
  *
  * Errors: `ARGUMENT` where the id was not registered.
  */
-facegrad_status facegrad_loss_remove_reference(facegrad_loss *loss, const char *id);
+facegrad_status facegrad_loss_remove_reference(struct facegrad_loss *loss, const char *id);
 
 /**
  * The loss of a batch of images and its gradient, in one call.
@@ -886,13 +884,13 @@ facegrad_status facegrad_loss_remove_reference(facegrad_loss *loss, const char *
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU. `samples` and `result` are
  * ready on return, `gradient` in the stream's order.
  */
-facegrad_status facegrad_loss_images(facegrad_loss *loss,
-                                     const facegrad_tensor *images,
-                                     const facegrad_targets *targets,
-                                     const facegrad_tensor *gradient,
-                                     facegrad_sample *samples,
+facegrad_status facegrad_loss_images(struct facegrad_loss *loss,
+                                     const struct facegrad_tensor *images,
+                                     const struct facegrad_targets *targets,
+                                     const struct facegrad_tensor *gradient,
+                                     struct facegrad_sample *samples,
                                      size_t samples_capacity,
-                                     facegrad_result *result,
+                                     struct facegrad_result *result,
                                      void *stream);
 
 /**
@@ -902,7 +900,7 @@ facegrad_status facegrad_loss_images(facegrad_loss *loss,
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
  */
-facegrad_status facegrad_loss_info(const facegrad_loss *loss,
+facegrad_status facegrad_loss_info(const struct facegrad_loss *loss,
                                    char *buffer,
                                    size_t capacity,
                                    size_t *needed);
@@ -910,7 +908,7 @@ facegrad_status facegrad_loss_info(const facegrad_loss *loss,
 /**
  * Frees a loss.
  */
-void facegrad_loss_free(facegrad_loss *loss);
+void facegrad_loss_free(struct facegrad_loss *loss);
 
 /**
  * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
@@ -918,7 +916,8 @@ void facegrad_loss_free(facegrad_loss *loss);
  *
  * @param[out] out the new tape; NULL on failure
  */
-facegrad_status facegrad_graph_new(const facegrad_context *context, facegrad_graph **out);
+facegrad_status facegrad_graph_new(const struct facegrad_context *context,
+                                   struct facegrad_graph **out);
 
 /**
  * Puts a copy of a tensor on the tape.
@@ -928,8 +927,8 @@ facegrad_status facegrad_graph_new(const facegrad_context *context, facegrad_gra
  * @param[out] node the new node
  * @param[in] stream cudaStream_t that `tensor` is ready on; NULL on a CPU
  */
-facegrad_status facegrad_graph_input(facegrad_graph *graph,
-                                     const facegrad_tensor *tensor,
+facegrad_status facegrad_graph_input(struct facegrad_graph *graph,
+                                     const struct facegrad_tensor *tensor,
                                      int32_t needs_gradient,
                                      int64_t *node,
                                      void *stream);
@@ -943,13 +942,13 @@ facegrad_status facegrad_graph_input(facegrad_graph *graph,
  * @param[out] node the new node
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
-facegrad_status facegrad_graph_face_loss(facegrad_graph *graph,
+facegrad_status facegrad_graph_face_loss(struct facegrad_graph *graph,
                                          int64_t images,
-                                         facegrad_loss *loss,
-                                         const facegrad_targets *targets,
-                                         facegrad_sample *samples,
+                                         struct facegrad_loss *loss,
+                                         const struct facegrad_targets *targets,
+                                         struct facegrad_sample *samples,
                                          size_t samples_capacity,
-                                         facegrad_result *result,
+                                         struct facegrad_result *result,
                                          int64_t *node,
                                          void *stream);
 
@@ -959,7 +958,7 @@ facegrad_status facegrad_graph_face_loss(facegrad_graph *graph,
  * @param[out] shape receives the first `capacity` sizes; may be NULL with `capacity` 0
  * @param[out] ndim the number of dimensions; 0 for a scalar
  */
-facegrad_status facegrad_graph_shape(const facegrad_graph *graph,
+facegrad_status facegrad_graph_shape(const struct facegrad_graph *graph,
                                      int64_t node,
                                      int64_t *shape,
                                      size_t capacity,
@@ -971,9 +970,9 @@ facegrad_status facegrad_graph_shape(const facegrad_graph *graph,
  * @param[out] tensor the node's shape, any float dtype
  * @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
  */
-facegrad_status facegrad_graph_read(const facegrad_graph *graph,
+facegrad_status facegrad_graph_read(const struct facegrad_graph *graph,
                                     int64_t node,
-                                    const facegrad_tensor *tensor,
+                                    const struct facegrad_tensor *tensor,
                                     void *stream);
 
 /**
@@ -983,9 +982,9 @@ facegrad_status facegrad_graph_read(const facegrad_graph *graph,
  * @param[in] seed the gradient with respect to it, of its shape; NULL: ones
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
-facegrad_status facegrad_graph_backward(facegrad_graph *graph,
+facegrad_status facegrad_graph_backward(struct facegrad_graph *graph,
                                         int64_t node,
-                                        const facegrad_tensor *seed,
+                                        const struct facegrad_tensor *seed,
                                         void *stream);
 
 /**
@@ -995,15 +994,15 @@ facegrad_status facegrad_graph_backward(facegrad_graph *graph,
  * @param[out] tensor the node's shape, any float dtype
  * @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
  */
-facegrad_status facegrad_graph_gradient(const facegrad_graph *graph,
+facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
                                         int64_t node,
-                                        const facegrad_tensor *tensor,
+                                        const struct facegrad_tensor *tensor,
                                         void *stream);
 
 /**
  * Frees a tape with all its nodes.
  */
-void facegrad_graph_free(facegrad_graph *graph);
+void facegrad_graph_free(struct facegrad_graph *graph);
 
 /**
  * The table of all functions: the one symbol that a host that loads the library needs. It is static
@@ -1013,7 +1012,7 @@ void facegrad_graph_free(facegrad_graph *graph);
  *
  * @return NULL where the library does not speak that version
  */
-const facegrad_api *facegrad_get_api(uint32_t abi_version);
+const struct facegrad_api *facegrad_get_api(uint32_t abi_version);
 
 #ifdef __cplusplus
 }  // extern "C"

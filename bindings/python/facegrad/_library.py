@@ -1,0 +1,181 @@
+"""Finds, checks and calls the shared library."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes as c
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _abi
+
+log = logging.getLogger("facegrad")
+
+
+class FacegradError(RuntimeError):
+    """The library refused or failed. The text says what was expected, what came and what to do.
+
+    Attributes:
+        status: the number, ``FACEGRAD_ERR_*`` of the header
+        name: the status in words
+    """
+
+    def __init__(self, status: int, name: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.name = name
+
+
+def _candidates() -> list[Path]:
+    """Where the library may be, best first."""
+    here = Path(__file__).resolve().parent
+    named = os.environ.get("FACEGRAD_LIBRARY")
+    if named:
+        return [Path(named)]
+    checkout = here.parents[2] / "target"
+    return [here / "libfacegrad.so", checkout / "release" / "libfacegrad.so", checkout / "debug" / "libfacegrad.so"]
+
+
+def _load() -> c.CDLL:
+    paths = _candidates()
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        looked = ", ".join(map(str, paths))
+        raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Build it with `cargo build --release`.")
+    # The dependency on libtorch is resolved by the torch that was imported above: one copy in the process.
+    try:
+        library = c.CDLL(str(found))
+    except OSError as error:
+        raise ImportError(f"facegrad: {found} cannot be loaded with torch {torch.__version__}: {error}") from error
+    for name, (result, arguments) in _abi.PROTOTYPES.items():
+        function = getattr(library, f"facegrad_{name}", None)
+        if function is None:
+            raise ImportError(f"facegrad: {found} has no facegrad_{name}; it is of another version than this package")
+        function.restype, function.argtypes = result, arguments
+    abi = library.facegrad_abi_version()
+    if abi != _abi.ABI_VERSION:
+        raise ImportError(f"facegrad: {found} speaks ABI version {abi}, this package {_abi.ABI_VERSION}")
+    needed = library.facegrad_version().decode().split("torch/")[1]
+    own, other = torch.__version__.split("+")[0].split(".")[:2], needed.split(".")[:2]
+    if own != other:
+        raise ImportError(f"facegrad was built for torch {needed}, but torch {torch.__version__} is installed; pip install torch=={needed}")
+    return library
+
+
+library = _load()
+version: str = library.facegrad_version().decode()
+
+
+def check(status: int) -> None:
+    """Raises what the last call reported."""
+    if status == 0:
+        return
+    text = read_text(library.facegrad_last_error)
+    raise FacegradError(status, library.facegrad_status_name(status).decode(), text)
+
+
+def call(name: str, *arguments: object) -> None:
+    """Calls ``facegrad_<name>`` and raises where it fails. ctypes releases the GIL meanwhile."""
+    check(getattr(library, f"facegrad_{name}")(*arguments))
+
+
+def read_text(function: Callable[..., int], *arguments: object) -> str:
+    """The text of a function that copies one into the caller's buffer."""
+    needed = c.c_size_t()
+    function(*arguments, None, 0, c.byref(needed))
+    buffer = c.create_string_buffer(needed.value)
+    function(*arguments, buffer, needed.value, None)
+    return buffer.value.decode()
+
+
+def live(kind: str | None = None) -> int:
+    """How many handles are alive: of ``context``, ``detector``, ``backbone``, ``loss``, ``graph``, or of all."""
+    count = c.c_int64()
+    call("debug_live", kind.encode() if kind else None, c.byref(count))
+    return count.value
+
+
+def build_info() -> dict[str, Any]:
+    """What the library was built for and what it finds."""
+    info: dict[str, Any] = json.loads(read_text(library.facegrad_build_info))
+    return info
+
+
+class Owner:
+    """A handle that is freed with its Python object."""
+
+    _kind = ""
+
+    def __init__(self, new: Callable[[object], None]) -> None:
+        handle = _abi.Handle()
+        new(c.byref(handle))
+        self._handle = handle
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        # After a fork the objects are the parent's.
+        if handle and getattr(self, "_pid", None) == os.getpid():
+            getattr(library, f"facegrad_{self._kind}_free")(handle)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {type(self).__name__} holds a library handle and cannot be pickled; make it in the process that uses it")
+
+
+class Context(Owner):
+    """A device and the library's thread on it."""
+
+    _kind = "context"
+    _shared: dict[tuple[int, str], Context] = {}
+
+    def __init__(self, device: str) -> None:
+        config = json.dumps({"device": device}).encode()
+        super().__init__(lambda out: call("context_new", config, out))
+        self.device = torch.device(device)
+
+    @classmethod
+    def of(cls, device: str | torch.device) -> Context:
+        """The context of a device in this process; made when first asked for."""
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+        key = (os.getpid(), str(device))
+        if key not in cls._shared:
+            cls._shared[key] = cls(str(device))
+        return cls._shared[key]
+
+    @property
+    def stream(self) -> int | None:
+        """The stream that torch works on now."""
+        if self.device.type != "cuda":
+            return None
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+
+def onnxruntime_folder() -> str | None:
+    """The folder of the ``onnxruntime`` wheel's library, where the wheel is installed."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "capi"
+    return str(folder) if any(folder.glob("libonnxruntime.so*")) else None
+
+
+_LEVELS = {1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG}
+
+
+@_abi.LogCallback
+def _forward(level: int, message: bytes, _: object) -> None:
+    log.log(_LEVELS.get(level, logging.DEBUG), message.decode(errors="replace"))
+
+
+call("set_log_callback", c.cast(_forward, c.c_void_p), None, 4)
+# The callback must not be called once Python is gone.
+atexit.register(lambda: library.facegrad_set_log_callback(None, None, 4))

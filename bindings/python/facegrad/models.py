@@ -1,0 +1,184 @@
+"""The frozen networks: detector and recogniser."""
+
+from __future__ import annotations
+
+import ctypes as c
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _abi
+from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
+from ._tensor import View
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in an image; pixels, with pixel centres at integers.
+
+    Attributes:
+        bbox: x1, y1, x2, y2
+        score: detection score in [0, 1]
+        landmarks: left eye, right eye, nose, left and right mouth corner in the picture's order, x and y
+            each; None where the detector gives none
+    """
+
+    bbox: tuple[float, float, float, float]
+    score: float
+    landmarks: tuple[tuple[float, float], ...] | None
+
+
+class Detector(Owner):
+    """An SCRFD face detector: InsightFace's ``det_10g.onnx``, ``det_500m.onnx``, ``scrfd_10g_bnkps.onnx``, …
+
+    Args:
+        path: the ONNX file
+        device: ``cpu``, ``cuda`` or ``cuda:N``
+        det_sizes: sides of the square detection canvases, multiples of 32; what they find is merged. A face
+            that fills the picture is found at small sizes only.
+        threshold: least score of a face
+        nms_threshold: overlap above which the weaker of two boxes is dropped
+        engine: ``auto``, ``ort`` (ONNX Runtime) or ``torch``
+        onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
+    """
+
+    _kind = "detector"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        det_sizes: Sequence[int] = (640,),
+        threshold: float = 0.5,
+        nms_threshold: float = 0.4,
+        engine: str = "auto",
+        onnxruntime: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._context = Context.of(device)
+        config: dict[str, Any] = {
+            "path": os.fspath(path), "det_sizes": list(det_sizes), "threshold": threshold,
+            "nms_threshold": nms_threshold, "engine": engine,
+        }  # fmt: skip
+        runtime = os.fspath(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
+        if runtime is not None and engine != "torch":
+            config["onnxruntime"] = runtime
+        text = json.dumps(config).encode()
+        super().__init__(lambda out: call("detector_new", self._context._handle, text, out))
+
+    @property
+    def description(self) -> str:
+        """File, engine and why, sizes and thresholds."""
+        return read_text(library.facegrad_detector_info, self._handle)
+
+    def detect(self, images: torch.Tensor) -> list[list[Face]]:
+        """The faces of every image of ``[N,3,H,W]``, RGB in [0, 1], by falling score."""
+        view, count = View("images", images), c.c_size_t()
+        capacity = 32
+        while True:
+            faces = (_abi.Face * capacity)()
+            faces[0].struct_size = c.sizeof(_abi.Face)
+            call("detector_detect", self._handle, view.pointer, faces, capacity, c.byref(count), self._context.stream)
+            if count.value <= capacity:
+                break
+            capacity = count.value
+        found: list[list[Face]] = [[] for _ in range(images.shape[0])]
+        for face in faces[: count.value]:
+            points = tuple((face.landmarks[2 * i], face.landmarks[2 * i + 1]) for i in range(5))
+            x1, y1, x2, y2 = face.bbox
+            found[face.image].append(Face((x1, y1, x2, y2), face.score, points if face.has_landmarks else None))
+        return found
+
+
+class Recogniser(Owner):
+    """A frozen face recogniser: arcface_torch weights (``.pth``, ``.safetensors``) or any recogniser ONNX
+    (``w600k_r50.onnx``, ``glintr100.onnx``, …).
+
+    Args:
+        path: the weights; their kind is found from the content
+        device: ``cpu``, ``cuda`` or ``cuda:N``
+        model: ``r18``, ``r34``, ``r50``, ``r100``, ``r200``: checked against the weights where given
+        dtype: ``f32``, ``bf16`` or ``f16``
+        mean, std: three numbers each, in units of an image in [0, 1]; default: the family's
+        color: ``rgb`` or ``bgr``: the order that the network was trained with; default: the family's
+        input_size: pixels; default: the network's
+    """
+
+    _kind = "backbone"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        model: str | None = None,
+        dtype: str = "f32",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        color: str | None = None,
+        input_size: int | None = None,
+    ) -> None:
+        self._context = Context.of(device)
+        config: dict[str, Any] = {"path": os.fspath(path), "dtype": dtype}
+        given = {"model": model, "mean": mean, "std": std, "color": color, "input_size": input_size}
+        config.update({key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if v is not None})
+        text = json.dumps(config).encode()
+        super().__init__(lambda out: call("backbone_new", self._context._handle, text, out))
+        info = json.loads(read_text(library.facegrad_backbone_info, self._handle))
+        #: Family, file, normalisation, colour order, and where each comes from.
+        self.description: str = info["description"]
+        #: Numbers of an embedding.
+        self.dim: int = info["dim"]
+        #: Side of the network's input, pixels.
+        self.input_size: int = info["input_size"]
+
+    def embed(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings of length 1, ``[M,D]`` float32, without a gradient.
+
+        Args:
+            images: ``[N,3,H,W]`` RGB in [0, 1]
+            faces: lists of faces as :meth:`Detector.detect` gives them, or landmarks ``[N,5,2]``, one face an
+                image; None: the images are aligned crops already
+        """
+        array, count = _faces(images, faces)
+        out = torch.empty(images.shape[0] if faces is None else count, self.dim, device=images.device)
+        view, result = View("images", images), View("embeddings", out)
+        call("backbone_embed", self._handle, view.pointer, array, count, result.pointer, self._context.stream)
+        return out
+
+    def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
+        """The crops that the network sees, ``[M,3,S,S]`` float32; arguments as for :meth:`embed`."""
+        array, count = _faces(images, faces)
+        out = torch.empty(count, 3, self.input_size, self.input_size, device=images.device)
+        view, result = View("images", images), View("crops", out)
+        call("backbone_align", self._handle, view.pointer, array, count, result.pointer, self._context.stream)
+        return out
+
+
+def _faces(images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None) -> tuple[Any, int]:
+    """The ABI's array of faces, and how many there are."""
+    if faces is None:
+        return None, 0
+    rows: list[tuple[int, Face]] = []
+    if isinstance(faces, torch.Tensor):
+        if faces.shape != (images.shape[0], 5, 2):
+            raise ValueError(f"landmarks: expected {(images.shape[0], 5, 2)}, got {tuple(faces.shape)}")
+        for at, points in enumerate(faces.detach().cpu().float()):
+            low, high = points.amin(0), points.amax(0)
+            box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+            rows.append((at, Face(box, 1.0, tuple((float(x), float(y)) for x, y in points))))
+    else:
+        rows = [(at, face) for at, group in enumerate(faces) for face in group]
+    array = (_abi.Face * max(1, len(rows)))()
+    for slot, (at, face) in zip(array, rows):
+        slot.struct_size = c.sizeof(_abi.Face)
+        slot.image, slot.score = at, face.score
+        slot.bbox[:] = face.bbox
+        if face.landmarks is not None:
+            slot.has_landmarks = 1
+            slot.landmarks[:] = [v for point in face.landmarks for v in point]
+    return array, len(rows)
