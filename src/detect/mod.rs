@@ -4,6 +4,7 @@
 mod decode;
 mod engine;
 mod ort;
+mod resize;
 
 use crate::config::DetectorConfig;
 use crate::error::{Result, bail};
@@ -135,8 +136,7 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
 }
 
 /// The picture scaled into the top-left of a black square, normalised, and how much it was scaled.
-/// The truncations are insightface's, the interpolation is cv2's: half-pixel centres, no
-/// antialiasing, rounded to 8 bits.
+/// The truncations are insightface's.
 fn letterbox(pixels: &Tensor, size: i64) -> Result<(Tensor, f64)> {
     let (height, width) = (pixels.size()[2], pixels.size()[3]);
     let ratio = height as f64 / width as f64;
@@ -145,10 +145,11 @@ fn letterbox(pixels: &Tensor, size: i64) -> Result<(Tensor, f64)> {
         false => ((size as f64 * ratio) as i64, size),
     };
     let (new_height, new_width) = (new_height.max(1), new_width.max(1));
-    let scaled = pixels
-        .f_upsample_bilinear2d([new_height, new_width], false, None, None)?
-        .f_round()?;
-    let canvas = scaled.f_constant_pad_nd(&[0, size - new_width, 0, size - new_height])?;
-    let normalised = canvas.f_sub_scalar(127.5)?.f_div_scalar(128.0)?;
+    let scaled = resize::resize(pixels, new_height, new_width)?;
+    let canvas = scaled.f_constant_pad_nd([0, size - new_width, 0, size - new_height])?;
+    let normalised = canvas
+        .f_to_kind(Kind::Float)?
+        .f_sub_scalar(127.5)?
+        .f_div_scalar(128.0)?;
     Ok((normalised, new_height as f64 / height as f64))
 }

@@ -171,11 +171,11 @@ def onnxruntime_folder() -> str | None:
 _LEVELS = {1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG}
 
 
-@_abi.LogCallback
 def _forward(level: int, message: bytes, _: object) -> None:
     log.log(_LEVELS.get(level, logging.DEBUG), message.decode(errors="replace"))
 
 
-call("set_log_callback", c.cast(_forward, c.c_void_p), None, 4)
+_callback = _abi.LogCallback(_forward)
+call("set_log_callback", c.cast(_callback, c.c_void_p), None, 4)
 # The callback must not be called once Python is gone.
 atexit.register(lambda: library.facegrad_set_log_callback(None, None, 4))

@@ -161,7 +161,7 @@ class FaceLoss(Owner):
             self, images, references, reference_ids, data_types, landmarks, boxes,
             reference_landmarks, reference_boxes, sample_weights,
         )  # fmt: skip
-        value = _Value.apply(images, targets)
+        value: torch.Tensor = _Value.apply(images, targets)  # type: ignore[no-untyped-call]
         assert targets.report is not None
         return value, targets.report
 
