@@ -40,6 +40,26 @@ def draw_people(first: int, people: int, each: int, seed: int) -> tuple[torch.Te
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(points), labels
 
 
+def trait_table(first: int, people: int) -> torch.Tensor:
+    """[people, T] standardised numbers that describe each drawn person: an auxiliary target that teaches the
+    embedding what distinguishes people long before the margin loss alone would."""
+    rows = []
+    for k in range(people):
+        row = []
+        for name, v in sorted(faces.Person(first + k).traits.items()):
+            kinds = {"style": faces.HAIR_STYLES, "beard": ["none", "full", "goatee", "moustache", "stubble"],
+                     "glasses": ["none", "round", "square"]}.get(name)
+            if kinds:
+                row += [float(v == kind) for kind in kinds]
+            elif name == "frame":
+                continue
+            else:
+                row += np.ravel(float(v is not None) if name == "mole" else v).tolist()
+        rows.append(row)
+    table = torch.tensor(rows)
+    return (table - table.mean(0)) / (table.std(0) + 1e-3)
+
+
 def spoil(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Colour, blur, grain, low-frequency stains and cutout for crops in [0, 1]. A recogniser that must look
     past these has gradients that point at the drawing and not at the pixels' texture."""
@@ -73,7 +93,7 @@ def batch_of(images, points, index, g, jitter: float) -> torch.Tensor:
 
 
 def train_embedding(net, minutes: float, seed: int, people: int, each: int, batch: int, adversarial: float) -> None:
-    """CosFace (m rising to .35, s = 24) with Adam and a one-cycle rate for `minutes` of wall time. In the last
+    """CosFace (m rising to .35, s = 24) and the traits, with Adam and a one-cycle rate for `minutes` of wall time. In the last
     part of training `adversarial` is the size of one signed-gradient step taken against the network first."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
@@ -81,7 +101,9 @@ def train_embedding(net, minutes: float, seed: int, people: int, each: int, batc
     images, points, labels = draw_people(seed * 100_000, people, each, seed)
     print(f"drew {len(images)} pictures in {time.time() - start:.0f} s", flush=True)
     centres = torch.nn.Parameter(torch.randn(people, 128) * .05)
-    params = [p for p in net.parameters() if p.requires_grad] + [centres]
+    traits = trait_table(seed * 100_000, people)
+    guess = torch.nn.Linear(128, traits.shape[1])
+    params = [p for p in net.parameters() if p.requires_grad] + [centres, *guess.parameters()]
     top = 4e-3
     opt = torch.optim.AdamW(params, lr=top, weight_decay=5e-4)
     start, step, seen, running = time.time(), 0, 0, 0.
@@ -99,8 +121,10 @@ def train_embedding(net, minutes: float, seed: int, people: int, each: int, batc
         margin = .35 * min(1, done / .4)
 
         def loss_of(x):
-            cos = F.normalize(net(x)) @ F.normalize(centres).T
-            return F.cross_entropy(24 * (cos - margin * F.one_hot(labels[index], people)), labels[index])
+            e = net(x)
+            cos = F.normalize(e) @ F.normalize(centres).T
+            identity = F.cross_entropy(24 * (cos - margin * F.one_hot(labels[index], people)), labels[index])
+            return identity + 4 * F.mse_loss(guess(e), traits[labels[index]])
 
         if adversarial and done > .6 and step % 2:
             x.requires_grad_(True)
