@@ -69,5 +69,5 @@ def _curves(pen, text, area, losses, judged) -> None:
             elif run:
                 pen.line(run, colour, 5, joint="curve")
                 run = []
-    text(left, top - 34, "loss whose gradient moves the pixels (1 − cosine)", 15, LOSS)
+    text(left, top - 34, "loss whose gradient moves the pixels (1 - cosine)", 15, LOSS)
     text(left + wide, top - 34, "similarity seen by a judge that gives no gradient", 15, JUDGE, "ra")
