@@ -212,18 +212,41 @@ def targets(truth, scale: float, size: int, stride: int):
     return score, weight, box, points
 
 
-def train_detector(net: Detector, minutes: float, seed: int, count: int, batch: int = 16) -> None:
+def resume_detector(net: Detector, path: Path) -> None:
+    """Puts the exported file's weights back: each BatchNorm was folded into its convolution, so it becomes that
+    convolution's bias and stays frozen in its statistics."""
+    import onnx
+    graph = onnx.load(str(path)).graph
+    named = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    nodes = [n for n in graph.node if n.op_type == "Conv"]
+    order = [m for k in ("stem", "down") for m in getattr(net, k).modules() if isinstance(m, torch.nn.Conv2d)]
+    for k in (2, 1, 0):
+        order += [net.lateral[k], net.tower[k][0], net.score[k], net.box[k], net.points[k]]
+    owner = {m[0]: m[1] for m in net.modules() if isinstance(m, torch.nn.Sequential) and isinstance(m[0], torch.nn.Conv2d)}
+    with torch.no_grad():
+        for conv, node in zip(order, nodes, strict=True):
+            weight, bias = named[node.input[1]], named[node.input[2]]
+            conv.weight.copy_(weight)
+            if conv.bias is not None:
+                conv.bias.copy_(bias)
+            else:
+                owner[conv].bias.copy_(bias)
+                owner[conv].weight.fill_(math.sqrt(1 + owner[conv].eps))
+
+
+def train_detector(net: Detector, minutes: float, seed: int, count: int, batch: int = 16, refine: bool = False) -> None:
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
     start = time.time()
     images, truth = draw_scenes(count, 224, seed, 3_000_000)
     print(f"drew {count} scenes in {time.time() - start:.0f} s", flush=True)
-    opt = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-4)
+    top = 2e-3 if refine else 4e-3
+    opt = torch.optim.AdamW(net.parameters(), lr=top, weight_decay=1e-4)
     start, step, running = time.time(), 0, torch.zeros(3)
-    net.train()
+    net.train(not refine)
     while (done := (time.time() - start) / (60 * minutes)) < 1:
         for group in opt.param_groups:
-            group["lr"] = 4e-3 * min(1, .1 + done / .05) * (.5 + .5 * math.cos(math.pi * done)) + 1e-5
+            group["lr"] = top * min(1, .1 + done / .05) * (.5 + .5 * math.cos(math.pi * done)) + 1e-5
         size = int(torch.randint(4, 11, (1,), generator=g)) * 32
         inner = int(size * (1 if step % 3 else .6))          # letterboxed: the rest of the canvas stays black
         index = torch.randint(count, (batch,), generator=g)
@@ -244,7 +267,7 @@ def train_detector(net: Detector, minutes: float, seed: int, count: int, batch: 
             loss = loss + torch.stack([
                 6 * (focal * bce * weight).sum() / cells,
                 F.smooth_l1_loss(split(b, 4), pick(box, 4), beta=.2, reduction="sum") / cells / 4,
-                2 * F.smooth_l1_loss(split(p, 10), pick(points, 10), beta=.1, reduction="sum") / cells / 10])
+                (10 if refine else 2) * F.smooth_l1_loss(split(p, 10), pick(points, 10), beta=.1, reduction="sum") / cells / 10])
         opt.zero_grad()
         loss.sum().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5)
@@ -262,7 +285,7 @@ def export(net, example, path: Path, inputs, outputs, axes) -> None:
     print(f"wrote {path.name}, {path.stat().st_size / 1024:.0f} KiB")
 
 
-def make(what: str, minutes: float, people: int) -> None:
+def make(what: str, minutes: float, people: int, refine: bool) -> None:
     if what == "recogniser":
         from safetensors.torch import save_file
         net = IResNet()
@@ -278,9 +301,12 @@ def make(what: str, minutes: float, people: int) -> None:
                {"data": {0: "n"}, "embedding": {0: "n"}})
     else:
         net = Detector()
-        train_detector(net, minutes, seed=3, count=people * 2)
+        path = HERE / "detector.onnx"
+        if refine:
+            resume_detector(net, path)
+        train_detector(net, minutes, seed=4 if refine else 3, count=people * 2, refine=refine)
         names = [f"{kind}_{s}" for kind in ("score", "bbox", "kps") for s in STRIDES]
-        export(net, torch.zeros(1, 3, 160, 160), HERE / "detector.onnx", ["input.1"], names,
+        export(net, torch.zeros(1, 3, 160, 160), path, ["input.1"], names,
                {"input.1": {2: "height", 3: "width"}, **{n: {0: "cells"} for n in names}})
 
 
@@ -290,9 +316,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="measure the files that are here")
     parser.add_argument("--minutes", type=float, default=8, help="wall time of the training itself")
     parser.add_argument("--people", type=int, default=900, help="how many identities to draw (half as many scenes)")
+    parser.add_argument("--refine", action="store_true", help="detector: go on from detector.onnx, landmarks first")
     a = parser.parse_args()
     if a.what:
-        make(a.what, a.minutes, a.people)
+        make(a.what, a.minutes, a.people, a.refine)
     if a.check:
         from check import check
         check()
