@@ -36,6 +36,7 @@ import faces
 from models import find_models
 from panel import draw_panel
 
+SMOOTH, SMALL = 4.0, 15.0    # weights of the correction's total variation and of its mean square
 DRAWN = 5_000_000          # drawn people from this seed on were never shown to the shipped models in training
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -71,7 +72,7 @@ def soft_mask(box: torch.Tensor, size: int) -> torch.Tensor:
     u = (axis - (x1 + x2) / 2) / (.5 * (x2 - x1))
     v = (axis - (y1 + y2) / 2 + .08 * (y2 - y1)) / (.5 * (y2 - y1))
     far = (u[None] ** 2 + v[:, None] ** 2).sqrt()
-    return ((1.75 - far) / .45).clamp(0, 1)[None, None]
+    return ((1.4 - far) / .4).clamp(0, 1)[None, None]
 
 
 def disturbed(picture: torch.Tensor, copies: int, g: torch.Generator) -> torch.Tensor:
@@ -155,9 +156,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--models", type=Path, default=os.environ.get("MODELS") or None,
                    help="an InsightFace pack's folder (also the environment variable MODELS); default: the shipped models")
     p.add_argument("--photos", type=Path, help="a folder with two photos; default: two drawn people")
-    p.add_argument("--steps", type=int, default=200, help="optimisation steps (default 200)")
+    p.add_argument("--steps", type=int, default=100, help="optimisation steps (default 100)")
     p.add_argument("--size", type=int, default=192, help="side of the pictures in pixels (default 192)")
-    p.add_argument("--rate", type=float, default=.003, help="Adam's learning rate (default 0.003)")
+    p.add_argument("--rate", type=float, default=.006, help="step size (default 0.006)")
     p.add_argument("--seed", type=int, default=0, help="which drawn people, and the random numbers")
     p.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the picture to write")
     args = p.parse_args()
@@ -170,19 +171,24 @@ def parse() -> argparse.Namespace:
 
 
 def optimise(args, loss, picture: Pyramid, reference: torch.Tensor, judge: Scale) -> tuple[list, list]:
-    """Runs Adam on the pyramid; returns the losses of every step and (step, judge's similarity) now and then."""
+    """Runs gradient descent on the pyramid; returns the losses of every step and (step, judge's similarity) now and then."""
     g = torch.Generator().manual_seed(args.seed)
-    adam = torch.optim.Adam(picture.groups(args.rate), betas=(.9, .99))
-    fade = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.steps, eta_min=args.rate * .02)
+    descent = torch.optim.SGD(picture.groups(args.rate), momentum=.8)
+    fade = torch.optim.lr_scheduler.CosineAnnealingLR(descent, args.steps, eta_min=args.rate * .02)
+    strongest = [0.] * len(picture.levels)
     copies = 2
     losses, judged = [], [(0, judge(picture()))]
     bar = tqdm(range(1, args.steps + 1), desc="optimising pixels", unit="step")
     for step in bar:
         identity = loss(reference.expand(copies, -1, -1, -1), disturbed(picture(), copies, g))
         smooth = total_variation(picture.correction())
-        adam.zero_grad()
-        (identity + 1.0 * smooth + 4.0 * picture.correction().square().mean()).backward()
-        adam.step()
+        descent.zero_grad()
+        (identity + SMOOTH * smooth + SMALL * picture.correction().square().mean()).backward()
+        # One scale a level keeps the shape of the gradient; Adam's scale a cell would turn it into noise.
+        for k, level in enumerate(picture.levels):
+            strongest[k] = max(strongest[k], float(level.grad.square().mean().sqrt()), 1e-12)
+            level.grad /= strongest[k]
+        descent.step()
         fade.step()
         losses.append(float(identity.detach()))
         if step % max(1, args.steps // 40) == 0 or step == args.steps:
