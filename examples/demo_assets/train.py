@@ -3,6 +3,7 @@
     python examples/demo_assets/train.py recogniser     # each writes one file next to this script
     python examples/demo_assets/train.py judge
     python examples/demo_assets/train.py detector
+    python examples/demo_assets/train.py detector --refine
     python examples/demo_assets/train.py --check        # measures the files that are here
 """
 
@@ -92,8 +93,9 @@ def batch_of(images, points, index, g, jitter: float) -> torch.Tensor:
     return spoil(crop(images[index].float() / 255, p), g) * 2 - 1
 
 
-def train_embedding(net, minutes: float, seed: int, people: int, each: int, batch: int, adversarial: float) -> None:
-    """CosFace (m rising to .35, s = 24) and the traits, with Adam and a one-cycle rate for `minutes` of wall time. In the last
+def train_embedding(net, minutes: float, seed: int, people: int, each: int, batch: int, adversarial: float,
+                    trait_weight: float) -> None:
+    """CosFace (m rising to .35, s = 24) and, weighed, the traits, with Adam and a one-cycle rate for `minutes` of wall time. In the last
     part of training `adversarial` is the size of one signed-gradient step taken against the network first."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
@@ -124,7 +126,7 @@ def train_embedding(net, minutes: float, seed: int, people: int, each: int, batc
             e = net(x)
             cos = F.normalize(e) @ F.normalize(centres).T
             identity = F.cross_entropy(24 * (cos - margin * F.one_hot(labels[index], people)), labels[index])
-            return identity + 4 * F.mse_loss(guess(e), traits[labels[index]])
+            return identity + trait_weight * F.mse_loss(guess(e), traits[labels[index]])
 
         if adversarial and done > .6 and step % 2:
             x.requires_grad_(True)
@@ -289,14 +291,14 @@ def make(what: str, minutes: float, people: int, refine: bool) -> None:
     if what == "recogniser":
         from safetensors.torch import save_file
         net = IResNet()
-        train_embedding(net, minutes, seed=1, people=people, each=8, batch=64, adversarial=.08)
+        train_embedding(net, minutes, seed=1, people=people, each=8, batch=64, adversarial=.08, trait_weight=4)
         path = HERE / "recogniser.safetensors"
         state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
         save_file({k: v.contiguous() for k, v in state.items()}, path)
         print(f"wrote {path.name}, {path.stat().st_size / 1024:.0f} KiB")
     elif what == "judge":
         net = Judge()
-        train_embedding(net, minutes, seed=2, people=people, each=8, batch=64, adversarial=.04)
+        train_embedding(net, minutes, seed=2, people=people, each=8, batch=64, adversarial=.04, trait_weight=0)
         export(net, torch.zeros(1, 3, 112, 112), HERE / "judge.onnx", ["data"], ["embedding"],
                {"data": {0: "n"}, "embedding": {0: "n"}})
     else:
