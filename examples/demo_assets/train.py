@@ -95,7 +95,8 @@ def batch_of(images, points, index, g, jitter: float) -> torch.Tensor:
 
 def train_embedding(net, minutes: float, seed: int, people: int, each: int, batch: int, adversarial: float,
                     trait_weight: float) -> None:
-    """CosFace (m rising to .35, s = 24) and, weighed, the traits, with Adam and a one-cycle rate for `minutes` of wall time. In the last
+    """CosFace (m rising to .35, s = 24) and, weighed, the traits, with Adam and a cosine rate, for `minutes` of wall
+    time. In the last
     part of training `adversarial` is the size of one signed-gradient step taken against the network first."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
