@@ -11,13 +11,21 @@ pub use context::ContextConfig;
 pub use detector::{DetectorConfig, Engine, FaceChoice};
 pub use loss::{AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, bail};
 use serde::de::DeserializeOwned;
 
 /// Reads one configuration. `what` names it in errors (`detector config`).
 /// NULL, empty and blank text stand for `{}`.
 pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
-    let text = if json.trim().is_empty() { "{}" } else { json };
+    let text = match json.trim() {
+        "" => "{}",
+        text => text,
+    };
+    // serde would read a list as the fields in order.
+    if !text.starts_with('{') {
+        let start: String = text.chars().take(20).collect();
+        bail!(Config, "{what}: expected a JSON object, got {start}");
+    }
     serde_json::from_str(text)
         .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
 }

@@ -389,7 +389,8 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_used() {
         let mut data = [0f32; 8];
-        let cases: [(&mut [i64], Option<&mut [i64]>, i32); 5] = [
+        type Case<'a> = (&'a mut [i64], Option<&'a mut [i64]>, i32);
+        let cases: [Case; 5] = [
             (&mut [-1, 3], None, 5),
             (&mut [i64::MAX, 4], None, 5),
             (&mut [2, 3], Some(&mut [-3, 1]), 6),

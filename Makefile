@@ -1,0 +1,63 @@
+# make demo   sets everything up and shows the loss at work: out/demo.png
+# make test   sets everything up and runs every suite
+# Further: setup, build, fixtures, header, bench, clean. Variables: MODELS and PHOTOS for the demo,
+# FACEGRAD_TEST_DATA for the tests that use real models.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+LIBRARY := target/release/libfacegrad.so
+FIXTURES := target/fixtures
+DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
+
+export PYTHONPATH := $(CURDIR)/bindings/python
+
+.PHONY: demo test setup build fixtures header bench clean prerequisites
+.DEFAULT_GOAL := build
+
+prerequisites:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.92 or newer from https://rustup.rs"; exit 1; }
+	@command -v c++ >/dev/null || { echo "c++ is missing: install a C++ compiler (Debian: apt install g++)"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer, or set PYTHON="; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10: install a newer Python, or set PYTHON="; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv is missing: install it (Debian: apt install python3-venv)"; exit 1; }
+
+# `.venv/torch` is where .cargo/config.toml lets torch-sys look, whatever Python it is.
+$(VENV)/.ready: requirements.txt | prerequisites
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	ln -sfn "$$($(RUN) -c 'import os, torch; print(os.path.relpath(os.path.dirname(torch.__file__), "$(VENV)"))')" $(VENV)/torch
+	touch $@
+
+$(VENV)/.ready-tests: $(VENV)/.ready tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+setup: $(VENV)/.ready
+
+build: setup
+	cargo build --release
+	ln -sfn libfacegrad.so $(LIBRARY).0.1
+
+demo: build
+	$(RUN) examples/demo/demo.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+$(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
+	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)
+	touch $@
+
+fixtures: $(FIXTURES)/.ready
+
+test: build fixtures
+	tests/run $(DATA)
+
+header: setup
+	FACEGRAD_UPDATE_HEADER=1 cargo test --release --test header
+
+bench: build $(VENV)/.ready-tests
+	cargo bench --bench abi
+	$(RUN) benches/step.py
+
+clean:
+	cargo clean
+	rm -rf $(VENV) out

@@ -1,0 +1,119 @@
+"""Whole steps against the same chain in eager PyTorch, side by side in one run: loss and gradient of 4 faces
+with a full-size IResNet-50 (random weights), landmarks known. Prints the ratio of the medians, which is what
+can be compared between machines.
+
+    make bench            or   PYTHONPATH=bindings/python python benches/step.py [--rounds 7] [--size 256]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import facegrad
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
+from iresnet import seeded  # noqa: E402
+
+TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+
+
+def theta(landmarks: torch.Tensor, size: int) -> torch.Tensor:
+    """The inverse similarity to the template in grid_sample's units."""
+    a, b = TEMPLATE - TEMPLATE.mean(0), landmarks - landmarks.mean(0)
+    scale = (a**2).sum()
+    c, s = (a * b).sum() / scale, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / scale
+    linear = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
+    shift = landmarks.mean(0) - linear @ TEMPLATE.mean(0)
+    corner = linear @ torch.full((2,), 55.5) + shift
+    return torch.cat([linear * 112 / size, (2 * (corner + 0.5) / size - 1)[:, None]], 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, default=256, help="side of the images")
+    parser.add_argument("--faces", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    device, size, count = torch.device(args.device), args.size, args.faces
+    net = seeded((3, 4, 14, 3), (64, 128, 256, 512)).to(device)
+    images = torch.rand(count, 3, size, size, device=device).requires_grad_()
+    references = torch.rand(count, 3, size, size, device=device)
+    points = (TEMPLATE * size / 160 + size * 0.15).expand(count, 5, 2).contiguous()
+    points = points + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0))
+
+    def crop(x: torch.Tensor) -> torch.Tensor:
+        grid = torch.nn.functional.affine_grid(torch.stack([theta(p, size) for p in points]).to(device), [count, 3, 112, 112], align_corners=False)
+        return torch.nn.functional.grid_sample(x, grid, align_corners=False)
+
+    def embed(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(net(crop(x) * 2 - 1))
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(net.state_dict(), Path(folder) / "r50.safetensors")
+        recogniser = facegrad.Recogniser(Path(folder) / "r50.safetensors", device=device)
+    loss = facegrad.FaceLoss({"face_align_mode": "kps", "face_loss_weight": 1.0}, recogniser=recogniser)
+    fresh = facegrad.FaceLoss({"face_align_mode": "kps", "face_loss_weight": 1.0, "reference_cache": 0}, recogniser=recogniser)
+    with torch.no_grad():
+        cached = embed(references)
+
+    def eager(known: torch.Tensor | None) -> torch.Tensor:
+        if known is None:
+            with torch.no_grad():
+                known = embed(references)
+        return (1 - (embed(images) * known).sum(1)).mean()
+
+    def ours(loss: facegrad.FaceLoss) -> torch.Tensor:
+        return loss(images, references, landmarks=points, reference_landmarks=points)[0]
+
+    ways = {
+        "eager PyTorch, reference embedding at hand": lambda: eager(cached),
+        "facegrad, reference in its cache": lambda: ours(loss),
+        "eager PyTorch, reference embedded every step": lambda: eager(None),
+        "facegrad, reference_cache 0": lambda: ours(fresh),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    values = {}
+    for _ in range(args.rounds + 1):  # the first round warms up
+        for name, way in ways.items():
+            images.grad = None
+            start = time.perf_counter()
+            value = way()
+            value.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+            values[name] = (value.item(), images.grad.clone())
+    want, gradient = values["eager PyTorch, reference embedding at hand"]
+    got, own = values["facegrad, reference in its cache"]
+    print(f"{count} faces, images {size}x{size}, r50, {args.device}, {torch.get_num_threads()} threads, median of {args.rounds}")
+    print(f"loss {got:.6f} for {want:.6f}, gradient off by {float((own - gradient).norm() / gradient.norm()):.1e}")
+    medians = {name: statistics.median(t[1:]) for name, t in times.items()}
+    for name, seconds in medians.items():
+        print(f"  {name:46} {1000 * seconds:8.1f} ms")
+    first, second, third, fourth = medians.values()
+    print(f"ratio facegrad / eager: {second / first:.2f} with the reference known, {fourth / third:.2f} without")
+    # What the cache costs: a step whose only work is to recognise its references.
+    start = time.perf_counter()
+    for _ in range(20):
+        loss(images.detach(), references, landmarks=points, reference_landmarks=points, data_types=["person"] + ["x"] * (count - 1))
+    one = (time.perf_counter() - start) / 20
+    loss.set_reference("known", references[:1], points[:1])
+    ids = ["known"] + [None] * (count - 1)
+    start = time.perf_counter()
+    for _ in range(20):
+        loss(images.detach(), references, reference_ids=ids, landmarks=points, reference_landmarks=points, data_types=["person"] + ["x"] * (count - 1))
+    by_id = (time.perf_counter() - start) / 20
+    print(f"a cached reference costs {1000 * (one - by_id):+.2f} ms of a forward pass of {1000 * by_id:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

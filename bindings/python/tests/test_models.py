@@ -1,0 +1,124 @@
+"""Detector, recogniser and the method's class on real photographs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import facegrad
+from facegrad import packs
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def photo(data, name):
+    pixels = np.asarray(Image.open(data / "photos" / name).convert("RGB")).copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("engine", ["ort", "torch"])
+def test_the_golden_detections(data, engine):
+    detector = facegrad.Detector(data / "models/det_500m.onnx", engine=engine)
+    assert {"ort": "ONNX Runtime", "torch": "libtorch"}[engine] in detector.description
+    golden = json.loads((data / "golden/detections_det_500m_640.json").read_text())
+    for name, want in golden.items():
+        faces = detector.detect(photo(data, name))[0]
+        assert len(faces) == len(want["faces"]), name
+        for face, row in zip(faces, want["faces"]):
+            assert face.score == pytest.approx(row["score"], abs=2e-3)
+            assert np.abs(np.array(face.bbox) - row["bbox"]).max() <= 0.5
+            assert np.abs(np.array(face.landmarks) - row["kps"]).max() <= 0.5
+
+
+def test_the_golden_similarities(data):
+    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", **IMAGENET)
+    golden = np.load(data / "golden/embeddings.npz")
+    crops = [np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]]
+    x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    assert np.abs(recogniser.embed(x).numpy() - golden["imagenet_rgb"]).max() <= 1e-4
+
+
+def test_alignment_and_embedding_of_detected_faces(data):
+    detector = facegrad.Detector(data / "models/det_500m.onnx")
+    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", **IMAGENET)
+    picture = photo(data, "multi2_couple.jpg")
+    faces = detector.detect(picture)
+    assert recogniser.align(picture, faces).shape == (2, 3, 112, 112)
+    embeddings = recogniser.embed(picture, faces)
+    assert embeddings.norm(dim=1) == pytest.approx(1, abs=1e-5)
+    assert float(embeddings[0] @ embeddings[1]) < 0.4
+    one = torch.tensor(faces[0][0].landmarks)[None]
+    assert torch.allclose(recogniser.embed(picture, one), embeddings[:1], atol=1e-5)
+
+
+def test_the_methods_class(data, caplog):
+    loss = facegrad.DifferentiableFaceLoss(
+        None, data / "models/foamliu_mobilefacenet_128d_112.onnx", device="cpu", det_size=(640, 640), align_mode="kps",
+        detector=data / "models/det_500m.onnx",
+    )  # fmt: skip
+    a, b, other = photo(data, "C_obama_1.jpg"), photo(data, "C_obama_2.jpg"), photo(data, "noface_cat.png")
+    a.requires_grad_()
+    value = loss(ref_images=b, gen_images=a)
+    value.backward()
+    assert 0.1 < value.item() < 0.5 and a.grad.abs().max() > 0
+    value, details = loss(b, a, return_details=True)
+    assert details.counted == 1 and details.similarity == pytest.approx(1 - value.item(), abs=1e-6)
+    # No face: nothing counts, a warning says so, and backward still works.
+    cat = other.requires_grad_()
+    value, details = loss(b, cat, return_details=True)
+    value.backward()
+    assert value.item() == 0 and details.samples[0].outcome == facegrad.Outcome.NO_FACE
+    assert cat.grad.abs().max() == 0 and "no face was found in the generated image" in caplog.text
+    assert loss(b, a, data_types=["person_hair"]).item() == 0
+
+
+def test_packs_are_found_or_told_how_to_get(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="buffalo_l.zip"):
+        packs.find_detector(tmp_path)
+    nested = tmp_path / "models/antelopev2/antelopev2"
+    nested.mkdir(parents=True)
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (nested / name).touch()
+    assert packs.find_detector(tmp_path).name == "scrfd_10g_bnkps.onnx"
+    assert packs.find_recogniser(tmp_path, "r100").name == "glintr100.onnx"
+    with pytest.raises(FileNotFoundError, match="pretrained_path"):
+        packs.find_recogniser(tmp_path, "r50")
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT / "bindings/python")
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True)
+
+
+def test_another_torch_is_refused_with_both_versions():
+    done = python("import torch; torch.__version__ = '2.10.0'; import facegrad")
+    assert done.returncode != 0 and "built for torch 2.11.0, but torch 2.10.0" in done.stderr
+
+
+def test_a_missing_library_says_where_it_looked():
+    done = python("import facegrad", FACEGRAD_LIBRARY="/nowhere/libfacegrad.so")
+    assert done.returncode != 0 and "/nowhere/libfacegrad.so" in done.stderr and "cargo build" in done.stderr
+
+
+def test_a_missing_onnxruntime_says_where_it_looked(data):
+    code = f"import facegrad; facegrad.Detector({str(data / 'models/det_500m.onnx')!r}, engine='ort', onnxruntime='/nowhere/libonnxruntime.so')"
+    done = python(code)
+    assert done.returncode != 0 and "/nowhere/libonnxruntime.so" in done.stderr and "pip install onnxruntime" in done.stderr
+
+
+def test_exit_is_clean_after_work(data):
+    code = (
+        "import torch, facegrad\n"
+        f"d = facegrad.Detector({str(data / 'models/det_500m.onnx')!r})\n"
+        "d.detect(torch.rand(1, 3, 64, 64))\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
