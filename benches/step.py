@@ -26,14 +26,15 @@ TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.73
 
 
 def theta(landmarks: torch.Tensor, size: int) -> torch.Tensor:
-    """The inverse similarity to the template in grid_sample's units."""
-    a, b = TEMPLATE - TEMPLATE.mean(0), landmarks - landmarks.mean(0)
-    scale = (a**2).sum()
-    c, s = (a * b).sum() / scale, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / scale
-    linear = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
-    shift = landmarks.mean(0) - linear @ TEMPLATE.mean(0)
-    corner = linear @ torch.full((2,), 55.5) + shift
-    return torch.cat([linear * 112 / size, (2 * (corner + 0.5) / size - 1)[:, None]], 1)
+    """From crop to image, in grid_sample's units: the inverse of the similarity that brings the landmarks to
+    the template."""
+    a, b = landmarks.double() - landmarks.double().mean(0), TEMPLATE.double() - TEMPLATE.double().mean(0)
+    spread = (a**2).sum()
+    c, s = (a * b).sum() / spread, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / spread
+    linear = torch.linalg.inv(torch.stack([torch.stack([c, -s]), torch.stack([s, c])]))
+    shift = landmarks.double().mean(0) - linear @ TEMPLATE.double().mean(0)
+    corner = linear @ torch.full((2,), 55.5, dtype=torch.double) + shift
+    return torch.cat([linear * 112 / size, (2 * (corner + 0.5) / size - 1)[:, None]], 1).float()
 
 
 def main() -> None:
@@ -45,6 +46,12 @@ def main() -> None:
     args = parser.parse_args()
     device, size, count = torch.device(args.device), args.size, args.faces
     net = seeded((3, 4, 14, 3), (64, 128, 256, 512)).to(device)
+    # Whitened, as training would make it: a random network gives everybody nearly one embedding.
+    features, net.features = net.features, torch.nn.Identity()
+    raw = net(torch.rand(32, 3, 112, 112, device=device) * 2 - 1)
+    features.running_mean.copy_(raw.mean(0))
+    features.running_var.copy_(raw.var(0))
+    net.features = features
     images = torch.rand(count, 3, size, size, device=device).requires_grad_()
     references = torch.rand(count, 3, size, size, device=device)
     points = (TEMPLATE * size / 160 + size * 0.15).expand(count, 5, 2).contiguous()

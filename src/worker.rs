@@ -8,9 +8,10 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 use tch::Device;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -96,7 +97,7 @@ impl Worker {
             .jobs
             .as_ref()
             .is_some_and(|jobs| jobs.send(run).is_ok());
-        match sent.then(|| answer.recv()) {
+        match sent.then(|| wait(&answer)) {
             Some(Ok(Ok(result))) => result,
             Some(Ok(Err(panic))) => {
                 self.poisoned.store(true, Ordering::Release);
@@ -136,6 +137,20 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
+}
+
+/// Waits for the answer, the first moments awake: a short call is over before a sleeper would be woken.
+fn wait<T>(answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
+    const AWAKE: Duration = Duration::from_micros(50);
+    let start = Instant::now();
+    while start.elapsed() < AWAKE {
+        match answer.try_recv() {
+            Ok(value) => return Ok(value),
+            Err(TryRecvError::Disconnected) => return Err(RecvError),
+            Err(TryRecvError::Empty) => std::hint::spin_loop(),
+        }
+    }
+    answer.recv()
 }
 
 /// An object that lives on a worker: its methods run there and it is dropped there.

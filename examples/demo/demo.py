@@ -30,7 +30,7 @@ except ImportError as missing:
 try:
     import facegrad
 except ImportError as missing:
-    sys.exit(f"The demo needs facegrad's Python package ({missing}): build it with `make python`, then try again.")
+    sys.exit(f"The demo needs facegrad's Python package ({missing}): build it with `make build`, then try again.")
 
 import faces
 from models import find_models

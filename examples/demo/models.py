@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DETECTORS = ("det_10g.onnx", "scrfd*.onnx", "det_*.onnx")
-RECOGNISERS = ("w600k_r50.onnx", "glintr100.onnx", "w600k_*.onnx", "*arcface*.onnx", "*r50*.onnx", "*r100*.onnx")
+RECOGNISERS = ("w600k_r50.onnx", "glintr100.onnx", "w600k_*.onnx", "*mobilefacenet*.onnx", "*arcface*.onnx", "*r50*.onnx", "*r100*.onnx")
 
 
 @dataclass
