@@ -25,16 +25,17 @@ from iresnet import seeded  # noqa: E402
 TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
-def theta(landmarks: torch.Tensor, size: int) -> torch.Tensor:
-    """From crop to image, in grid_sample's units: the inverse of the similarity that brings the landmarks to
-    the template."""
-    a, b = landmarks.double() - landmarks.double().mean(0), TEMPLATE.double() - TEMPLATE.double().mean(0)
+def grid(landmarks: torch.Tensor, size: int) -> torch.Tensor:
+    """Where every crop pixel lies in the image, in grid_sample's units: the inverse of the similarity that
+    brings the landmarks to the template."""
+    source, target = landmarks.double(), TEMPLATE.double()
+    a, b = source - source.mean(0), target - target.mean(0)
     spread = (a**2).sum()
     c, s = (a * b).sum() / spread, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / spread
-    linear = torch.linalg.inv(torch.stack([torch.stack([c, -s]), torch.stack([s, c])]))
-    shift = landmarks.double().mean(0) - linear @ TEMPLATE.double().mean(0)
-    corner = linear @ torch.full((2,), 55.5, dtype=torch.double) + shift
-    return torch.cat([linear * 112 / size, (2 * (corner + 0.5) / size - 1)[:, None]], 1).float()
+    back = torch.linalg.inv(torch.stack([torch.stack([c, -s]), torch.stack([s, c])]))
+    v, u = torch.meshgrid(torch.arange(112.0), torch.arange(112.0), indexing="ij")
+    points = (torch.stack([u, v], -1).double() - target.mean(0)) @ back.T + source.mean(0)
+    return ((2 * points + 1) / size - 1).float()
 
 
 def main() -> None:
@@ -52,14 +53,15 @@ def main() -> None:
     features.running_mean.copy_(raw.mean(0))
     features.running_var.copy_(raw.var(0))
     net.features = features
-    images = torch.rand(count, 3, size, size, device=device).requires_grad_()
-    references = torch.rand(count, 3, size, size, device=device)
+    # Smooth as pictures are: in white noise the last bit of a sampling point would show in the gradient.
+    smooth = lambda: torch.nn.functional.interpolate(torch.rand(count, 3, 24, 24, device=device), size=(size, size), mode="bicubic").clamp(0, 1)  # noqa: E731
+    images, references = smooth().requires_grad_(), smooth()
     points = (TEMPLATE * size / 160 + size * 0.15).expand(count, 5, 2).contiguous()
     points = points + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0))
 
     def crop(x: torch.Tensor) -> torch.Tensor:
-        grid = torch.nn.functional.affine_grid(torch.stack([theta(p, size) for p in points]).to(device), [count, 3, 112, 112], align_corners=False)
-        return torch.nn.functional.grid_sample(x, grid, align_corners=False)
+        grids = torch.stack([grid(p, size) for p in points]).to(device)
+        return torch.nn.functional.grid_sample(x, grids, align_corners=False)
 
     def embed(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(net(crop(x) * 2 - 1))
