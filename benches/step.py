@@ -22,13 +22,15 @@ import facegrad
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
 from iresnet import seeded  # noqa: E402
 
-TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+TEMPLATE = torch.tensor(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], dtype=torch.float64
+)
 
 
 def grid(landmarks: torch.Tensor, size: int) -> torch.Tensor:
     """Where every crop pixel lies in the image, in grid_sample's units: the inverse of the similarity that
     brings the landmarks to the template."""
-    source, target = landmarks.double(), TEMPLATE.double()
+    source, target = landmarks.double(), TEMPLATE
     a, b = source - source.mean(0), target - target.mean(0)
     spread = (a**2).sum()
     c, s = (a * b).sum() / spread, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / spread
@@ -56,7 +58,7 @@ def main() -> None:
     # Smooth as pictures are: in white noise the last bit of a sampling point would show in the gradient.
     smooth = lambda: torch.nn.functional.interpolate(torch.rand(count, 3, 24, 24, device=device), size=(size, size), mode="bicubic").clamp(0, 1)  # noqa: E731
     images, references = smooth().requires_grad_(), smooth()
-    points = (TEMPLATE * size / 160 + size * 0.15).expand(count, 5, 2).contiguous()
+    points = (TEMPLATE.float() * size / 160 + size * 0.15).expand(count, 5, 2)
     points = points + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0))
 
     def crop(x: torch.Tensor) -> torch.Tensor:
