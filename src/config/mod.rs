@@ -4,10 +4,16 @@
 mod backbone;
 mod context;
 mod detector;
+mod latent;
+mod vae;
 
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use context::ContextConfig;
 pub use detector::{DetectorConfig, Engine, FaceChoice};
+pub use latent::{
+    ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
+};
+pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
