@@ -1,1 +1,3 @@
 //! nets
+
+pub mod vae;
