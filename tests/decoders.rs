@@ -110,24 +110,25 @@ fn recompute_and_slicing_change_nothing() {
 
 #[test]
 fn sixteen_bit_gradients_point_the_same_way() {
-    for case in ["sd15", "flux2", "wan", "taesd"] {
+    // f16 is slow on a CPU: one family with GroupNorm and one with RMS_norm have to do.
+    let f16 = [("sd15", Precision::F16), ("wan", Precision::F16)];
+    let bf16 = ["sd15", "flux2", "wan", "taesd"].map(|case| (case, Precision::Bf16));
+    for (case, dtype) in f16.into_iter().chain(bf16) {
         let f = io(case);
-        for dtype in [Precision::Bf16, Precision::F16] {
-            for recompute in [Recompute::None, Recompute::Blocks] {
-                let config = VaeConfig {
-                    dtype,
-                    recompute,
-                    ..config(case)
-                };
-                let decoder = decoder(&format!("{case}.diffusers"), &config);
-                // As small as a loss's gradient is: f16 would flush it to zero.
-                let small = &f["grad"] * 1e-7;
-                let grad = decoder.vjp(&f["latents"], &small).unwrap();
-                assert_eq!(grad.kind(), Kind::Float);
-                let cosine = cosine(&grad, &f["latents_grad"]);
-                println!("{case} {dtype:?} {recompute:?}: cosine {cosine:.5}");
-                assert!(cosine >= 0.99, "{case} {dtype:?} {cosine}");
-            }
+        for recompute in [Recompute::None, Recompute::Blocks] {
+            let config = VaeConfig {
+                dtype,
+                recompute,
+                ..config(case)
+            };
+            let decoder = decoder(&format!("{case}.diffusers"), &config);
+            // As small as a loss's gradient is: f16 would flush it to zero.
+            let small = &f["grad"] * 1e-7;
+            let grad = decoder.vjp(&f["latents"], &small).unwrap();
+            assert_eq!(grad.kind(), Kind::Float);
+            let cosine = cosine(&grad, &f["latents_grad"]);
+            println!("{case} {dtype:?} {recompute:?}: cosine {cosine:.5}");
+            assert!(cosine >= 0.99, "{case} {dtype:?} {cosine}");
         }
     }
 }
