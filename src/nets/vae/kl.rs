@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
     // Wan's temporal upsampling is for later frames only.
     source.discard(|name| name.contains(".time_conv."));
-    let mut blocks: Vec<Box<dyn Block>> = vec![];
+    let (mut stages, mut blocks): (Vec<Box<dyn Block>>, Vec<Box<dyn Block>>) = (vec![], vec![]);
     let Some(channels) = source
         .shape("decoder.conv_in.weight")
         .and_then(|s| s.get(1).copied())
@@ -74,6 +74,8 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
         if source.has(&format!("{name}.weight")) {
             let conv = Conv::take(source, &name, width)?;
             width = conv.outputs();
+            // What recomputing keeps are the inputs of the stages: small maps, before upsampling.
+            stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
             blocks.push(Box::new(Upsample(conv)));
             scale *= 2;
         }
@@ -88,7 +90,8 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
         );
     }
     blocks.push(Box::new(NormConv { norm, conv }));
-    Ok((Chain(blocks), channels, scale))
+    stages.push(Box::new(Chain(blocks)));
+    Ok((Chain(stages), channels, scale))
 }
 
 /// FLUX.2's latent statistics; `eps` is the BatchNorm's.

@@ -3,6 +3,7 @@
 use super::block::{Block, Chain};
 use super::source::Source;
 use crate::error::{Result, bail};
+use crate::tensor;
 use tch::{Kind, Tensor};
 
 /// eps of every GroupNorm of the KL decoders (diffusers autoencoders/vae.py).
@@ -67,6 +68,11 @@ impl Conv {
 impl Block for Conv {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), 1, self.padding, 1, 1)?)
+    }
+    /// A convolution is linear: its gradient needs neither the input nor the output.
+    fn vjp(&self, _: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        Ok(grad.f_conv_transpose2d::<Tensor>(&self.weight, None, 1, self.padding, 0, 1, 1)?)
     }
 }
 
@@ -143,6 +149,14 @@ pub(super) struct NormConv {
 impl Block for NormConv {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.conv.forward(&self.norm.apply(x)?.f_silu()?)
+    }
+
+    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let grad = self.conv.vjp(x, grad)?;
+        let _grad_mode = tensor::GradGuard::new();
+        let x = x.f_detach()?.f_set_requires_grad(true)?;
+        let y = self.norm.apply(&x)?.f_silu()?;
+        Ok(tensor::vjp(&y, &[&x], &grad, false)?.swap_remove(0))
     }
 }
 
@@ -238,5 +252,13 @@ impl Block for Upsample {
         };
         let wide = x.f_upsample_nearest2d([2 * h, 2 * w], None, None)?;
         self.0.forward(&wide)
+    }
+    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let wide = self.0.vjp(x, grad)?;
+        let _no_grad = tch::no_grad_guard();
+        // Four pixels came from one: their gradients add up.
+        Ok(wide
+            .f_avg_pool2d(2, 2, 0, false, true, None)?
+            .f_mul_scalar(4.0)?)
     }
 }
