@@ -17,7 +17,7 @@ const SOFT_BETA: f64 = 20.0;
 ///   `σ(βx) − σ(β(x−1))`: one in the middle, ½ at 0 and 1, falling as e^(−β·overshoot) beyond.
 ///   The image changes by up to ln 2/β = 0.035 at the ends.
 ///
-/// NaN stays NaN under every policy.
+/// NaN stays NaN under every policy; an infinite pixel becomes NaN under the last two.
 pub fn clamp_image(image: &Tensor, policy: ClampPolicy) -> Result<Tensor> {
     Ok(match policy {
         ClampPolicy::Clamp => image.f_clamp(0.0, 1.0)?,

@@ -15,7 +15,8 @@ use tch::{Kind, Tensor};
 pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
     // Wan's temporal upsampling is for later frames only.
     source.discard(|name| name.contains(".time_conv."));
-    let (mut stages, mut blocks): (Vec<Box<dyn Block>>, Vec<Box<dyn Block>>) = (vec![], vec![]);
+    let mut stages: Vec<Box<dyn Block>> = vec![];
+    let mut blocks: Vec<Box<dyn Block>> = vec![];
     let Some(channels) = source
         .shape("decoder.conv_in.weight")
         .and_then(|s| s.get(1).copied())
