@@ -44,6 +44,8 @@ demo: build
 
 $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)
+	$(RUN) -W ignore tests/fixtures/decoders.py $(FIXTURES)
+	$(RUN) -W ignore tests/fixtures/latent.py $(FIXTURES)
 	touch $@
 
 fixtures: $(FIXTURES)/.ready

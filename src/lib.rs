@@ -23,6 +23,8 @@ pub mod ffi;
 #[cfg(feature = "torch")]
 pub mod graph;
 #[cfg(feature = "torch")]
+pub mod latent;
+#[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]
 pub mod nets;

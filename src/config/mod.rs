@@ -4,12 +4,18 @@
 mod backbone;
 mod context;
 mod detector;
+mod latent;
 mod loss;
+mod vae;
 
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use context::ContextConfig;
 pub use detector::{DetectorConfig, Engine, FaceChoice};
+pub use latent::{
+    ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
+};
 pub use loss::{AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode};
+pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
 use crate::error::{Error, Result, bail};
 use serde::de::DeserializeOwned;

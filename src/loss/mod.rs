@@ -250,7 +250,8 @@ impl Loss {
         if with_gradient {
             let ones = losses.f_ones_like()?;
             let scale = self.config.face_loss_weight / candidates.len() as f64;
-            let mut raw = vjp(&losses, &leaf, &ones)?
+            let mut raw = vjp(&losses, &[&leaf], &ones, false)?
+                .remove(0)
                 .f_mul_scalar(scale)?
                 .f_to_kind(images.kind())?;
             let whole = raw.f_flatten(1, -1)?.f_isfinite()?.f_all_dim(1, false)?;

@@ -3,6 +3,7 @@
 mod iresnet;
 pub mod onnx_graph;
 mod recogniser;
+pub mod vae;
 
 pub use iresnet::IResNet;
 pub use onnx_graph::OnnxGraph;

@@ -1,49 +1,101 @@
-//! The one place that runs libtorch's backward.
+//! The one door to libtorch's backward pass.
 
 use crate::error::{Result, bail};
 use tch::Tensor;
 
-/// The gradient of `(output · gradient).sum()` with respect to `input`, which must be a leaf that
-/// requires one; zeros where `output` does not depend on it.
-pub fn vjp(output: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    if !input.requires_grad() {
+/// Turns grad mode on for this thread and restores what was there when dropped, panic or not.
+pub struct GradGuard {
+    previous: bool,
+}
+
+impl GradGuard {
+    /// Grad mode is on until the guard is dropped.
+    pub fn new() -> Self {
+        // SAFETY: the call only reads and writes this thread's grad mode.
+        let previous = unsafe { torch_sys::at_grad_set_enabled(1) } != 0;
+        GradGuard { previous }
+    }
+}
+
+impl Default for GradGuard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for GradGuard {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`.
+        unsafe { torch_sys::at_grad_set_enabled(i32::from(self.previous)) };
+    }
+}
+
+/// The vector-Jacobian product: `Σ grad ⊙ ∂output/∂input` for every input, in the input's shape,
+/// dtype and device. `grad` has the shape of `output` and is converted to its dtype.
+///
+/// An input that `output` does not depend on gets zeros. The graph of `output` is freed unless
+/// `keep_graph` is set. Works whatever the thread's grad mode is.
+///
+/// # Errors
+/// `Argument` when `output` or an input does not require a gradient (libtorch itself would
+/// crash the process on such an output), `Shape` when `grad` does not fit.
+pub fn vjp(
+    output: &Tensor,
+    inputs: &[&Tensor],
+    grad: &Tensor,
+    keep_graph: bool,
+) -> Result<Vec<Tensor>> {
+    if grad.size() != output.size() {
         bail!(
-            Internal,
-            "a gradient was asked for of a tensor that requires none"
+            Shape,
+            "gradient: expected the output's shape {:?}, got {:?}",
+            output.size(),
+            grad.size()
         );
     }
-    let _recording = GradMode::on();
     if !output.requires_grad() {
-        return Ok(input.f_zeros_like()?);
+        bail!(
+            Argument,
+            "gradient: the output has no graph; it was computed with grad mode off or from inputs that require no gradient"
+        );
     }
-    let total = output
-        .f_mul(&gradient.f_to_kind(output.kind())?)?
-        .f_sum(output.kind())?;
-    // SAFETY-relevant precondition of `run_backward`: it crashes with grad mode off or without a
-    // graph; both were just made sure of.
-    #[allow(clippy::disallowed_methods)]
-    let mut gradients = Tensor::f_run_backward(&[&total], &[input], false, false)?;
-    match gradients.pop() {
-        Some(gradient) if gradient.defined() => Ok(gradient),
-        _ => Ok(input.f_zeros_like()?),
+    if let Some(index) = inputs.iter().position(|input| !input.requires_grad()) {
+        bail!(
+            Argument,
+            "gradient: input {index} does not require a gradient"
+        );
     }
+    let _grad_mode = GradGuard::new();
+    let weight = grad
+        .f_detach()?
+        .f_to_device(output.device())?
+        .f_to_kind(output.kind())?;
+    let scalar = output.f_mul(&weight)?.f_sum(output.kind())?;
+    if !scalar.requires_grad() {
+        bail!(Internal, "gradient: grad mode could not be turned on");
+    }
+    let grads = run_backward(&scalar, inputs, keep_graph)?;
+    let filled = grads.into_iter().zip(inputs).map(|(grad, input)| {
+        if grad.defined() {
+            Ok(grad.f_detach()?)
+        } else {
+            Ok(input.f_zeros_like()?.f_detach()?)
+        }
+    });
+    filled.collect()
 }
 
-/// Grad mode on until dropped; then as it was.
-struct GradMode(bool);
-
-impl GradMode {
-    fn on() -> Self {
-        // SAFETY: sets a thread-local flag and returns what it was.
-        GradMode(unsafe { torch_sys::at_grad_set_enabled(1) } != 0)
-    }
-}
-
-impl Drop for GradMode {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { torch_sys::at_grad_set_enabled(self.0.into()) };
-    }
+#[expect(
+    clippy::disallowed_methods,
+    reason = "vjp has checked grad mode and requires_grad, the two things that crash it"
+)]
+fn run_backward(scalar: &Tensor, inputs: &[&Tensor], keep_graph: bool) -> Result<Vec<Tensor>> {
+    Ok(Tensor::f_run_backward(
+        &[scalar],
+        inputs,
+        keep_graph,
+        false,
+    )?)
 }
 
 #[cfg(test)]
@@ -51,26 +103,50 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
+    fn leaf(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).set_requires_grad(true)
+    }
+
     #[test]
-    fn works_where_the_thread_records_nothing() {
-        let x = Tensor::f_from_slice(&[1f32, 2.0])
-            .unwrap()
-            .f_set_requires_grad(true)
-            .unwrap();
-        let y = x.f_mul(&x).unwrap();
-        let ones = Tensor::f_ones([2], (Kind::Float, Device::Cpu)).unwrap();
+    fn product_rule_and_zeros_for_an_unused_input() {
+        let (x, y) = (leaf(&[1., 2., 3.]), leaf(&[5.]));
+        let output = x.f_square().unwrap();
+        let grads = vjp(
+            &output,
+            &[&x, &y],
+            &Tensor::from_slice(&[1f32, 10., 100.]),
+            false,
+        );
+        let grads = grads.unwrap();
+        assert_eq!(Vec::<f32>::try_from(&grads[0]).unwrap(), [2., 40., 600.]);
+        assert_eq!(Vec::<f32>::try_from(&grads[1]).unwrap(), [0.]);
+    }
+
+    #[test]
+    fn works_with_grad_mode_off_and_leaves_it_off() {
+        let x = leaf(&[3.]);
+        let output = x.f_square().unwrap();
         let _off = tch::no_grad_guard();
+        let grads = vjp(&output, &[&x], &Tensor::from_slice(&[1f32]), false).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&grads[0]).unwrap(), [6.]);
+        assert!(!x.f_square().unwrap().requires_grad());
+    }
+
+    #[test]
+    fn refuses_what_would_crash() {
+        let x = leaf(&[3.]);
+        let constant = Tensor::f_zeros([1], (Kind::Float, Device::Cpu)).unwrap();
+        let one = Tensor::from_slice(&[1f32]);
+        assert_eq!(vjp(&constant, &[&x], &one, false).unwrap_err().status(), 2);
+        let output = x.f_square().unwrap();
         assert_eq!(
-            Vec::<f32>::try_from(vjp(&y, &x, &ones).unwrap()).unwrap(),
-            [2.0, 4.0]
+            vjp(&output, &[&constant], &one, false)
+                .unwrap_err()
+                .status(),
+            2
         );
-        assert_eq!(
-            Vec::<f32>::try_from(vjp(&ones, &x, &ones).unwrap()).unwrap(),
-            [0.0, 0.0]
-        );
-        assert!(
-            !x.f_mul(&x).unwrap().requires_grad(),
-            "grad mode is restored"
-        );
+        let wide = Tensor::from_slice(&[1f32, 2.]);
+        assert_eq!(vjp(&output, &[&x], &wide, false).unwrap_err().status(), 5);
+        assert!(vjp(&output, &[&x], &one, true).is_ok());
     }
 }

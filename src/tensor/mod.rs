@@ -7,7 +7,7 @@ mod hash;
 mod view;
 
 pub use array::from_array;
-pub use autograd::vjp;
+pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
 pub use view::{RawTensor, Use, View, device_name};

@@ -1,0 +1,264 @@
+//! The layers that the decoders share.
+
+use super::block::{Block, Chain};
+use super::source::Source;
+use crate::error::{Result, bail};
+use crate::tensor;
+use tch::{Kind, Tensor};
+
+/// eps of every GroupNorm of the KL decoders (diffusers autoencoders/vae.py).
+const GROUP_NORM_EPS: f64 = 1e-6;
+/// Least norm that RMS_norm divides by (torch.nn.functional.normalize).
+const NORMALIZE_EPS: f64 = 1e-12;
+
+/// 2-D convolution, stride 1, "same" padding.
+pub(super) struct Conv {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    padding: i64,
+}
+
+impl Conv {
+    /// `[O,I,k,k]`, or `[O,I,t,k,k]` of a causal 3-D convolution: before the first frame there
+    /// are only zeros, so one frame sees the last temporal slice alone (autoencoder_kl_wan.py).
+    pub(super) fn take(source: &mut Source, name: &str, inputs: i64) -> Result<Conv> {
+        let weight = source.take(&format!("{name}.weight"))?;
+        let shape = weight.size();
+        let weight = match shape.as_slice() {
+            [_, _, t, _, _] if *t > 0 => source.compact(weight.f_select(2, t - 1)?)?,
+            [_, _, _, _] => weight,
+            [o, i] => weight.f_reshape([*o, *i, 1, 1])?,
+            _ => bail!(
+                Weights,
+                "{name}.weight: expected a convolution, got shape {shape:?}"
+            ),
+        };
+        let size = weight.size();
+        let &[outputs, taken, k, k2] = size.as_slice() else {
+            bail!(Internal, "{name}.weight: shape {size:?}");
+        };
+        if taken != inputs || k != k2 || k % 2 == 0 {
+            bail!(
+                Weights,
+                "{name}.weight: expected {inputs} input channels and an odd square kernel, got shape {shape:?}"
+            );
+        }
+        let bias = source.take_optional(&format!("{name}.bias"))?;
+        if let Some(bias) = &bias
+            && bias.size() != [outputs]
+        {
+            bail!(
+                Weights,
+                "{name}.bias: expected [{outputs}], got {:?}",
+                bias.size()
+            );
+        }
+        Ok(Conv {
+            weight,
+            bias,
+            padding: k / 2,
+        })
+    }
+
+    pub(super) fn outputs(&self) -> i64 {
+        self.weight.size().first().copied().unwrap_or(0)
+    }
+}
+
+impl Block for Conv {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), 1, self.padding, 1, 1)?)
+    }
+    /// A convolution is linear: its gradient needs neither the input nor the output.
+    fn vjp(&self, _: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        Ok(grad.f_conv_transpose2d::<Tensor>(&self.weight, None, 1, self.padding, 0, 1, 1)?)
+    }
+}
+
+/// The normalisation in front of a convolution.
+pub(super) enum Norm {
+    /// GroupNorm with weight and bias (KL families).
+    Group {
+        groups: i64,
+        weight: Tensor,
+        bias: Tensor,
+    },
+    /// `x/‖x‖·√C·gamma` over the channels (Qwen-Image, Wan).
+    Rms { gamma: Tensor },
+}
+
+impl Norm {
+    /// The kind that the names tell: `gamma` is RMS_norm's, `weight` and `bias` GroupNorm's.
+    pub(super) fn take(source: &mut Source, name: &str, channels: i64) -> Result<Norm> {
+        if let Some(gamma) = source.take_optional(&format!("{name}.gamma"))? {
+            if gamma.numel() as i64 != channels {
+                bail!(
+                    Weights,
+                    "{name}.gamma: expected {channels} numbers, got shape {:?}",
+                    gamma.size()
+                );
+            }
+            return Ok(Norm::Rms {
+                gamma: gamma.f_reshape([1, channels, 1, 1])?,
+            });
+        }
+        let groups = source.groups();
+        if groups < 1 || channels % groups != 0 {
+            bail!(
+                Weights,
+                "{name}: {channels} channels cannot be split into {groups} groups; set `norm_num_groups` or put the model's config.json beside the file"
+            );
+        }
+        Ok(Norm::Group {
+            groups,
+            weight: source.take_shape(&format!("{name}.weight"), &[channels])?,
+            bias: source.take_shape(&format!("{name}.bias"), &[channels])?,
+        })
+    }
+
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Norm::Group {
+                groups,
+                weight,
+                bias,
+            } => x.f_group_norm(*groups, Some(weight), Some(bias), GROUP_NORM_EPS, true)?,
+            Norm::Rms { gamma } => {
+                // The sum of squares of a 16-bit map needs more range than 16 bits have.
+                let wide = x.f_to_kind(Kind::Float)?;
+                let norm = wide
+                    .f_norm_scalaropt_dim(2.0, 1, true)?
+                    .f_clamp_min(NORMALIZE_EPS)?;
+                let root = (gamma.numel() as f64).sqrt();
+                wide.f_div(&norm)?
+                    .f_to_kind(x.kind())?
+                    .f_mul_scalar(root)?
+                    .f_mul(gamma)?
+            }
+        })
+    }
+}
+
+/// Norm → SiLU → convolution.
+pub(super) struct NormConv {
+    pub norm: Norm,
+    pub conv: Conv,
+}
+
+impl Block for NormConv {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv.forward(&self.norm.apply(x)?.f_silu()?)
+    }
+
+    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let grad = self.conv.vjp(x, grad)?;
+        let _grad_mode = tensor::GradGuard::new();
+        let x = x.f_detach()?.f_set_requires_grad(true)?;
+        let y = self.norm.apply(&x)?.f_silu()?;
+        Ok(tensor::vjp(&y, &[&x], &grad, false)?.swap_remove(0))
+    }
+}
+
+/// `branch(x) + shortcut(x)`; no shortcut is the identity.
+pub(super) struct Residual {
+    pub branch: Chain,
+    pub shortcut: Option<Conv>,
+}
+
+impl Block for Residual {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let branch = self.branch.forward(x)?;
+        Ok(match &self.shortcut {
+            Some(conv) => branch.f_add(&conv.forward(x)?)?,
+            None => branch.f_add(x)?,
+        })
+    }
+
+    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let branch = self.branch.vjp(x, grad)?;
+        let _no_grad = tch::no_grad_guard();
+        Ok(match &self.shortcut {
+            Some(conv) => branch.f_add(&conv.vjp(x, grad)?)?,
+            None => branch.f_add(grad)?,
+        })
+    }
+}
+
+/// Self-attention over all pixels with one head, plus its input.
+pub(super) struct Attention {
+    pub norm: Norm,
+    /// Rows q, k, v: `[3C,C]` and `[3C]`, or one projection each.
+    pub qkv: Qkv,
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+/// The input projections of an [`Attention`].
+pub(super) enum Qkv {
+    /// One projection to 3C features.
+    Joint(Tensor, Tensor),
+    /// Projections to q, k and v.
+    Split([(Tensor, Tensor); 3]),
+}
+
+impl Block for Attention {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        let &[b, c, h, w] = size.as_slice() else {
+            bail!(Internal, "attention over a map of shape {size:?}");
+        };
+        let tokens = self
+            .norm
+            .apply(x)?
+            .f_flatten(2, 3)?
+            .f_transpose(1, 2)?
+            .f_reshape([b, 1, h * w, c])?;
+        let [q, k, v] = match &self.qkv {
+            Qkv::Split([q, k, v]) => [
+                tokens.f_linear(&q.0, Some(&q.1))?,
+                tokens.f_linear(&k.0, Some(&k.1))?,
+                tokens.f_linear(&v.0, Some(&v.1))?,
+            ],
+            Qkv::Joint(weight, bias) => {
+                let all = tokens.f_linear(weight, Some(bias))?;
+                [
+                    all.f_narrow(3, 0, c)?,
+                    all.f_narrow(3, c, c)?,
+                    all.f_narrow(3, 2 * c, c)?,
+                ]
+            }
+        };
+        let mixed = Tensor::f_scaled_dot_product_attention::<Tensor>(
+            &q, &k, &v, None, 0.0, false, None, false,
+        )?;
+        let out = mixed
+            .f_linear(&self.weight, Some(&self.bias))?
+            .f_reshape([b, h * w, c])?
+            .f_transpose(1, 2)?
+            .f_reshape([b, c, h, w])?;
+        Ok(out.f_add(x)?)
+    }
+}
+
+/// Nearest ×2, then a convolution. (`nearest-exact` is the same at a factor of 2.)
+pub(super) struct Upsample(pub Conv);
+
+impl Block for Upsample {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        let [.., h, w] = size.as_slice() else {
+            bail!(Internal, "upsampling a map of shape {size:?}");
+        };
+        let wide = x.f_upsample_nearest2d([2 * h, 2 * w], None, None)?;
+        self.0.forward(&wide)
+    }
+    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let wide = self.0.vjp(x, grad)?;
+        let _no_grad = tch::no_grad_guard();
+        // Four pixels came from one: their gradients add up.
+        Ok(wide
+            .f_avg_pool2d(2, 2, 0, false, true, None)?
+            .f_mul_scalar(4.0)?)
+    }
+}

@@ -1,0 +1,197 @@
+//! From a file or a host's tensors to a decoder.
+
+use super::sidecar::{Sidecar, weights_file};
+use super::source::Source;
+use super::torchscript::{Script, is_torchscript};
+use super::*;
+use crate::{tensor, weights};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// norm_num_groups of every published model whose file comes without a config.
+const DEFAULT_GROUPS: i64 = 32;
+/// batch_norm_eps of FLUX.2's VAE.
+const DEFAULT_BN_EPS: f64 = 1e-4;
+/// Image pixels per latent pixel of every image VAE here.
+const DEFAULT_SCALE: i64 = 8;
+
+pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
+    let Some(path) = &config.path else {
+        bail!(
+            Config,
+            "vae config: `path` is needed to load a VAE from a file"
+        );
+    };
+    let file = weights_file(path)?;
+    let result = if config.family == Some(VaeFamily::Torchscript) || is_torchscript(&file) {
+        script(config, &file, device)
+    } else {
+        let hint = RefCell::new(None);
+        let arrays = weights::load(&file, &|name| {
+            if let Some(format) = dialect::format_hint(name) {
+                hint.borrow_mut().get_or_insert(format);
+            }
+            dialect::wanted(name)
+        })?;
+        let sidecar = Sidecar::beside(&file)?;
+        let tensors = arrays.into_iter().map(|(name, array)| {
+            let tensor = tensor::from_array(&array, device)?.f_to_kind(kind(config.dtype))?;
+            Ok((name, tensor))
+        });
+        let tensors = tensors.collect::<Result<Vec<_>>>()?;
+        build(tensors, config, &sidecar, hint.into_inner(), device, false)
+    };
+    result.map_err(|e| e.context(file.display()))
+}
+
+pub(super) fn from_tensors(
+    tensors: Vec<(String, Tensor)>,
+    config: &VaeConfig,
+    device: Device,
+) -> Result<Decoder> {
+    build(tensors, config, &Sidecar::default(), None, device, true)
+}
+
+fn build(
+    tensors: Vec<(String, Tensor)>,
+    config: &VaeConfig,
+    sidecar: &Sidecar,
+    hint: Option<LatentFormat>,
+    device: Device,
+    shared: bool,
+) -> Result<Decoder> {
+    let names = dialect::translate(tensors.iter().map(|(name, _)| name.as_str()))?;
+    let renamed: BTreeMap<String, Tensor> = tensors
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((names.get(&name)?.clone(), tensor)))
+        .collect();
+    let family = family_of(&renamed)?;
+    if let Some(wanted) = config.family
+        && wanted != family
+    {
+        bail!(
+            Weights,
+            "expected a VAE of the family {wanted:?}, but the tensors are those of {family:?}"
+        );
+    }
+    sidecar.check(family)?;
+    let groups = config.norm_num_groups.or(sidecar.norm_num_groups);
+    let groups = groups.unwrap_or(DEFAULT_GROUPS);
+    let layers = tiny_layers(&renamed);
+    let kind = kind(config.dtype);
+    let mut source = Source::new(renamed, kind, device, groups, shared);
+    let (chain, channels, scale) = match family {
+        VaeFamily::Tiny => tiny::build(&mut source, &layers)?,
+        _ => kl::build(&mut source)?,
+    };
+    let stats = if family == VaeFamily::Flux2 {
+        let eps = sidecar.batch_norm_eps.unwrap_or(DEFAULT_BN_EPS);
+        Some(kl::patch_stats(&mut source, channels, eps)?)
+    } else {
+        None
+    };
+    source.finish(&format!("{family:?} decoder"))?;
+    let format = match family {
+        VaeFamily::Tiny => Some(LatentFormat::None),
+        VaeFamily::Flux2 => Some(LatentFormat::Flux2),
+        VaeFamily::Wan if sidecar.is_qwen_image() => Some(LatentFormat::QwenImage),
+        VaeFamily::Wan => Some(LatentFormat::Wan21),
+        _ => sidecar.format().or(hint),
+    };
+    Ok(Decoder {
+        chain,
+        family,
+        channels,
+        scale,
+        range: match family {
+            VaeFamily::Tiny => ImageRange::Unit,
+            _ => ImageRange::Signed,
+        },
+        kind,
+        device,
+        recompute: config.recompute,
+        slicing: config.slicing,
+        stats,
+        format,
+    })
+}
+
+fn family_of(tensors: &BTreeMap<String, Tensor>) -> Result<VaeFamily> {
+    let rank = tensors.get("decoder.conv_in.weight").map(Tensor::dim);
+    let residual = |name: &String| name.contains(".upsampler.") || name.contains(".upsamples.");
+    if rank == Some(5) {
+        if tensors.keys().any(residual) {
+            bail!(
+                Unsupported,
+                "this is the residual VAE of Wan 2.2 (48 channels, /16); only Wan 2.1's is implemented"
+            );
+        }
+        return Ok(VaeFamily::Wan);
+    }
+    if rank == Some(4) {
+        return Ok(if tensors.contains_key("bn.running_mean") {
+            VaeFamily::Flux2
+        } else {
+            VaeFamily::Kl
+        });
+    }
+    if tensors.keys().any(|n| n.starts_with("decoder.layers.")) {
+        return Ok(VaeFamily::Tiny);
+    }
+    let shown: Vec<&str> = tensors.keys().take(6).map(String::as_str).collect();
+    bail!(
+        Weights,
+        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, TAESD): its tensors are {}, …; load it as TorchScript",
+        shown.join(", ")
+    )
+}
+
+fn tiny_layers(tensors: &BTreeMap<String, Tensor>) -> Vec<u32> {
+    let numbers = tensors.keys().filter_map(|name| {
+        let rest = name.strip_prefix("decoder.layers.")?;
+        rest.split('.').next()?.parse().ok()
+    });
+    let mut layers: Vec<u32> = numbers.collect();
+    layers.sort_unstable();
+    layers.dedup();
+    layers
+}
+
+fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
+    if let Some(family) = config.family
+        && family != VaeFamily::Torchscript
+    {
+        bail!(
+            Weights,
+            "expected a VAE of the family {family:?}, got a TorchScript archive"
+        );
+    }
+    let Some(channels) = config.latent_channels else {
+        bail!(
+            Config,
+            "vae config: a TorchScript decoder does not tell its latent; set `latent_channels`"
+        );
+    };
+    let blocks: Vec<Box<dyn Block>> = vec![Box::new(Script::load(file, device)?)];
+    Ok(Decoder {
+        chain: Chain(blocks),
+        family: VaeFamily::Torchscript,
+        channels,
+        scale: config.scale_factor.unwrap_or(DEFAULT_SCALE),
+        range: config.image_range,
+        kind: kind(config.dtype),
+        device,
+        recompute: config.recompute,
+        slicing: config.slicing,
+        stats: None,
+        format: None,
+    })
+}
+
+fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::F16 => Kind::Half,
+    }
+}

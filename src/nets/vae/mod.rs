@@ -1,0 +1,309 @@
+//! Frozen VAE decoders: latents → image, differentiable with respect to the latents.
+
+mod block;
+mod dialect;
+mod kl;
+mod layers;
+mod load;
+mod sidecar;
+mod source;
+mod tiny;
+mod torchscript;
+
+use crate::config::{ImageRange, LatentFormat, Precision, Recompute, VaeConfig, VaeFamily};
+use crate::error::{Result, bail};
+use crate::latent::PatchStats;
+use crate::tensor::{self, device_name};
+use block::{Block, Chain};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// A VAE's decoder. Its weights never require a gradient.
+pub struct Decoder {
+    chain: Chain,
+    family: VaeFamily,
+    channels: i64,
+    scale: i64,
+    range: ImageRange,
+    kind: Kind,
+    device: Device,
+    recompute: Recompute,
+    slicing: bool,
+    stats: Option<PatchStats>,
+    format: Option<LatentFormat>,
+}
+
+/// A decoded image and what its backward pass needs.
+pub struct Recording {
+    image: Tensor,
+    latents: Tensor,
+    tape: Tape,
+}
+
+enum Tape {
+    /// Everything: the image with its graph.
+    Graph(Tensor),
+    /// The inputs of the blocks, for every part of the batch.
+    Inputs(Vec<Vec<Tensor>>),
+}
+
+impl Recording {
+    /// The image `[B,3,H,W]`, f32, without a graph; see [`Decoder::decode`].
+    pub fn image(&self) -> &Tensor {
+        &self.image
+    }
+}
+
+impl Decoder {
+    /// Loads a decoder from the file or diffusers folder that `config` names. The family and the
+    /// dialect of its names are found from the tensors; a config.json beside the file is read.
+    ///
+    /// # Errors
+    /// `Config` without a path; `Io`, `Format`, `Limit` for files that cannot be read; `Weights`
+    /// for another family, missing or extra tensors; `Unsupported` for a known but missing one.
+    pub fn load(config: &VaeConfig, device: Device) -> Result<Self> {
+        load::from_file(config, device)
+    }
+
+    /// Builds a decoder from tensors that the host already has, named as in any file. Tensors of
+    /// the configured dtype on `device` are shared, not copied (a tensor made under
+    /// inference_mode is, because autograd cannot keep it).
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn from_tensors(
+        tensors: Vec<(String, Tensor)>,
+        config: &VaeConfig,
+        device: Device,
+    ) -> Result<Self> {
+        load::from_tensors(tensors, config, device)
+    }
+
+    /// Decodes VAE-space latents `[B,C,h,w]`, f32, f16 or bf16 → image `[B,3,s·h,s·w]`, f32, RGB,
+    /// in units of [0, 1] but not clamped. The graph is kept when grad mode is on and the latents
+    /// require a gradient; see [`Decoder::record`] for the configured memory policy.
+    ///
+    /// # Errors
+    /// `Shape`, `Dtype`, `Device` for latents that do not fit; `OutOfMemory`.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.check(latents)?;
+        let parts = self.parts(latents)?;
+        let images = parts
+            .iter()
+            .map(|part| self.image(&self.chain.forward(&part.f_to_kind(self.kind)?)?));
+        join(images.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Decodes and remembers what [`Decoder::backward`] needs: all activations, or with
+    /// `recompute: blocks` only the blocks' inputs. Works whatever the thread's grad mode is.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    pub fn record(&self, latents: &Tensor) -> Result<Recording> {
+        self.check(latents)?;
+        let latents = latents.f_detach()?;
+        if self.recompute == Recompute::None {
+            let _grad_mode = tensor::GradGuard::new();
+            let leaf = latents.f_set_requires_grad(true)?;
+            let image = self.decode(&leaf)?;
+            return Ok(Recording {
+                image: image.f_detach()?,
+                latents: leaf,
+                tape: Tape::Graph(image),
+            });
+        }
+        let (mut images, mut inputs) = (vec![], vec![]);
+        for part in self.parts(&latents)? {
+            let (y, kept) = self.chain.record(&part.f_to_kind(self.kind)?)?;
+            images.push(self.image(&y)?);
+            inputs.push(kept);
+        }
+        Ok(Recording {
+            image: join(images)?,
+            latents,
+            tape: Tape::Inputs(inputs),
+        })
+    }
+
+    /// The gradient with respect to the latents that were recorded, in their shape and dtype,
+    /// from the gradient `[B,3,H,W]` with respect to the image. Frees the recording.
+    ///
+    /// # Errors
+    /// `Shape` for a gradient of another shape than the image's; `OutOfMemory`.
+    pub fn backward(&self, recording: Recording, grad_image: &Tensor) -> Result<Tensor> {
+        let Recording {
+            image,
+            latents,
+            tape,
+        } = recording;
+        if grad_image.size() != image.size() {
+            bail!(
+                Shape,
+                "gradient of the image: expected {:?}, got {:?}",
+                image.size(),
+                grad_image.size()
+            );
+        }
+        drop(image);
+        let _no_grad = tch::no_grad_guard();
+        let grad = grad_image.f_detach()?.f_to_kind(Kind::Float)?;
+        let loss_scale = self.loss_scale(&grad)?;
+        let grad = grad.f_mul_scalar(loss_scale)?;
+        let result = match tape {
+            Tape::Graph(output) => tensor::vjp(&output, &[&latents], &grad, false)?.swap_remove(0),
+            Tape::Inputs(parts) => {
+                let mut grads = Vec::with_capacity(parts.len());
+                for (inputs, grad) in parts.into_iter().zip(self.parts(&grad)?) {
+                    let grad = match self.range {
+                        ImageRange::Signed => grad.f_mul_scalar(0.5)?,
+                        ImageRange::Unit => grad,
+                    };
+                    grads.push(self.chain.replay(inputs, &grad.f_to_kind(self.kind)?)?);
+                }
+                join(grads)?
+            }
+        };
+        Ok(result
+            .f_to_kind(Kind::Float)?
+            .f_div_scalar(loss_scale)?
+            .f_to_kind(latents.kind())?)
+    }
+
+    /// The gradient with respect to `latents` alone, decoding again: [`Decoder::record`] and
+    /// [`Decoder::backward`], with `slicing` one sample after the other.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn vjp(&self, latents: &Tensor, grad_image: &Tensor) -> Result<Tensor> {
+        self.check(latents)?;
+        let mut grads = vec![];
+        let shape = grad_image.size();
+        if shape.first() != latents.size().first() {
+            bail!(
+                Shape,
+                "gradient of the image: expected a batch as that of the latents, got {shape:?}"
+            );
+        }
+        for (part, grad) in self.parts(latents)?.iter().zip(self.parts(grad_image)?) {
+            let recording = self.record(part)?;
+            grads.push(self.backward(recording, &grad)?);
+        }
+        join(grads)
+    }
+
+    /// Channels of the latents.
+    pub fn channels(&self) -> i64 {
+        self.channels
+    }
+
+    /// Image pixels per latent pixel.
+    pub fn scale_factor(&self) -> i64 {
+        self.scale
+    }
+
+    /// The family that the tensors are of.
+    pub fn family(&self) -> VaeFamily {
+        self.family
+    }
+
+    /// The latent format of the models that this VAE belongs to, where its files tell; SD1.5 and
+    /// SDXL, and likewise SD3 and FLUX.1, differ in nothing but a config.json or the networks
+    /// beside them. The TAESD family decodes model-space latents: `none`.
+    pub fn format(&self) -> Option<&LatentFormat> {
+        self.format.as_ref()
+    }
+
+    /// FLUX.2's latent statistics, for [`crate::latent::to_vae_space`].
+    pub fn patch_stats(&self) -> Option<&PatchStats> {
+        self.stats.as_ref()
+    }
+
+    /// One line for a log.
+    pub fn description(&self) -> String {
+        format!(
+            "{:?} decoder, {} latent channels, x{}, {:?} on {}",
+            self.family,
+            self.channels,
+            self.scale,
+            self.kind,
+            device_name(self.device)
+        )
+    }
+
+    fn check(&self, latents: &Tensor) -> Result<()> {
+        let shape = latents.size();
+        if !matches!(shape.as_slice(), [b, c, h, w] if *b > 0 && *c == self.channels && *h > 0 && *w > 0)
+        {
+            bail!(
+                Shape,
+                "latents: the VAE decodes [B,{},h,w] with at least one pixel, got {shape:?}",
+                self.channels
+            );
+        }
+        if !matches!(
+            latents.kind(),
+            Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
+        ) {
+            bail!(
+                Dtype,
+                "latents: expected float32, float16 or bfloat16, got {:?}",
+                latents.kind()
+            );
+        }
+        if latents.device() != self.device {
+            bail!(
+                Device,
+                "latents: the VAE is on {}, got latents on {}",
+                device_name(self.device),
+                device_name(latents.device())
+            );
+        }
+        Ok(())
+    }
+
+    /// The batch as it is worked on: whole, or sample by sample.
+    fn parts(&self, batch: &Tensor) -> Result<Vec<Tensor>> {
+        let samples = batch.size().first().copied().unwrap_or(0);
+        if !self.slicing || samples <= 1 {
+            return Ok(vec![batch.shallow_clone()]);
+        }
+        (0..samples).map(|i| Ok(batch.f_narrow(0, i, 1)?)).collect()
+    }
+
+    fn image(&self, y: &Tensor) -> Result<Tensor> {
+        let shape = y.size();
+        if !matches!(shape.as_slice(), [_, 3, _, _]) {
+            bail!(
+                Shape,
+                "the decoder gave {shape:?} instead of an image [B,3,H,W]"
+            );
+        }
+        let y = y.f_to_kind(Kind::Float)?;
+        Ok(match self.range {
+            ImageRange::Signed => y.f_add_scalar(1.0)?.f_mul_scalar(0.5)?,
+            ImageRange::Unit => y,
+        })
+    }
+
+    /// A power of two that brings the gradient near 1 in f16, whose least number is 6e-8; 1
+    /// elsewhere.
+    fn loss_scale(&self, grad: &Tensor) -> Result<f64> {
+        if self.kind != Kind::Half || grad.numel() == 0 {
+            return Ok(1.0);
+        }
+        let largest = grad.f_abs()?.f_max()?.f_double_value(&[])?;
+        let exponent = largest.log2().floor();
+        Ok(if exponent.is_finite() {
+            2f64.powi(-(exponent as i32))
+        } else {
+            1.0
+        })
+    }
+}
+
+fn join(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    if parts.len() == 1 {
+        return Ok(parts.swap_remove(0));
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
+}

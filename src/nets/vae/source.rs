@@ -1,0 +1,140 @@
+//! A VAE's named tensors, handed out once each, so that what is missing and what is left over
+//! can both be told.
+
+use crate::error::{Result, bail};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// How many names an error lists.
+const LISTED: usize = 8;
+
+/// The decoder's tensors under diffusers' names.
+pub(super) struct Source {
+    tensors: BTreeMap<String, Tensor>,
+    kind: Kind,
+    device: Device,
+    groups: i64,
+    shared: bool,
+}
+
+impl Source {
+    /// `shared`: the tensors belong to the host and must not be copied where that can be avoided.
+    pub(super) fn new(
+        tensors: BTreeMap<String, Tensor>,
+        kind: Kind,
+        device: Device,
+        groups: i64,
+        shared: bool,
+    ) -> Self {
+        Source {
+            tensors,
+            kind,
+            device,
+            groups,
+            shared,
+        }
+    }
+
+    /// Groups of every GroupNorm.
+    pub(super) fn groups(&self) -> i64 {
+        self.groups
+    }
+
+    /// Whether a tensor of that name is still there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The sizes of a tensor that is still there.
+    pub(super) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.tensors.get(name).map(Tensor::size)
+    }
+
+    /// Hands out a tensor in the network's dtype, on its device, without a gradient. A tensor
+    /// that has both already keeps its memory.
+    pub(super) fn take(&mut self, name: &str) -> Result<Tensor> {
+        match self.take_optional(name)? {
+            Some(tensor) => Ok(tensor),
+            None => bail!(
+                Weights,
+                "missing tensor {name}; left in the file: {}",
+                self.listed()
+            ),
+        }
+    }
+
+    /// As [`Source::take`], or `None`.
+    pub(super) fn take_optional(&mut self, name: &str) -> Result<Option<Tensor>> {
+        let kind = self.kind;
+        self.take_as(name, kind)
+    }
+
+    /// As [`Source::take_optional`], in the given dtype.
+    pub(super) fn take_as(&mut self, name: &str, kind: Kind) -> Result<Option<Tensor>> {
+        let Some(tensor) = self.tensors.remove(name) else {
+            return Ok(None);
+        };
+        let mut tensor = tensor
+            .f_detach()?
+            .f_to_device(self.device)?
+            .f_to_kind(kind)?;
+        // Autograd cannot save a tensor that was made under inference_mode; a copy it can.
+        if tensor.f_is_inference()? {
+            let mut copy = Tensor::f_empty(tensor.size(), (kind, self.device))?;
+            copy.f_copy_(&tensor)?;
+            tensor = copy;
+        }
+        Ok(Some(tensor))
+    }
+
+    /// As [`Source::take`], with its sizes checked.
+    pub(super) fn take_shape(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let tensor = self.take(name)?;
+        if tensor.size() != shape {
+            bail!(
+                Weights,
+                "{name}: expected shape {shape:?}, got {:?}",
+                tensor.size()
+            );
+        }
+        Ok(tensor)
+    }
+
+    /// A view of a taken tensor as the network keeps it: compact, so that the rest of the tensor
+    /// can be freed, unless the host keeps the whole anyway.
+    pub(super) fn compact(&self, view: Tensor) -> Result<Tensor> {
+        if self.shared {
+            return Ok(view);
+        }
+        Ok(view.f_contiguous()?)
+    }
+
+    /// Drops tensors that this network has no use for.
+    pub(super) fn discard(&mut self, useless: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| !useless(name));
+    }
+
+    /// Checks that every tensor was used.
+    pub(super) fn finish(&self, what: &str) -> Result<()> {
+        if !self.tensors.is_empty() {
+            bail!(
+                Weights,
+                "{what}: the file has {} tensor(s) that this decoder does not: {}",
+                self.tensors.len(),
+                self.listed()
+            );
+        }
+        Ok(())
+    }
+
+    fn listed(&self) -> String {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let more = names.len().saturating_sub(LISTED);
+        names.truncate(LISTED);
+        match (names.is_empty(), more) {
+            (true, _) => "nothing".into(),
+            (false, 0) => names.join(", "),
+            (false, _) => format!("{} and {more} more", names.join(", ")),
+        }
+    }
+}

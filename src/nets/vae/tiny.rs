@@ -1,0 +1,145 @@
+//! The TAESD family: `tanh(x/3)·3`, convolutions and ReLU only, image in [0, 1] (diffusers
+//! `autoencoders/vae.py` class DecoderTiny; TAEF2 adds a GroupNorm branch to its first blocks).
+
+use super::block::{Block, Chain};
+use super::layers::{Conv, Upsample};
+use super::source::Source;
+use crate::error::{Result, bail};
+use tch::Tensor;
+
+/// Groups of TAEF2's GroupNorm; torch's default eps.
+const POOL_GROUPS: i64 = 4;
+const POOL_EPS: f64 = 1e-5;
+
+/// Builds the chain; returns it with the latent's channels and the image pixels per latent pixel.
+/// `layers` are the numbers N of `decoder.layers.N.…` that hold weights.
+pub(super) fn build(source: &mut Source, layers: &[u32]) -> Result<(Chain, i64, i64)> {
+    let (Some(&first), Some(&last)) = (layers.first(), layers.last()) else {
+        bail!(Weights, "missing tensor decoder.layers.0.weight");
+    };
+    let name = format!("decoder.layers.{first}.weight");
+    let Some(&[_, channels, ..]) = source.shape(&name).as_deref() else {
+        bail!(Weights, "{name}: expected the first convolution");
+    };
+    let mut width = channels;
+    let mut scale = 1;
+    let mut blocks: Vec<Box<dyn Block>> = vec![];
+    for &layer in layers {
+        let name = format!("decoder.layers.{layer}");
+        if source.has(&format!("{name}.conv.0.weight")) {
+            blocks.push(Box::new(TinyBlock::take(source, &name, &mut width)?));
+            continue;
+        }
+        let conv = Conv::take(source, &name, width)?;
+        width = conv.outputs();
+        if layer == first {
+            blocks.push(Box::new(Stem(conv)));
+        } else if layer == last {
+            blocks.push(Box::new(conv));
+        } else {
+            blocks.push(Box::new(Upsample(conv)));
+            scale *= 2;
+        }
+    }
+    if width != 3 {
+        bail!(
+            Weights,
+            "decoder.layers.{last}: expected a convolution to an RGB image, got {width} channels; an encoder's file cannot decode"
+        );
+    }
+    Ok((Chain(blocks), channels, scale))
+}
+
+/// Soft clamp of the latent, convolution, ReLU.
+struct Stem(Conv);
+
+impl Block for Stem {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let clamped = x.f_div_scalar(3.0)?.f_tanh()?.f_mul_scalar(3.0)?;
+        Ok(self.0.forward(&clamped)?.f_relu()?)
+    }
+}
+
+struct TinyBlock {
+    convs: [Conv; 3],
+    skip: Option<Conv>,
+    pool: Option<Pool>,
+}
+
+struct Pool {
+    widen: Conv,
+    weight: Tensor,
+    bias: Tensor,
+    narrow: Conv,
+}
+
+impl TinyBlock {
+    fn take(source: &mut Source, name: &str, width: &mut i64) -> Result<TinyBlock> {
+        let inputs = *width;
+        let conv0 = Conv::take(source, &format!("{name}.conv.0"), inputs)?;
+        let outputs = conv0.outputs();
+        let conv2 = Conv::take(source, &format!("{name}.conv.2"), outputs)?;
+        let conv4 = Conv::take(source, &format!("{name}.conv.4"), conv2.outputs())?;
+        let skip = if inputs == outputs {
+            None
+        } else {
+            Some(Conv::take(source, &format!("{name}.skip"), inputs)?)
+        };
+        let pool = if source.has(&format!("{name}.pool.0.weight")) {
+            let widen = Conv::take(source, &format!("{name}.pool.0"), inputs)?;
+            let wide = widen.outputs();
+            if wide % POOL_GROUPS != 0 {
+                bail!(
+                    Weights,
+                    "{name}.pool: {wide} channels are not a multiple of {POOL_GROUPS}"
+                );
+            }
+            Some(Pool {
+                weight: source.take_shape(&format!("{name}.pool.1.weight"), &[wide])?,
+                bias: source.take_shape(&format!("{name}.pool.1.bias"), &[wide])?,
+                narrow: Conv::take(source, &format!("{name}.pool.3"), wide)?,
+                widen,
+            })
+        } else {
+            None
+        };
+        if pool.as_ref().is_some_and(|p| p.narrow.outputs() != inputs)
+            || skip.as_ref().is_some_and(|s| s.outputs() != outputs)
+            || conv4.outputs() != outputs
+        {
+            bail!(Weights, "{name}: its convolutions do not fit together");
+        }
+        *width = outputs;
+        Ok(TinyBlock {
+            convs: [conv0, conv2, conv4],
+            skip,
+            pool,
+        })
+    }
+}
+
+impl Block for TinyBlock {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = match &self.pool {
+            Some(pool) => {
+                let wide = pool.widen.forward(x)?.f_group_norm(
+                    POOL_GROUPS,
+                    Some(&pool.weight),
+                    Some(&pool.bias),
+                    POOL_EPS,
+                    true,
+                )?;
+                x.f_add(&pool.narrow.forward(&wide.f_relu()?)?)?
+            }
+            None => x.shallow_clone(),
+        };
+        let [conv0, conv2, conv4] = &self.convs;
+        let h = conv0.forward(&x)?.f_relu()?;
+        let h = conv4.forward(&conv2.forward(&h)?.f_relu()?)?;
+        let sum = match &self.skip {
+            Some(skip) => h.f_add(&skip.forward(&x)?)?,
+            None => h.f_add(&x)?,
+        };
+        Ok(sum.f_relu()?)
+    }
+}
