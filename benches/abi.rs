@@ -43,7 +43,7 @@ fn calls(c: &mut Criterion) {
     unsafe {
         assert_eq!((api().context_new)(null(), &mut context), 0);
         assert_eq!(
-            (api().loss_new)(context, null(), null(), config.as_ptr(), &mut loss),
+            (api().loss_new)(context, null(), null(), null(), config.as_ptr(), &mut loss),
             0
         );
         assert_eq!((api().graph_new)(context, &mut graph), 0);

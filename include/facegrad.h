@@ -85,9 +85,19 @@
 #define FACEGRAD_SAMPLE_DEGENERATE 6
 
 /**
- * Its loss or gradient was not finite; it was dropped.
+ * Its image, loss or gradient was not finite; it was dropped.
  */
 #define FACEGRAD_SAMPLE_NON_FINITE 7
+
+/**
+ * Its noise level lies outside the window of the configuration.
+ */
+#define FACEGRAD_SAMPLE_TIME 8
+
+/**
+ * The step is not one of every n.
+ */
+#define FACEGRAD_SAMPLE_STEP 9
 
 /**
  * `facegrad_sample.located`: the generated face was not found or not looked for.
@@ -179,6 +189,11 @@ typedef struct facegrad_graph facegrad_graph;
  * A loss: configuration, networks and remembered references. Any thread may use it.
  */
 typedef struct facegrad_loss facegrad_loss;
+
+/**
+ * A frozen VAE decoder. Any thread may use it.
+ */
+typedef struct facegrad_vae facegrad_vae;
 
 /**
  * What every fallible function returns: `FACEGRAD_OK` or one of `FACEGRAD_ERR_*`.
@@ -394,6 +409,49 @@ typedef struct facegrad_result {
 } facegrad_result;
 
 /**
+ * What a trainer knows at one step, for a batch of N. Zero every field that is not used.
+ */
+typedef struct facegrad_step {
+  /**
+   * `sizeof(facegrad_step)`.
+   */
+  size_t struct_size;
+  /**
+   * The noisy latents in the prediction's layout; NULL where the model predicts x0 itself.
+   */
+  const struct facegrad_tensor *x_t;
+  /**
+   * The model's prediction, in its own packing; float32, float16 or bfloat16.
+   */
+  const struct facegrad_tensor *prediction;
+  /**
+   * `[N]` times, as the configuration's `prediction.time` says; on any device.
+   */
+  const struct facegrad_tensor *times;
+  /**
+   * `[N,2]` pairs a, b of x0 = a·x_t + b·prediction, for `prediction.kind` "custom" alone.
+   */
+  const struct facegrad_tensor *coefficients;
+  /**
+   * Height of the unpacked latent in latent pixels; needed by packings of tokens, else 0.
+   */
+  int64_t latent_height;
+  /**
+   * Its width.
+   */
+  int64_t latent_width;
+  /**
+   * The number of the step, for `every_n_steps`.
+   */
+  uint64_t number;
+  /**
+   * The norm of the main loss's gradient with respect to the prediction, for `gradient_limit`; 0 where
+   * not known.
+   */
+  double gradient_norm;
+} facegrad_step;
+
+/**
  * All functions of ABI version 1. The table only grows at its end: look at `struct_size` before
  * using a field that came later than the version you were compiled with.
  */
@@ -447,9 +505,28 @@ typedef struct facegrad_api {
                                    size_t capacity,
                                    size_t *needed);
   void (*backbone_free)(struct facegrad_backbone *backbone);
+  facegrad_status (*vae_new)(const struct facegrad_context *context,
+                             const char *config,
+                             struct facegrad_vae **out);
+  facegrad_status (*vae_new_from_tensors)(const struct facegrad_context *context,
+                                          const char *const *names,
+                                          const struct facegrad_tensor *tensors,
+                                          size_t count,
+                                          const char *config,
+                                          struct facegrad_vae **out);
+  facegrad_status (*vae_decode)(struct facegrad_vae *vae,
+                                const struct facegrad_tensor *latents,
+                                const struct facegrad_tensor *images,
+                                void *stream);
+  facegrad_status (*vae_info)(const struct facegrad_vae *vae,
+                              char *buffer,
+                              size_t capacity,
+                              size_t *needed);
+  void (*vae_free)(struct facegrad_vae *vae);
   facegrad_status (*loss_new)(const struct facegrad_context *context,
                               const struct facegrad_detector *detector,
                               const struct facegrad_backbone *backbone,
+                              const struct facegrad_vae *vae,
                               const char *config,
                               struct facegrad_loss **out);
   facegrad_status (*loss_set_reference)(struct facegrad_loss *loss,
@@ -466,6 +543,14 @@ typedef struct facegrad_api {
                                  size_t samples_capacity,
                                  struct facegrad_result *result,
                                  void *stream);
+  facegrad_status (*loss_step)(struct facegrad_loss *loss,
+                               const struct facegrad_step *step,
+                               const struct facegrad_targets *targets,
+                               const struct facegrad_tensor *gradient,
+                               struct facegrad_sample *samples,
+                               size_t samples_capacity,
+                               struct facegrad_result *result,
+                               void *stream);
   facegrad_status (*loss_info)(const struct facegrad_loss *loss,
                                char *buffer,
                                size_t capacity,
@@ -477,6 +562,27 @@ typedef struct facegrad_api {
                                  int32_t needs_gradient,
                                  int64_t *node,
                                  void *stream);
+  facegrad_status (*graph_predict_x0)(struct facegrad_graph *graph,
+                                      int64_t x_t,
+                                      int64_t prediction,
+                                      const struct facegrad_tensor *times,
+                                      const char *config,
+                                      int64_t *node,
+                                      void *stream);
+  facegrad_status (*graph_unpack)(struct facegrad_graph *graph,
+                                  int64_t latents,
+                                  const struct facegrad_vae *vae,
+                                  const char *config,
+                                  int64_t height,
+                                  int64_t width,
+                                  int64_t *node,
+                                  void *stream);
+  facegrad_status (*graph_decode)(struct facegrad_graph *graph,
+                                  int64_t latents,
+                                  struct facegrad_vae *vae,
+                                  const char *config,
+                                  int64_t *node,
+                                  void *stream);
   facegrad_status (*graph_face_loss)(struct facegrad_graph *graph,
                                      int64_t images,
                                      struct facegrad_loss *loss,
@@ -682,7 +788,7 @@ facegrad_status facegrad_set_log_callback(facegrad_log_callback log,
 /**
  * Counts live handles: for a host's own leak tests.
  *
- * @param[in] kind `context`, `detector`, `backbone`, `loss`, `graph`; NULL counts all
+ * @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`; NULL counts all
  */
 facegrad_status facegrad_debug_live(const char *kind, int64_t *count);
 
@@ -824,18 +930,92 @@ facegrad_status facegrad_backbone_info(const struct facegrad_backbone *backbone,
 void facegrad_backbone_free(struct facegrad_backbone *backbone);
 
 /**
+ * Loads the frozen decoder of a VAE: AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1 and all that share it),
+ * FLUX.2, Qwen-Image and Wan 2.1 (one frame), the TAESD family, or TorchScript. The family and the dialect
+ * of the names (diffusers, LDM, ComfyUI, Wan) are found from the tensors; a config.json beside the file
+ * is read.
+ *
+ * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
+ * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
+ * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
+ * `norm_num_groups`; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+ * @param[out] out the new decoder; NULL on failure
+ *
+ * Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
+ */
+facegrad_status facegrad_vae_new(const struct facegrad_context *context,
+                                 const char *config,
+                                 struct facegrad_vae **out);
+
+/**
+ * Builds a decoder from tensors that the host already has, named as in any of the files above. Tensors
+ * of the configured dtype on the context's device are used where they are: they must stay, unchanged,
+ * until the decoder and every loss made with it are freed.
+ *
+ * @param[in] names `count` names
+ * @param[in] tensors `count` tensors
+ * @param[in] config as in `facegrad_vae_new`, without `path`; NULL for the defaults
+ * @param[out] out the new decoder; NULL on failure
+ */
+facegrad_status facegrad_vae_new_from_tensors(const struct facegrad_context *context,
+                                              const char *const *names,
+                                              const struct facegrad_tensor *tensors,
+                                              size_t count,
+                                              const char *config,
+                                              struct facegrad_vae **out);
+
+/**
+ * Decodes latents, without a gradient.
+ *
+ * @param[in] latents `[B,C,h,w]` as the VAE takes them (not scaled by a model), float32, float16 or
+ * bfloat16
+ * @param[out] images `[B,3,s·h,s·w]`, RGB in units of [0, 1], not clamped; any float dtype
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_vae_decode(struct facegrad_vae *vae,
+                                    const struct facegrad_tensor *latents,
+                                    const struct facegrad_tensor *images,
+                                    void *stream);
+
+/**
+ * What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
+ * pixels per latent pixel), `latent_format` (null where the files do not tell).
+ *
+ * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+ * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+ */
+facegrad_status facegrad_vae_info(const struct facegrad_vae *vae,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed);
+
+/**
+ * Frees a decoder. A loss that was made with it keeps what it needs.
+ */
+void facegrad_vae_free(struct facegrad_vae *vae);
+
+/**
  * Makes a loss. Networks may be handed over, and shared between losses, or named in the
  * configuration; without any detector the host has to say where every face is.
  *
  * @param[in] detector NULL: loaded from the config's `detector`, where there is one
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
+ * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
+ * one
  * @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
  * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
  * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
  * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
  * `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
  * "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
- * `reference_mode` "mean" | "best"; `reference_cache` (4096 faces)
+ * `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
+ * of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
+ * "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
+ * "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
+ * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
+ * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
+ * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
+ * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -843,6 +1023,7 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
 facegrad_status facegrad_loss_new(const struct facegrad_context *context,
                                   const struct facegrad_detector *detector,
                                   const struct facegrad_backbone *backbone,
+                                  const struct facegrad_vae *vae,
                                   const char *config,
                                   struct facegrad_loss **out);
 
@@ -894,7 +1075,7 @@ facegrad_status facegrad_loss_images(struct facegrad_loss *loss,
                                      void *stream);
 
 /**
- * What the loss uses, as a JSON object: `detector`, `backbone`, `face_align_mode`,
+ * What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
  * `face_loss_weight`, `face_types`.
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
@@ -909,6 +1090,26 @@ facegrad_status facegrad_loss_info(const struct facegrad_loss *loss,
  * Frees a loss.
  */
 void facegrad_loss_free(struct facegrad_loss *loss);
+
+/**
+ * One training step: from the model's prediction to the weighted loss and its gradient with respect to
+ * the prediction, in the prediction's own packing and dtype. A sample that is gated out by its data type,
+ * noise level or step number costs nothing.
+ *
+ * @param[in] step latents, prediction and times
+ * @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
+ * @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
+ * dtype; NULL: not computed
+ * @param[out] samples, result and the rest as in `facegrad_loss_images`
+ */
+facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
+                                   const struct facegrad_step *step,
+                                   const struct facegrad_targets *targets,
+                                   const struct facegrad_tensor *gradient,
+                                   struct facegrad_sample *samples,
+                                   size_t samples_capacity,
+                                   struct facegrad_result *result,
+                                   void *stream);
 
 /**
  * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
@@ -932,6 +1133,60 @@ facegrad_status facegrad_graph_input(struct facegrad_graph *graph,
                                      int32_t needs_gradient,
                                      int64_t *node,
                                      void *stream);
+
+/**
+ * The clean latent x0 = a·x_t + b·prediction, in the prediction's layout, float32.
+ *
+ * @param[in] x_t a node, or -1 where the model predicts x0 itself
+ * @param[in] prediction a node
+ * @param[in] times `[N]`, as `config` says, or `[N,2]` pairs a, b for kind "custom"; NULL for "sample"
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_predict_x0(struct facegrad_graph *graph,
+                                          int64_t x_t,
+                                          int64_t prediction,
+                                          const struct facegrad_tensor *times,
+                                          const char *config,
+                                          int64_t *node,
+                                          void *stream);
+
+/**
+ * Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.
+ *
+ * @param[in] latents a node
+ * @param[in] vae of the same context: its files may tell the latent format, and hold FLUX.2's statistics
+ * @param[in] config JSON: `packing`, `latent_crop`, `latent_format` as in `facegrad_loss_new`; NULL for the
+ * defaults
+ * @param[in] height, width of the unpacked latent in latent pixels; 0 where the layout tells
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_unpack(struct facegrad_graph *graph,
+                                      int64_t latents,
+                                      const struct facegrad_vae *vae,
+                                      const char *config,
+                                      int64_t height,
+                                      int64_t width,
+                                      int64_t *node,
+                                      void *stream);
+
+/**
+ * VAE-space latents → images `[B,3,H,W]` in [0, 1], float32.
+ *
+ * @param[in] latents a node of shape `[B,C,h,w]`
+ * @param[in] vae of the same context
+ * @param[in] config JSON: `clamp` as in `facegrad_loss_new`; NULL for the default
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_decode(struct facegrad_graph *graph,
+                                      int64_t latents,
+                                      struct facegrad_vae *vae,
+                                      const char *config,
+                                      int64_t *node,
+                                      void *stream);
 
 /**
  * The loss of a node of images: a scalar float32 node. The same numbers as `facegrad_loss_images`.

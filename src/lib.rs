@@ -12,6 +12,7 @@ pub mod config;
 pub mod error;
 pub mod face;
 pub mod log;
+pub mod shared;
 pub mod weights;
 
 #[cfg(feature = "torch")]

@@ -3,13 +3,14 @@
 //! library's graphs, and nothing of the library reaches the host's thread.
 
 use crate::error::{Error, Result, bail};
+use crate::shared::{Shared, lock};
 use crate::tensor::Stream;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -157,15 +158,6 @@ fn wait<T>(answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
 pub struct Owned<T: Send + 'static> {
     worker: Arc<Worker>,
     value: Option<Shared<T>>,
-}
-
-/// A value that several objects of one context use. Only the context's thread locks it.
-pub type Shared<T> = Arc<Mutex<T>>;
-
-/// Locks a shared value. A panic inside has already poisoned the context, so the mutex's own
-/// poison tells nothing new.
-pub fn lock<T>(shared: &Shared<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl<T: Send + 'static> Owned<T> {

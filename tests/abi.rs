@@ -90,7 +90,14 @@ impl Host {
                 last_error()
             );
             let config = cr#"{"face_align_mode": "kps"}"#;
-            let status = (api().loss_new)(context, null(), backbone, config.as_ptr(), &mut loss);
+            let status = (api().loss_new)(
+                context,
+                null(),
+                backbone,
+                null(),
+                config.as_ptr(),
+                &mut loss,
+            );
             assert_eq!(status, 0, "{}", last_error());
         }
         Host {
@@ -547,11 +554,18 @@ fn null_is_refused_everywhere() {
             ),
             (
                 "context",
-                (a.loss_new)(null(), null(), host.backbone, null(), &mut l),
+                (a.loss_new)(null(), null(), host.backbone, null(), null(), &mut l),
             ),
             (
                 "out",
-                (a.loss_new)(host.context, null(), host.backbone, null(), null_mut()),
+                (a.loss_new)(
+                    host.context,
+                    null(),
+                    host.backbone,
+                    null(),
+                    null(),
+                    null_mut(),
+                ),
             ),
             (
                 "loss",
@@ -646,7 +660,16 @@ fn configurations_name_the_mistake() {
     let mut out = null_mut();
     let mut loss = |json: &CStr| {
         // SAFETY: strings and a local.
-        unsafe { (api().loss_new)(host.context, null(), host.backbone, json.as_ptr(), &mut out) }
+        unsafe {
+            (api().loss_new)(
+                host.context,
+                null(),
+                host.backbone,
+                null(),
+                json.as_ptr(),
+                &mut out,
+            )
+        }
     };
     expect(
         loss(cr#"{"face_align_mod": "kps"}"#),
@@ -675,12 +698,19 @@ fn configurations_name_the_mistake() {
             "cuda:N",
         );
         expect(
-            (api().loss_new)(host.context, null(), null(), null(), &mut out),
+            (api().loss_new)(host.context, null(), null(), null(), null(), &mut out),
             FACEGRAD_ERR_CONFIG,
             "arcface_weights",
         );
         let other = Host::new();
-        let status = (api().loss_new)(other.context, null(), host.backbone, null(), &mut out);
+        let status = (api().loss_new)(
+            other.context,
+            null(),
+            host.backbone,
+            null(),
+            null(),
+            &mut out,
+        );
         expect(status, FACEGRAD_ERR_ARGUMENT, "another context");
     }
     assert!(out.is_null() && context.is_null());

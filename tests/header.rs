@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The header's chapters in its order.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     "ffi/types.rs",
     "tensor/view.rs",
     "ffi/global.rs",
     "ffi/context.rs",
     "ffi/detector.rs",
     "ffi/backbone.rs",
+    "ffi/vae.rs",
     "ffi/loss.rs",
+    "ffi/step.rs",
     "ffi/graph.rs",
     "ffi/api.rs",
 ];

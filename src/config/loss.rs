@@ -1,4 +1,7 @@
-use super::{DetectorConfig, FaceChoice};
+use super::{
+    ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, Packing, PredictionConfig, Rect,
+    VaeConfig,
+};
 use crate::error::{Result, bail};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -58,6 +61,36 @@ pub enum DetectorChoice {
     Config(Box<DetectorConfig>),
 }
 
+/// A VAE by path alone, or with all its keys.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum VaeChoice {
+    /// The file or diffusers folder.
+    Path(PathBuf),
+    /// A whole VAE configuration.
+    Config(Box<VaeConfig>),
+}
+
+/// How much a sample counts by its noise level t in [0, 1].
+#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeWeight {
+    /// 1.
+    #[default]
+    Constant,
+    /// max(1 − t, 0.1), as guangzhaoli/face weights.
+    OneMinusT,
+    /// (1 − t)², as ID-Booth weights.
+    OneMinusTSquared,
+    /// 1 / max(t, 0.1)²: an error of x0 in units of the velocity, as ai-toolkit weights.
+    InverseTSquared,
+    /// min(SNR, γ) / SNR with the γ given (5 is usual); SNR = ((1 − t) / t)² for flow matching,
+    /// ᾱ / (1 − ᾱ) for epsilon and v.
+    MinSnr(f64),
+    /// Weights at evenly spaced t from 0 to 1, linear between them.
+    Table(Vec<f64>),
+}
+
 /// Configuration of a loss.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -91,6 +124,29 @@ pub struct LossConfig {
     pub reference_mode: ReferenceMode,
     /// How many reference faces are remembered by content; 0 remembers none.
     pub reference_cache: usize,
+    /// The VAE, where none is handed over; needed by the fused step alone.
+    pub vae: Option<VaeChoice>,
+    /// How the model's prediction becomes the clean latent.
+    pub prediction: PredictionConfig,
+    /// How latents are laid out in the host's tensors.
+    pub packing: Packing,
+    /// The part of the unpacked latent that the loss is about.
+    pub latent_crop: Option<Rect>,
+    /// How the model's latents relate to those of its VAE. Left out: what the VAE's files tell.
+    pub latent_format: Option<LatentFormat>,
+    /// How the decoded image is brought into [0, 1].
+    pub clamp: ClampPolicy,
+    /// Least noise level that counts. The level is t for flow matching, √(1 − ᾱ) for epsilon and v.
+    pub t_min: f64,
+    /// Largest noise level that counts.
+    pub t_max: f64,
+    /// How much a sample counts by its noise level.
+    pub time_weight: TimeWeight,
+    /// Only every n-th step counts: those whose number is a multiple.
+    pub every_n_steps: u64,
+    /// Largest norm of the gradient with respect to the prediction, relative to the norm that the
+    /// host gives with the step; a longer one is scaled down.
+    pub gradient_limit: Option<f64>,
 }
 
 impl Default for LossConfig {
@@ -110,6 +166,17 @@ impl Default for LossConfig {
             target_similarity: 1.0,
             reference_mode: ReferenceMode::default(),
             reference_cache: 4096,
+            vae: None,
+            prediction: PredictionConfig::default(),
+            packing: Packing::default(),
+            latent_crop: None,
+            latent_format: None,
+            clamp: ClampPolicy::default(),
+            t_min: 0.0,
+            t_max: 1.0,
+            time_weight: TimeWeight::default(),
+            every_n_steps: 1,
+            gradient_limit: None,
         }
     }
 }
@@ -131,6 +198,38 @@ impl LossConfig {
                 Config,
                 "loss config: target_similarity: expected a cosine in (-1, 1], got {target}"
             );
+        }
+        if config.t_min > config.t_max {
+            bail!(
+                Config,
+                "loss config: t_min {} is larger than t_max {}",
+                config.t_min,
+                config.t_max
+            );
+        }
+        if config.every_n_steps == 0 {
+            bail!(
+                Config,
+                "loss config: every_n_steps: expected at least 1, got 0"
+            );
+        }
+        let usable = |weight: &f64| weight.is_finite() && *weight >= 0.0;
+        let weights_work = match &config.time_weight {
+            TimeWeight::Table(table) => !table.is_empty() && table.iter().all(usable),
+            TimeWeight::MinSnr(gamma) => gamma.is_finite() && *gamma > 0.0,
+            _ => true,
+        };
+        if !weights_work {
+            bail!(
+                Config,
+                "loss config: time_weight: expected numbers >= 0 in the table, and a gamma > 0"
+            );
+        }
+        if config
+            .gradient_limit
+            .is_some_and(|limit| !(limit.is_finite() && limit > 0.0))
+        {
+            bail!(Config, "loss config: gradient_limit: expected a number > 0");
         }
         Ok(config)
     }

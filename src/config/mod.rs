@@ -14,7 +14,9 @@ pub use detector::{DetectorConfig, Engine, FaceChoice};
 pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
-pub use loss::{AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode};
+pub use loss::{
+    AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode, TimeWeight, VaeChoice,
+};
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
 use crate::error::{Error, Result, bail};

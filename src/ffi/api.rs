@@ -6,7 +6,9 @@ use super::detector::*;
 use super::global::*;
 use super::graph::*;
 use super::loss::*;
+use super::step::*;
 use super::types::*;
+use super::vae::*;
 use crate::tensor::RawTensor;
 use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
@@ -76,10 +78,37 @@ pub struct facegrad_api {
         needed: *mut usize,
     ) -> facegrad_status,
     pub backbone_free: extern "C" fn(backbone: *mut facegrad_backbone),
+    pub vae_new: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        config: *const c_char,
+        out: *mut *mut facegrad_vae,
+    ) -> facegrad_status,
+    pub vae_new_from_tensors: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        names: *const *const c_char,
+        tensors: *const RawTensor,
+        count: usize,
+        config: *const c_char,
+        out: *mut *mut facegrad_vae,
+    ) -> facegrad_status,
+    pub vae_decode: unsafe extern "C" fn(
+        vae: *mut facegrad_vae,
+        latents: *const RawTensor,
+        images: *const RawTensor,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub vae_info: unsafe extern "C" fn(
+        vae: *const facegrad_vae,
+        buffer: *mut c_char,
+        capacity: usize,
+        needed: *mut usize,
+    ) -> facegrad_status,
+    pub vae_free: extern "C" fn(vae: *mut facegrad_vae),
     pub loss_new: unsafe extern "C" fn(
         context: *const facegrad_context,
         detector: *const facegrad_detector,
         backbone: *const facegrad_backbone,
+        vae: *const facegrad_vae,
         config: *const c_char,
         out: *mut *mut facegrad_loss,
     ) -> facegrad_status,
@@ -102,6 +131,16 @@ pub struct facegrad_api {
         result: *mut facegrad_result,
         stream: *mut c_void,
     ) -> facegrad_status,
+    pub loss_step: unsafe extern "C" fn(
+        loss: *mut facegrad_loss,
+        step: *const facegrad_step,
+        targets: *const facegrad_targets,
+        gradient: *const RawTensor,
+        samples: *mut facegrad_sample,
+        samples_capacity: usize,
+        result: *mut facegrad_result,
+        stream: *mut c_void,
+    ) -> facegrad_status,
     pub loss_info: unsafe extern "C" fn(
         loss: *const facegrad_loss,
         buffer: *mut c_char,
@@ -117,6 +156,33 @@ pub struct facegrad_api {
         graph: *mut facegrad_graph,
         tensor: *const RawTensor,
         needs_gradient: i32,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub graph_predict_x0: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        x_t: i64,
+        prediction: i64,
+        times: *const RawTensor,
+        config: *const c_char,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub graph_unpack: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        latents: i64,
+        vae: *const facegrad_vae,
+        config: *const c_char,
+        height: i64,
+        width: i64,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub graph_decode: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        latents: i64,
+        vae: *mut facegrad_vae,
+        config: *const c_char,
         node: *mut i64,
         stream: *mut c_void,
     ) -> facegrad_status,
@@ -193,14 +259,23 @@ static API: facegrad_api = facegrad_api {
     backbone_align: facegrad_backbone_align,
     backbone_info: facegrad_backbone_info,
     backbone_free: facegrad_backbone_free,
+    vae_new: facegrad_vae_new,
+    vae_new_from_tensors: facegrad_vae_new_from_tensors,
+    vae_decode: facegrad_vae_decode,
+    vae_info: facegrad_vae_info,
+    vae_free: facegrad_vae_free,
     loss_new: facegrad_loss_new,
     loss_set_reference: facegrad_loss_set_reference,
     loss_remove_reference: facegrad_loss_remove_reference,
     loss_images: facegrad_loss_images,
+    loss_step: facegrad_loss_step,
     loss_info: facegrad_loss_info,
     loss_free: facegrad_loss_free,
     graph_new: facegrad_graph_new,
     graph_input: facegrad_graph_input,
+    graph_predict_x0: facegrad_graph_predict_x0,
+    graph_unpack: facegrad_graph_unpack,
+    graph_decode: facegrad_graph_decode,
     graph_face_loss: facegrad_graph_face_loss,
     graph_shape: facegrad_graph_shape,
     graph_read: facegrad_graph_read,
@@ -218,7 +293,7 @@ static API: facegrad_api = facegrad_api {
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 32 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 41 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

@@ -133,7 +133,7 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
 
 /// Counts live handles: for a host's own leak tests.
 ///
-/// @param[in] kind `context`, `detector`, `backbone`, `loss`, `graph`; NULL counts all
+/// @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`; NULL counts all
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_debug_live(
     kind: *const c_char,
@@ -143,7 +143,7 @@ pub unsafe extern "C" fn facegrad_debug_live(
         let count = output("count", count)?;
         // SAFETY: the host's promise is `optional_text`'s.
         let name = unsafe { optional_text("kind", kind) }?;
-        const TYPES: [&str; 5] = ["context", "detector", "backbone", "loss", "graph"];
+        const TYPES: [&str; 6] = ["context", "detector", "backbone", "vae", "loss", "graph"];
         if let Some(name) = &name
             && !TYPES.contains(&name.as_str())
         {

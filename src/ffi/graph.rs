@@ -5,16 +5,25 @@ use super::context::Model;
 use super::context::{Context, make};
 use super::handle::get;
 use super::handle::{self, Object};
-use super::loss::{RawTargets, ReportSink};
-use super::read::output;
+use super::loss::LossObject;
+use super::read::{optional_text, output};
+use super::report::ReportSink;
+use super::targets::RawTargets;
 use super::types::*;
 use super::views;
+use crate::config::{
+    ClampPolicy, LatentFormat, Packing, Prediction, PredictionConfig, Rect, parse,
+};
 use crate::error::{Result, bail};
-use crate::graph::{Graph, NodeId};
-use crate::loss::{FaceLoss, Loss};
+use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
+use crate::latent::coefficients;
+use crate::loss::FaceLoss;
+use crate::nets::vae::Decoder;
+use crate::shared::lock;
 use crate::tensor::{RawTensor, Stream, Use, View};
-use crate::worker::{Owned, lock};
-use std::ffi::c_void;
+use crate::worker::Owned;
+use serde::Deserialize;
+use std::ffi::{c_char, c_void};
 use tch::Kind;
 
 /// What a `facegrad_graph` stands for.
@@ -74,6 +83,164 @@ pub unsafe extern "C" fn facegrad_graph_input(
     })
 }
 
+/// The clean latent x0 = a·x_t + b·prediction, in the prediction's layout, float32.
+///
+/// @param[in] x_t a node, or -1 where the model predicts x0 itself
+/// @param[in] prediction a node
+/// @param[in] times `[N]`, as `config` says, or `[N,2]` pairs a, b for kind "custom"; NULL for "sample"
+/// @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_predict_x0(
+    graph: *mut facegrad_graph,
+    x_t: i64,
+    prediction: i64,
+    times: *const RawTensor,
+    config: *const c_char,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<Tape, _>("graph", graph)?;
+        let node = output("node", node)?;
+        // SAFETY: the host promises NULL or a string, and `View::read`'s for the tensor.
+        let (config, times) = unsafe {
+            let json = optional_text("config", config)?.unwrap_or_default();
+            let config: PredictionConfig = parse("prediction config", &json)?;
+            let width = if config.kind == Prediction::Custom {
+                2
+            } else {
+                1
+            };
+            (config, views::optional_numbers("times", times, width)?)
+        };
+        let prediction = id("prediction", prediction)?;
+        let x_t = match x_t {
+            -1 => None,
+            other => Some(id("x_t", other)?),
+        };
+        let made = graph.0.with(Stream::new(stream), move |graph| {
+            let count = graph
+                .value(prediction)?
+                .size()
+                .first()
+                .copied()
+                .unwrap_or(0) as usize;
+            let numbers = match &times {
+                Some(view) => views::numbers(view)?,
+                None => vec![],
+            };
+            let pairs = match config.kind {
+                Prediction::Custom => numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect(),
+                Prediction::Sample if numbers.is_empty() => vec![(0.0, 1.0); count],
+                _ => coefficients(&config, &numbers)?,
+            };
+            let inputs: Vec<NodeId> = x_t.into_iter().chain([prediction]).collect();
+            graph.apply(predict_x0(pairs), &inputs)
+        })?;
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    })
+}
+
+/// What `facegrad_graph_unpack` reads from its config.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct UnpackConfig {
+    packing: Packing,
+    latent_crop: Option<Rect>,
+    latent_format: Option<LatentFormat>,
+}
+
+/// Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.
+///
+/// @param[in] latents a node
+/// @param[in] vae of the same context: its files may tell the latent format, and hold FLUX.2's statistics
+/// @param[in] config JSON: `packing`, `latent_crop`, `latent_format` as in `facegrad_loss_new`; NULL for the
+/// defaults
+/// @param[in] height, width of the unpacked latent in latent pixels; 0 where the layout tells
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_unpack(
+    graph: *mut facegrad_graph,
+    latents: i64,
+    vae: *const facegrad_vae,
+    config: *const c_char,
+    height: i64,
+    width: i64,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<Tape, _>("graph", graph)?;
+        let vae = get::<Model<Decoder>, _>("vae", vae)?;
+        views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
+        let node = output("node", node)?;
+        // SAFETY: the host promises NULL or a string.
+        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
+        let config: UnpackConfig = parse("unpack config", &json)?;
+        let latents = id("latents", latents)?;
+        let unpacking = Unpacking {
+            packing: config.packing,
+            size: (height != 0 || width != 0).then_some((height, width)),
+            crop: config.latent_crop,
+            format: config.latent_format,
+        };
+        let decoder = vae.owned.share();
+        let made = graph.0.with(Stream::new(stream), move |graph| {
+            graph.apply(unpack(unpacking, &decoder)?, &[latents])
+        })?;
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    })
+}
+
+/// What `facegrad_graph_decode` reads from its config.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct DecodeConfig {
+    clamp: ClampPolicy,
+}
+
+/// VAE-space latents → images `[B,3,H,W]` in [0, 1], float32.
+///
+/// @param[in] latents a node of shape `[B,C,h,w]`
+/// @param[in] vae of the same context
+/// @param[in] config JSON: `clamp` as in `facegrad_loss_new`; NULL for the default
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_decode(
+    graph: *mut facegrad_graph,
+    latents: i64,
+    vae: *mut facegrad_vae,
+    config: *const c_char,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<Tape, _>("graph", graph)?;
+        let vae = get::<Model<Decoder>, _>("vae", vae)?;
+        views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
+        let node = output("node", node)?;
+        // SAFETY: the host promises NULL or a string.
+        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
+        let config: DecodeConfig = parse("decode config", &json)?;
+        let latents = id("latents", latents)?;
+        let operation: Box<dyn Operation> = Box::new(Decode::new(vae.owned.share(), config.clamp));
+        let made = graph.0.with(Stream::new(stream), move |graph| {
+            graph.apply(operation, &[latents])
+        })?;
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    })
+}
+
 /// The loss of a node of images: a scalar float32 node. The same numbers as `facegrad_loss_images`.
 ///
 /// @param[in] images a node of shape `[N,3,H,W]`
@@ -95,7 +262,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
 ) -> facegrad_status {
     call(|| {
         let graph = get::<Tape, _>("graph", graph)?;
-        let loss = get::<Model<Loss>, _>("loss", loss)?;
+        let loss = get::<LossObject, _>("loss", loss)?;
         views::same_context("loss", graph.0.worker(), loss.owned.worker())?;
         let node = output("node", node)?;
         let images = id("images", images)?;

@@ -2,23 +2,35 @@
 
 use super::boundary::{call, copy_text};
 use super::context::{Context, Model, make};
-use super::detector::{self, flat};
+use super::detector;
 use super::handle::{self, Object};
-use super::read::{optional_text, struct_size, text, versioned, write_versioned};
+use super::read::{optional_text, text};
+use super::report::ReportSink;
+use super::targets::RawTargets;
 use super::types::*;
-use super::{backbone, views};
-use crate::config::{BackboneConfig, DetectorChoice, LossConfig, parse};
+use super::{backbone, vae, views};
+use crate::config::{BackboneConfig, DetectorChoice, LossConfig, VaeChoice, VaeConfig, parse};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::graph::Graph;
-use crate::loss::{FaceLoss, Loss, Pipeline, Report, Sample, Targets};
-use crate::tensor::{RawTensor, Stream, Use, View};
-use crate::worker::{Owned, Worker, lock};
+use crate::loss::{FaceLoss, Loss, Pipeline};
+use crate::nets::vae::Decoder;
+use crate::shared::{Shared, lock};
+use crate::tensor::{RawTensor, Stream, Use};
+use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
-use tch::Device;
 
-impl Object for Model<Loss> {
+/// What a `facegrad_loss` stands for.
+pub(super) struct LossObject {
+    /// The loss on images.
+    pub owned: Owned<Loss>,
+    /// The VAE of the fused step.
+    pub decoder: Option<Shared<Decoder>>,
+    info: String,
+}
+
+impl Object for LossObject {
     const NAME: &'static str = "loss";
 }
 
@@ -27,13 +39,22 @@ impl Object for Model<Loss> {
 ///
 /// @param[in] detector NULL: loaded from the config's `detector`, where there is one
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
+/// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
+/// one
 /// @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
 /// 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
 /// "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
 /// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
 /// `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
 /// "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
-/// `reference_mode` "mean" | "best"; `reference_cache` (4096 faces)
+/// `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
+/// of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
+/// "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
+/// "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
+/// `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
+/// {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
+/// `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
+/// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
 /// @param[out] out the new loss; NULL on failure
 ///
 /// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -42,6 +63,7 @@ pub unsafe extern "C" fn facegrad_loss_new(
     context: *const facegrad_context,
     detector: *const facegrad_detector,
     backbone: *const facegrad_backbone,
+    vae: *const facegrad_vae,
     config: *const c_char,
     out: *mut *mut facegrad_loss,
 ) -> facegrad_status {
@@ -49,12 +71,14 @@ pub unsafe extern "C" fn facegrad_loss_new(
         let context = handle::get::<Context, _>("context", context)?;
         let detector = handle::get_optional::<Model<Detector>, _>("detector", detector)?;
         let backbone = handle::get_optional::<backbone::Backbone, _>("backbone", backbone)?;
+        let vae = handle::get_optional::<Model<Decoder>, _>("vae", vae)?;
         // SAFETY: the host promises NULL or a string.
         let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
         build(
             &context.worker,
             detector,
             backbone,
+            vae,
             LossConfig::parse(&json)?,
         )
     };
@@ -66,8 +90,9 @@ fn build(
     worker: &Arc<Worker>,
     detector: Option<Arc<Model<Detector>>>,
     backbone: Option<Arc<backbone::Backbone>>,
+    vae: Option<Arc<Model<Decoder>>>,
     config: LossConfig,
-) -> Result<Model<Loss>> {
+) -> Result<LossObject> {
     let detector = match (detector, &config.detector) {
         (Some(_), Some(_)) => bail!(
             Config,
@@ -109,6 +134,26 @@ fn build(
             "loss config: no recogniser: hand over a backbone, or set `arcface_weights` to its file"
         ),
     };
+    let vae = match (vae, &config.vae) {
+        (Some(_), Some(_)) => bail!(
+            Config,
+            "loss config: a VAE was handed over and `vae` names another; give one of them"
+        ),
+        (vae, None) => vae,
+        (None, Some(choice)) => {
+            let config = match choice.clone() {
+                VaeChoice::Config(config) => *config,
+                VaeChoice::Path(path) => VaeConfig {
+                    path: Some(path),
+                    ..VaeConfig::default()
+                },
+            };
+            Some(Arc::new(vae::load(worker, config)?))
+        }
+    };
+    if let Some(vae) = &vae {
+        views::same_context("vae", worker, vae.owned.worker())?;
+    }
     if let Some(detector) = &detector {
         views::same_context("detector", worker, detector.owned.worker())?;
     }
@@ -116,6 +161,7 @@ fn build(
     let info = serde_json::json!({
         "detector": detector.as_ref().map(|d| d.info.clone()),
         "backbone": backbone.description(),
+        "vae": vae.as_ref().map(|v| v.info.clone()),
         "face_align_mode": format!("{:?}", config.face_align_mode).to_lowercase(),
         "face_loss_weight": config.face_loss_weight,
         "face_types": config.face_types,
@@ -129,7 +175,12 @@ fn build(
         index: config.face_index,
     };
     let owned = Owned::build(worker, move |_| Ok(Loss::new(config, pipeline)))?;
-    Ok(Model { owned, info })
+    let decoder = vae.map(|vae| vae.owned.share());
+    Ok(LossObject {
+        owned,
+        decoder,
+        info,
+    })
 }
 
 /// Registers a reference person under an id, replacing an earlier one. Images without a face are
@@ -148,7 +199,7 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<Model<Loss>, _>("loss", loss)?;
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host's promises are those of `text` and `View::read`.
         let (id, images, landmarks) = unsafe {
             let device = loss.owned.worker().device();
@@ -178,7 +229,7 @@ pub unsafe extern "C" fn facegrad_loss_remove_reference(
     id: *const c_char,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<Model<Loss>, _>("loss", loss)?;
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let id = unsafe { text("id", id) }?;
         loss.owned.with(Stream::default(), move |loss| {
@@ -216,7 +267,7 @@ pub unsafe extern "C" fn facegrad_loss_images(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<Model<Loss>, _>("loss", loss)?;
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
         let device = loss.owned.worker().device();
         // SAFETY: the host's promises are those of the functions called.
         let (images, targets, gradient, sink) = unsafe {
@@ -249,7 +300,7 @@ pub unsafe extern "C" fn facegrad_loss_images(
     })
 }
 
-/// What the loss uses, as a JSON object: `detector`, `backbone`, `face_align_mode`,
+/// What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
 /// `face_loss_weight`, `face_types`.
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
@@ -262,7 +313,7 @@ pub unsafe extern "C" fn facegrad_loss_info(
     needed: *mut usize,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<Model<Loss>, _>("loss", loss)?;
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host's promise is `copy_text`'s.
         unsafe { copy_text(&loss.info, buffer, capacity, needed) };
         Ok(())
@@ -273,176 +324,7 @@ pub unsafe extern "C" fn facegrad_loss_info(
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_loss_free(loss: *mut facegrad_loss) {
     call(|| {
-        handle::remove::<Model<Loss>, _>(loss);
+        handle::remove::<LossObject, _>(loss);
         Ok(())
     });
-}
-
-/// `facegrad_targets`, validated but not yet read: the numbers may lie on a GPU.
-pub(super) struct RawTargets {
-    references: Option<View>,
-    reference_ids: Vec<Option<String>>,
-    data_types: Vec<String>,
-    landmarks: Option<View>,
-    boxes: Option<View>,
-    reference_landmarks: Option<View>,
-    reference_boxes: Option<View>,
-    weights: Option<View>,
-}
-
-impl RawTargets {
-    /// # Safety
-    /// `targets` is NULL or a `facegrad_targets` whose pointers are as its fields' docs say, for a
-    /// batch of `samples`.
-    pub unsafe fn read(
-        targets: *const facegrad_targets,
-        device: Device,
-        samples: i64,
-    ) -> Result<RawTargets> {
-        // SAFETY: every call below asks for what the caller promises.
-        unsafe {
-            let raw = versioned("targets", targets)?;
-            Ok(RawTargets {
-                references: views::optional_images("references", raw.references, device)?,
-                reference_ids: texts("reference_ids", raw.reference_ids, samples)?,
-                data_types: required("data_types", texts("data_types", raw.data_types, samples)?)?,
-                landmarks: views::optional_numbers("landmarks", raw.landmarks, 10)?,
-                boxes: views::optional_numbers("boxes", raw.boxes, 4)?,
-                reference_landmarks: views::optional_numbers(
-                    "reference_landmarks",
-                    raw.reference_landmarks,
-                    10,
-                )?,
-                reference_boxes: views::optional_numbers(
-                    "reference_boxes",
-                    raw.reference_boxes,
-                    4,
-                )?,
-                weights: views::optional_numbers("sample_weights", raw.sample_weights, 1)?,
-            })
-        }
-    }
-
-    /// Reads the numbers; on the worker.
-    pub fn into_targets(self) -> Result<Targets> {
-        Ok(Targets {
-            references: self.references.as_ref().map(View::borrow).transpose()?,
-            reference_ids: self.reference_ids,
-            data_types: self.data_types,
-            faces: views::places(self.landmarks.as_ref(), self.boxes.as_ref())?,
-            reference_faces: views::places(
-                self.reference_landmarks.as_ref(),
-                self.reference_boxes.as_ref(),
-            )?,
-            weights: match &self.weights {
-                Some(view) => views::numbers(view)?,
-                None => vec![],
-            },
-        })
-    }
-}
-
-/// An array of `count` strings, some of them NULL; empty for a NULL array.
-unsafe fn texts(
-    name: &'static str,
-    array: *const *const c_char,
-    count: i64,
-) -> Result<Vec<Option<String>>> {
-    if array.is_null() {
-        return Ok(vec![]);
-    }
-    (0..count as usize)
-        // SAFETY: the caller promises `count` pointers, each NULL or a string.
-        .map(|at| unsafe { optional_text(name, array.add(at).read()) })
-        .collect()
-}
-
-fn required(name: &str, texts: Vec<Option<String>>) -> Result<Vec<String>> {
-    let mut all = vec![];
-    for (at, text) in texts.into_iter().enumerate() {
-        match text {
-            Some(text) => all.push(text),
-            None => bail!(Null, "{name}[{at}]: expected a string, got NULL"),
-        }
-    }
-    Ok(all)
-}
-
-/// Where a report goes.
-pub(super) struct ReportSink {
-    samples: Option<(*mut facegrad_sample, usize)>,
-    result: Option<(*mut facegrad_result, usize)>,
-}
-
-impl ReportSink {
-    /// # Safety
-    /// `samples` is NULL or points to `capacity` structs, `result` is NULL or points to one; both are
-    /// as long as their `struct_size` says.
-    pub unsafe fn read(
-        samples: *mut facegrad_sample,
-        capacity: usize,
-        result: *mut facegrad_result,
-        count: i64,
-    ) -> Result<ReportSink> {
-        if !samples.is_null() && (capacity as u64) < count as u64 {
-            bail!(
-                Argument,
-                "samples_capacity: expected at least {count}, one per image, got {capacity}"
-            );
-        }
-        // SAFETY: the caller's promise is the same.
-        unsafe {
-            Ok(ReportSink {
-                samples: match samples.is_null() || count == 0 {
-                    true => None,
-                    false => Some((samples, struct_size("samples", samples)?)),
-                },
-                result: match result.is_null() {
-                    true => None,
-                    false => Some((result, struct_size("result", result)?)),
-                },
-            })
-        }
-    }
-
-    /// # Safety
-    /// The pointers that `read` got are still writable.
-    pub unsafe fn write(&self, report: &Report) {
-        if let Some((samples, stride)) = self.samples {
-            for (at, sample) in report.samples.iter().enumerate() {
-                // SAFETY: `read` checked that there are as many elements as samples.
-                unsafe {
-                    let pointer = samples.cast::<u8>().add(at * stride).cast();
-                    write_versioned(pointer, stride, &c_sample(sample));
-                }
-            }
-        }
-        if let Some((result, size)) = self.result {
-            let value = facegrad_result {
-                struct_size: size,
-                loss: report.loss,
-                mean_distance: report.mean_distance,
-                counted: report.counted() as i64,
-                samples: report.samples.len() as i64,
-            };
-            // SAFETY: the caller's promise is the same.
-            unsafe { write_versioned(result, size, &value) };
-        }
-    }
-}
-
-fn c_sample(sample: &Sample) -> facegrad_sample {
-    facegrad_sample {
-        struct_size: size_of::<facegrad_sample>(),
-        outcome: sample.outcome as i32,
-        located: sample.located as i32,
-        alignment: sample.alignment as i32,
-        has_bbox: sample.bbox.is_some() as i32,
-        has_landmarks: sample.landmarks.is_some() as i32,
-        similarity: sample.similarity as f32,
-        weight: sample.weight as f32,
-        score: sample.score as f32,
-        bbox: sample.bbox.unwrap_or_default().map(|v| v as f32),
-        landmarks: flat(sample.landmarks.as_ref()),
-    }
 }

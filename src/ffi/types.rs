@@ -70,8 +70,12 @@ pub const FACEGRAD_SAMPLE_NO_REFERENCE_FACE: i32 = 4;
 pub const FACEGRAD_SAMPLE_NO_FACE: i32 = 5;
 /// Its landmarks or box span no area.
 pub const FACEGRAD_SAMPLE_DEGENERATE: i32 = 6;
-/// Its loss or gradient was not finite; it was dropped.
+/// Its image, loss or gradient was not finite; it was dropped.
 pub const FACEGRAD_SAMPLE_NON_FINITE: i32 = 7;
+/// Its noise level lies outside the window of the configuration.
+pub const FACEGRAD_SAMPLE_TIME: i32 = 8;
+/// The step is not one of every n.
+pub const FACEGRAD_SAMPLE_STEP: i32 = 9;
 
 /// `facegrad_sample.located`: the generated face was not found or not looked for.
 pub const FACEGRAD_LOCATED_NOWHERE: i32 = 0;
@@ -113,6 +117,11 @@ pub struct facegrad_detector {
 
 /// A frozen face recogniser. Any thread may use it.
 pub struct facegrad_backbone {
+    _opaque: [u8; 0],
+}
+
+/// A frozen VAE decoder. Any thread may use it.
+pub struct facegrad_vae {
     _opaque: [u8; 0],
 }
 
@@ -222,7 +231,32 @@ pub struct facegrad_result {
     pub samples: i64,
 }
 
-// SAFETY: all four are repr(C), start with `struct_size`, and hold only numbers and raw pointers,
+/// What a trainer knows at one step, for a batch of N. Zero every field that is not used.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct facegrad_step {
+    /// `sizeof(facegrad_step)`.
+    pub struct_size: usize,
+    /// The noisy latents in the prediction's layout; NULL where the model predicts x0 itself.
+    pub x_t: *const RawTensor,
+    /// The model's prediction, in its own packing; float32, float16 or bfloat16.
+    pub prediction: *const RawTensor,
+    /// `[N]` times, as the configuration's `prediction.time` says; on any device.
+    pub times: *const RawTensor,
+    /// `[N,2]` pairs a, b of x0 = a·x_t + b·prediction, for `prediction.kind` "custom" alone.
+    pub coefficients: *const RawTensor,
+    /// Height of the unpacked latent in latent pixels; needed by packings of tokens, else 0.
+    pub latent_height: i64,
+    /// Its width.
+    pub latent_width: i64,
+    /// The number of the step, for `every_n_steps`.
+    pub number: u64,
+    /// The norm of the main loss's gradient with respect to the prediction, for `gradient_limit`; 0 where
+    /// not known.
+    pub gradient_norm: f64,
+}
+
+// SAFETY: all five are repr(C), start with `struct_size`, and hold only numbers and raw pointers,
 // for which zero bytes are valid.
 unsafe impl Versioned for facegrad_face {
     const NAME: &'static str = "facegrad_face";
@@ -239,6 +273,10 @@ unsafe impl Versioned for facegrad_sample {
 unsafe impl Versioned for facegrad_result {
     const NAME: &'static str = "facegrad_result";
 }
+// SAFETY: as above.
+unsafe impl Versioned for facegrad_step {
+    const NAME: &'static str = "facegrad_step";
+}
 
 // The layout of ABI version 1: growing is allowed, moving is not.
 const _: () = {
@@ -249,5 +287,6 @@ const _: () = {
         size_of::<facegrad_targets>() == 72 && offset_of!(facegrad_targets, sample_weights) == 64
     );
     assert!(size_of::<facegrad_sample>() == 96 && offset_of!(facegrad_sample, landmarks) == 56);
+    assert!(size_of::<facegrad_step>() == 72 && offset_of!(facegrad_step, gradient_norm) == 64);
     assert!(size_of::<facegrad_result>() == 40 && offset_of!(facegrad_result, samples) == 32);
 };

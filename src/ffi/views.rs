@@ -86,6 +86,7 @@ pub unsafe fn optional_numbers(
     view.expect_numbers()?;
     match width {
         1 => view.expect_shape("[N]", &[None])?,
+        2 => view.expect_shape("[N,2]", &[None, Some(2)])?,
         4 => view.expect_shape("[N,4]", &[None, Some(4)])?,
         _ => view.expect_shape("[N,5,2]", &[None, Some(5), Some(2)])?,
     }

@@ -2,6 +2,12 @@
 //! whether it keeps a libtorch graph inside, recomputes it or knows the derivative in closed form;
 //! the tape only carries gradients from node to node.
 
+mod latents;
+mod local;
+
+pub use latents::{Decode, Unpacking, predict_x0, unpack};
+pub use local::Local;
+
 use crate::error::{Result, bail};
 use tch::Tensor;
 

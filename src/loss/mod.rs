@@ -1,14 +1,18 @@
-//! The identity loss on images: gate, references, locate, align, embed, compare, differentiate.
+//! The identity loss on images: gate, references, locate, align, embed, compare, differentiate; and
+//! around it the fused step from a model's prediction.
 
 mod operation;
 mod pipeline;
 mod references;
 mod report;
+mod schedule;
+mod step;
 mod targets;
 
 pub use operation::FaceLoss;
 pub use pipeline::{Pipeline, crop};
 pub use report::{Alignment, Located, Outcome, Report, Sample};
+pub use step::{Step, step};
 pub use targets::{Known, Targets};
 
 use crate::config::{Locate, LossConfig};
@@ -42,6 +46,11 @@ impl Loss {
         }
     }
 
+    /// The configuration.
+    pub fn config(&self) -> &LossConfig {
+        &self.config
+    }
+
     /// Registers `id` with the faces of `images` `[K,3,H,W]` (RGB in [0, 1]); returns how many of
     /// them are used. `known` is empty or says for every image where its face is.
     pub fn set_reference(&mut self, id: &str, images: &Tensor, known: &[Known]) -> Result<usize> {
@@ -73,7 +82,7 @@ impl Loss {
         let candidates = self.locate(images, targets, &mut report.samples)?;
         let gradient = self.compare(images, &candidates, &mut report, with_gradient)?;
         for (at, sample) in report.samples.iter().enumerate() {
-            if sample.outcome as i32 >= Outcome::NoReferenceFace as i32 {
+            if Report::is_warning(sample.outcome) {
                 warn_host!("sample {at} counts nothing: {}", sample.outcome.text());
             }
         }
@@ -117,6 +126,7 @@ impl Loss {
         let live: Vec<usize> = (0..samples.len())
             .filter(|&at| samples[at].outcome == Outcome::Counted)
             .collect();
+        let live = finite_rows(images, live, samples)?;
         let mut found = vec![];
         let references = self.references.resolve(&self.pipeline, targets, &live)?;
         for (at, reference) in live.into_iter().zip(references) {
@@ -206,6 +216,26 @@ impl Loss {
         Ok(places)
     }
 
+    /// Fills in the report's sums from its samples.
+    fn total(&self, report: &mut Report) {
+        let counted = report
+            .samples
+            .iter()
+            .filter(|s| s.outcome == Outcome::Counted);
+        let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
+        for sample in counted {
+            total += sample.weight * (1.0 - sample.similarity.min(self.config.target_similarity));
+            distance += 1.0 - sample.similarity;
+            count += 1.0;
+        }
+        if count == 0.0 {
+            (report.loss, report.mean_distance) = (0.0, 0.0);
+            return;
+        }
+        report.loss = self.config.face_loss_weight * total / count;
+        report.mean_distance = distance / count;
+    }
+
     /// Embeds the candidates, fills in the report's values and returns the gradient.
     fn compare(
         &self,
@@ -266,23 +296,18 @@ impl Loss {
                 .f_to_device(tch::Device::Cpu)?
                 .f_to_kind(Kind::Double)?,
         )?;
-        let (mut total, mut distance, mut counted) = (0.0, 0.0, 0.0);
         for ((candidate, finite), cosine) in candidates.iter().zip(finite).zip(cosines) {
             let sample = &mut report.samples[candidate.sample];
             sample.similarity = cosine;
             if !finite {
                 sample.outcome = Outcome::NonFinite;
-                continue;
             }
-            counted += 1.0;
-            distance += 1.0 - cosine;
-            total += sample.weight * (1.0 - cosine.min(self.config.target_similarity));
         }
+        self.total(report);
+        let counted = report.counted() as f64;
         if counted == 0.0 {
             return nothing();
         }
-        report.loss = self.config.face_loss_weight * total / counted;
-        report.mean_distance = distance / counted;
         let Some(gradient) = gradient else {
             return Ok(None);
         };
@@ -298,6 +323,25 @@ impl Loss {
             images.f_zeros_like()?.f_index_copy(0, &index, &gradient)?,
         ))
     }
+}
+
+/// The live samples whose images are finite; the others are marked. A detector would call them
+/// faceless, which says nothing about the cause.
+fn finite_rows(images: &Tensor, live: Vec<usize>, samples: &mut [Sample]) -> Result<Vec<usize>> {
+    if live.is_empty() {
+        return Ok(live);
+    }
+    let finite = images
+        .detach()
+        .f_isfinite()?
+        .f_flatten(1, -1)?
+        .f_all_dim(1, false)?;
+    let finite: Vec<bool> = Vec::try_from(finite.f_to_device(tch::Device::Cpu)?)?;
+    let (good, bad): (Vec<usize>, Vec<usize>) = live.into_iter().partition(|&at| finite[at]);
+    for at in bad {
+        samples[at].outcome = Outcome::NonFinite;
+    }
+    Ok(good)
 }
 
 /// Rows of a batch; the batch itself where all are asked for in order.

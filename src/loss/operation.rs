@@ -3,7 +3,7 @@
 use super::{Loss, Report, Targets};
 use crate::error::Result;
 use crate::graph::Operation;
-use crate::worker::{Shared, lock};
+use crate::shared::{Shared, lock};
 use tch::{Kind, Tensor};
 
 /// `images → loss`, a scalar. Value and gradient are computed together, since the gradient decides

@@ -9,7 +9,7 @@ use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::face::{Face, bbox_transform, choose, kps_transform};
 use crate::nets::Recogniser;
-use crate::worker::{Shared, lock};
+use crate::shared::{Shared, lock};
 use tch::Tensor;
 
 /// The networks of a loss and how they are used.

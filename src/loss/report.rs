@@ -23,6 +23,10 @@ pub enum Outcome {
     Degenerate = 6,
     /// Its loss or gradient is not finite.
     NonFinite = 7,
+    /// Its noise level lies outside the window.
+    Time = 8,
+    /// The step is not one of every n.
+    Step = 9,
 }
 
 impl Outcome {
@@ -36,7 +40,9 @@ impl Outcome {
             Outcome::NoReferenceFace => "no face was found in the reference",
             Outcome::NoFace => "no face was found in the generated image",
             Outcome::Degenerate => "its landmarks or box span no area",
-            Outcome::NonFinite => "its loss or gradient is not finite",
+            Outcome::NonFinite => "its image, loss or gradient is not finite",
+            Outcome::Time => "its noise level lies outside the window",
+            Outcome::Step => "the step is not one of every n",
         }
     }
 }
@@ -104,6 +110,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether the reason is worth a warning: something was looked for and not found, or went wrong.
+    pub(super) fn is_warning(outcome: Outcome) -> bool {
+        (Outcome::NoReferenceFace as i32..=Outcome::NonFinite as i32).contains(&(outcome as i32))
+    }
+
     /// How many samples count.
     pub fn counted(&self) -> usize {
         self.samples

@@ -88,6 +88,36 @@ impl Targets {
         Ok(())
     }
 
+    /// The same for some of the samples, with weights of their own.
+    pub fn select(self, samples: &[usize], weights: Vec<f64>) -> Result<Targets> {
+        fn pick<T: Clone>(all: Vec<T>, rows: &[usize]) -> Vec<T> {
+            match all.is_empty() {
+                true => all,
+                false => rows.iter().map(|&row| all[row].clone()).collect(),
+            }
+        }
+        let own = self.reference_images() > 1;
+        let references = match &self.references {
+            Some(images) if own => {
+                let rows: Vec<i64> = samples.iter().map(|&s| s as i64).collect();
+                let index = Tensor::f_from_slice(&rows)?.f_to_device(images.device())?;
+                Some(images.f_index_select(0, &index)?)
+            }
+            all => all.as_ref().map(Tensor::shallow_clone),
+        };
+        Ok(Targets {
+            references,
+            reference_ids: pick(self.reference_ids, samples),
+            data_types: pick(self.data_types, samples),
+            faces: pick(self.faces, samples),
+            reference_faces: match own {
+                true => pick(self.reference_faces, samples),
+                false => self.reference_faces,
+            },
+            weights,
+        })
+    }
+
     /// The number of reference images.
     pub fn reference_images(&self) -> usize {
         self.references

@@ -150,7 +150,7 @@ static void chain(facegrad_context *context, const char *fixtures) {
 
     snprintf(config, sizeof config, "{\"path\": \"%s/nets/small.safetensors\"}", fixtures);
     must(facegrad_backbone_new(context, config, &backbone), "facegrad_backbone_new");
-    must(facegrad_loss_new(context, NULL, backbone, "{\"face_align_mode\": \"kps\"}", &loss), "facegrad_loss_new");
+    must(facegrad_loss_new(context, NULL, backbone, NULL, "{\"face_align_mode\": \"kps\"}", &loss), "facegrad_loss_new");
     snprintf(folder, sizeof folder, "%s/chain", fixtures);
     tensor_new(&images, 4, 3, 3, 96, 80);
     tensor_new(&references, 4, 3, 3, 96, 80);
@@ -223,7 +223,7 @@ static void photographs(facegrad_context *context, const char *fixtures, const c
              "\"std\": [0.229, 0.224, 0.225]}",
              data);
     must(facegrad_backbone_new(context, config, &backbone), "facegrad_backbone_new");
-    must(facegrad_loss_new(context, detector, backbone, "{\"face_align_mode\": \"kps\", \"face_loss_weight\": 1}", &loss),
+    must(facegrad_loss_new(context, detector, backbone, NULL, "{\"face_align_mode\": \"kps\", \"face_loss_weight\": 1}", &loss),
          "facegrad_loss_new");
     snprintf(folder, sizeof folder, "%s/photos", fixtures);
     read_photo(&one, folder, "B_lady_1.f32");

@@ -64,6 +64,22 @@ class Targets(c.Structure):
     ]
 
 
+class Step(c.Structure):
+    """``facegrad_step``."""
+
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("x_t", TensorPointer),
+        ("prediction", TensorPointer),
+        ("times", TensorPointer),
+        ("coefficients", TensorPointer),
+        ("latent_height", c.c_int64),
+        ("latent_width", c.c_int64),
+        ("number", c.c_uint64),
+        ("gradient_norm", c.c_double),
+    ]
+
+
 class Sample(c.Structure):
     """``facegrad_sample``."""
 
@@ -117,14 +133,23 @@ PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "backbone_align": (Status, [Handle, TensorPointer, c.POINTER(Face), c.c_size_t, TensorPointer, c.c_void_p]),
     "backbone_info": (Status, [Handle, *_STRING_OUT]),
     "backbone_free": (None, [Handle]),
-    "loss_new": (Status, [Handle, Handle, Handle, Text, c.POINTER(Handle)]),
+    "vae_new": (Status, [Handle, Text, c.POINTER(Handle)]),
+    "vae_new_from_tensors": (Status, [Handle, c.POINTER(Text), TensorPointer, c.c_size_t, Text, c.POINTER(Handle)]),
+    "vae_decode": (Status, [Handle, TensorPointer, TensorPointer, c.c_void_p]),
+    "vae_info": (Status, [Handle, *_STRING_OUT]),
+    "vae_free": (None, [Handle]),
+    "loss_new": (Status, [Handle, Handle, Handle, Handle, Text, c.POINTER(Handle)]),
     "loss_set_reference": (Status, [Handle, Text, TensorPointer, TensorPointer, c.c_void_p]),
     "loss_remove_reference": (Status, [Handle, Text]),
     "loss_images": (Status, [Handle, TensorPointer, c.POINTER(Targets), TensorPointer, c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
+    "loss_step": (Status, [Handle, c.POINTER(Step), c.POINTER(Targets), TensorPointer, c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
     "loss_info": (Status, [Handle, *_STRING_OUT]),
     "loss_free": (None, [Handle]),
     "graph_new": (Status, [Handle, c.POINTER(Handle)]),
     "graph_input": (Status, [Handle, TensorPointer, c.c_int32, c.POINTER(c.c_int64), c.c_void_p]),
+    "graph_predict_x0": (Status, [Handle, c.c_int64, c.c_int64, TensorPointer, Text, c.POINTER(c.c_int64), c.c_void_p]),
+    "graph_unpack": (Status, [Handle, c.c_int64, Handle, Text, c.c_int64, c.c_int64, c.POINTER(c.c_int64), c.c_void_p]),
+    "graph_decode": (Status, [Handle, c.c_int64, Handle, Text, c.POINTER(c.c_int64), c.c_void_p]),
     "graph_face_loss": (Status, [Handle, c.c_int64, Handle, c.POINTER(Targets), c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.POINTER(c.c_int64), c.c_void_p]),
     "graph_shape": (Status, [Handle, c.c_int64, c.POINTER(c.c_int64), c.c_size_t, c.POINTER(c.c_size_t)]),
     "graph_read": (Status, [Handle, c.c_int64, TensorPointer, c.c_void_p]),

@@ -31,6 +31,8 @@ class Outcome(IntEnum):
     NO_FACE = 5
     DEGENERATE = 6
     NON_FINITE = 7
+    TIME = 8
+    STEP = 9
 
 
 class Located(IntEnum):
@@ -112,7 +114,7 @@ class FaceLoss(Owner):
             owner = recogniser or detector
             device = owner._context.device if owner is not None else "cpu"
         self._context = Context.of(device)
-        self._parts = (detector, recogniser)
+        self._parts = (detector, recogniser, None)
         text = json.dumps(dict(config or {})).encode()
         handles = [part._handle if part is not None else None for part in self._parts]
         super().__init__(lambda out: call("loss_new", self._context._handle, *handles, text, out))

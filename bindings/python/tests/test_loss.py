@@ -154,7 +154,7 @@ def test_a_dropped_sample_is_warned_about(loss, chain, caplog):
     value.backward()
     assert report.samples[1].outcome == facegrad.Outcome.NON_FINITE
     assert images.grad.isfinite().all() and images.grad[1].abs().max() == 0
-    assert "sample 1 counts nothing: its loss or gradient is not finite" in caplog.text
+    assert "sample 1 counts nothing: its image, loss or gradient is not finite" in caplog.text
 
 
 def test_references_by_id(loss, chain):

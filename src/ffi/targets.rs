@@ -1,0 +1,100 @@
+//! What a host says of the samples of a batch.
+
+use super::read::{optional_text, versioned};
+use super::types::*;
+use super::views;
+use crate::error::{Result, bail};
+use crate::loss::Targets;
+use crate::tensor::View;
+use std::ffi::c_char;
+use tch::Device;
+
+/// `facegrad_targets`, validated but not yet read: the numbers may lie on a GPU.
+pub(super) struct RawTargets {
+    references: Option<View>,
+    reference_ids: Vec<Option<String>>,
+    data_types: Vec<String>,
+    landmarks: Option<View>,
+    boxes: Option<View>,
+    reference_landmarks: Option<View>,
+    reference_boxes: Option<View>,
+    weights: Option<View>,
+}
+
+impl RawTargets {
+    /// # Safety
+    /// `targets` is NULL or a `facegrad_targets` whose pointers are as its fields' docs say, for a
+    /// batch of `samples`.
+    pub unsafe fn read(
+        targets: *const facegrad_targets,
+        device: Device,
+        samples: i64,
+    ) -> Result<RawTargets> {
+        // SAFETY: every call below asks for what the caller promises.
+        unsafe {
+            let raw = versioned("targets", targets)?;
+            Ok(RawTargets {
+                references: views::optional_images("references", raw.references, device)?,
+                reference_ids: texts("reference_ids", raw.reference_ids, samples)?,
+                data_types: required("data_types", texts("data_types", raw.data_types, samples)?)?,
+                landmarks: views::optional_numbers("landmarks", raw.landmarks, 10)?,
+                boxes: views::optional_numbers("boxes", raw.boxes, 4)?,
+                reference_landmarks: views::optional_numbers(
+                    "reference_landmarks",
+                    raw.reference_landmarks,
+                    10,
+                )?,
+                reference_boxes: views::optional_numbers(
+                    "reference_boxes",
+                    raw.reference_boxes,
+                    4,
+                )?,
+                weights: views::optional_numbers("sample_weights", raw.sample_weights, 1)?,
+            })
+        }
+    }
+
+    /// Reads the numbers; on the worker.
+    pub fn into_targets(self) -> Result<Targets> {
+        Ok(Targets {
+            references: self.references.as_ref().map(View::borrow).transpose()?,
+            reference_ids: self.reference_ids,
+            data_types: self.data_types,
+            faces: views::places(self.landmarks.as_ref(), self.boxes.as_ref())?,
+            reference_faces: views::places(
+                self.reference_landmarks.as_ref(),
+                self.reference_boxes.as_ref(),
+            )?,
+            weights: match &self.weights {
+                Some(view) => views::numbers(view)?,
+                None => vec![],
+            },
+        })
+    }
+}
+
+/// An array of `count` strings, some of them NULL; empty for a NULL array.
+unsafe fn texts(
+    name: &'static str,
+    array: *const *const c_char,
+    count: i64,
+) -> Result<Vec<Option<String>>> {
+    if array.is_null() {
+        return Ok(vec![]);
+    }
+    (0..count as usize)
+        // SAFETY: the caller promises `count` pointers, each NULL or a string.
+        .map(|at| unsafe { optional_text(name, array.add(at).read()) })
+        .collect()
+}
+
+fn required(name: &str, texts: Vec<Option<String>>) -> Result<Vec<String>> {
+    let mut all = vec![];
+    for (at, text) in texts.into_iter().enumerate() {
+        match text {
+            Some(text) => all.push(text),
+            None => bail!(Null, "{name}[{at}]: expected a string, got NULL"),
+        }
+    }
+    Ok(all)
+}
