@@ -46,6 +46,7 @@ $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)
 	$(RUN) -W ignore tests/fixtures/decoders.py $(FIXTURES)
 	$(RUN) -W ignore tests/fixtures/latent.py $(FIXTURES)
+	$(RUN) -W ignore tests/fixtures/step.py $(FIXTURES)
 	touch $@
 
 fixtures: $(FIXTURES)/.ready

@@ -69,6 +69,7 @@ impl RawTargets {
                 Some(view) => views::numbers(view)?,
                 None => vec![],
             },
+            numbers: vec![],
         })
     }
 }

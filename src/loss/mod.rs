@@ -83,7 +83,8 @@ impl Loss {
         let gradient = self.compare(images, &candidates, &mut report, with_gradient)?;
         for (at, sample) in report.samples.iter().enumerate() {
             if Report::is_warning(sample.outcome) {
-                warn_host!("sample {at} counts nothing: {}", sample.outcome.text());
+                let number = targets.number(at);
+                warn_host!("sample {number} counts nothing: {}", sample.outcome.text());
             }
         }
         Ok((report, gradient))
@@ -186,8 +187,9 @@ impl Loss {
                 if places[slot].is_none() {
                     bail!(
                         Argument,
-                        "sample {at}: `landmarks` is \"reference\", which needs a reference image of the \
-                         sample itself, not a registered id"
+                        "sample {}: `landmarks` is \"reference\", which needs a reference image of the \
+                         sample itself, not a registered id",
+                        targets.number(*at)
                     );
                 }
                 samples[*at].located = Located::Reference;

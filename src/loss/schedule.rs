@@ -1,21 +1,74 @@
 //! What a sample's noise level does to its part in the loss.
 
 use crate::config::{LossConfig, Prediction, PredictionConfig, TimeWeight};
+use crate::error::{Result, bail};
+use crate::latent::coefficients;
 
-/// The noise level of a sample in [0, 1], and its signal-to-noise ratio, from the pair (a, b) that
-/// makes x0. For flow matching the level is t, for epsilon and v it is √(1 − ᾱ). `None` for
-/// predictions of x0 itself and for custom pairs, which tell nothing about noise.
-pub fn noise(config: &PredictionConfig, (a, b): (f64, f64)) -> Option<(f64, f64)> {
-    let preserving = |signal: f64| ((1.0 - signal).sqrt(), signal / (1.0 - signal));
-    Some(match config.kind {
-        Prediction::Sample | Prediction::Custom => return None,
-        Prediction::Epsilon => preserving(1.0 / (a * a)),
-        Prediction::V => preserving(a * a),
-        _ => {
-            let t = b.abs();
-            (t, ((1.0 - t) / t).powi(2))
+/// A sample's noise level in [0, 1] and its signal-to-noise ratio.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Noise {
+    /// t for flow matching, √(1 − ᾱ) for epsilon and v.
+    pub level: f64,
+    /// ((1 − t) / t)², or ᾱ / (1 − ᾱ).
+    pub snr: f64,
+}
+
+impl Noise {
+    /// From the pair (a, b) that makes x0; `kind` must be one that depends on time.
+    fn of(kind: Prediction, (a, b): (f64, f64)) -> Self {
+        let preserving = |signal: f64| Self {
+            level: (1.0 - signal).sqrt(),
+            snr: signal / (1.0 - signal),
+        };
+        match kind {
+            Prediction::Epsilon => preserving(1.0 / (a * a)),
+            Prediction::V => preserving(a * a),
+            _ => {
+                let t = b.abs();
+                Self {
+                    level: t,
+                    snr: ((1.0 - t) / t).powi(2),
+                }
+            }
         }
-    })
+    }
+}
+
+/// The noise of every sample, or `None` where nobody told it. Predictions of x0 itself and custom
+/// pairs tell nothing of noise: there `times` are read as those of flow matching.
+///
+/// # Errors
+/// `Argument` where the configured policy needs times that are missing or out of range.
+pub fn noises(
+    config: &LossConfig,
+    pairs: &[(f64, f64)],
+    times: &[f64],
+) -> Result<Option<Vec<Noise>>> {
+    let prediction = &config.prediction;
+    let of = |kind: Prediction, pairs: &[(f64, f64)]| {
+        Some(pairs.iter().map(|&pair| Noise::of(kind, pair)).collect())
+    };
+    if !matches!(prediction.kind, Prediction::Sample | Prediction::Custom) {
+        return Ok(of(prediction.kind, pairs));
+    }
+    if times.is_empty() {
+        let blind = config.t_min <= 0.0
+            && config.t_max >= 1.0
+            && config.time_weight == TimeWeight::Constant;
+        if !blind {
+            bail!(
+                Argument,
+                "times: needed by `t_min`, `t_max` and `time_weight`; got none"
+            );
+        }
+        return Ok(None);
+    }
+    let as_flow = PredictionConfig {
+        kind: Prediction::Flow,
+        negated: None,
+        ..*prediction
+    };
+    Ok(of(Prediction::Flow, &coefficients(&as_flow, times)?))
 }
 
 /// Whether a noise level is inside the configured window.
@@ -23,8 +76,8 @@ pub fn inside(config: &LossConfig, level: f64) -> bool {
     (config.t_min..=config.t_max).contains(&level)
 }
 
-/// The weight of a sample with noise level `t` and signal-to-noise ratio `snr`.
-pub fn weight(config: &LossConfig, t: f64, snr: f64) -> f64 {
+/// The weight of a sample.
+pub fn weight(config: &LossConfig, Noise { level: t, snr }: Noise) -> f64 {
     match &config.time_weight {
         TimeWeight::Constant => 1.0,
         TimeWeight::OneMinusT => (1.0 - t).max(0.1),
@@ -50,7 +103,7 @@ mod tests {
     fn weights_are_their_formulas() {
         let with =
             |json: &str| LossConfig::parse(&format!(r#"{{"time_weight": {json}}}"#)).unwrap();
-        let at = |json: &str, t: f64| weight(&with(json), t, ((1.0 - t) / t).powi(2));
+        let at = |json: &str, t: f64| weight(&with(json), Noise::of(Prediction::Flow, (1.0, -t)));
         for (json, t, want) in [
             (r#""constant""#, 0.9, 1.0),
             (r#""one_minus_t""#, 0.25, 0.75),
@@ -79,21 +132,24 @@ mod tests {
     }
 
     #[test]
-    fn noise_levels_follow_the_prediction() {
-        let of = |kind, pair| {
-            noise(
-                &PredictionConfig {
-                    kind,
-                    ..Default::default()
-                },
-                pair,
-            )
-        };
-        assert_eq!(of(Prediction::Flow, (1.0, -0.25)), Some((0.25, 9.0)));
-        let (level, snr) = of(Prediction::V, (0.8, -0.6)).unwrap();
-        assert!((level - 0.6).abs() < 1e-12 && (snr - 0.64 / 0.36).abs() < 1e-9);
-        let (level, _) = of(Prediction::Epsilon, (1.25, -0.75)).unwrap();
-        assert!((level - 0.6).abs() < 1e-12);
-        assert_eq!(of(Prediction::Sample, (0.0, 1.0)), None);
+    fn noise_follows_the_prediction() {
+        let flow = Noise::of(Prediction::Flow, (1.0, -0.25));
+        assert_eq!((flow.level, flow.snr), (0.25, 9.0));
+        let v = Noise::of(Prediction::V, (0.8, -0.6));
+        assert!((v.level - 0.6).abs() < 1e-12 && (v.snr - 0.64 / 0.36).abs() < 1e-9);
+        let epsilon = Noise::of(Prediction::Epsilon, (1.25, -0.75));
+        assert!((epsilon.level - 0.6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_prediction_without_noise_takes_the_times() {
+        let with = |json: &str| LossConfig::parse(json).unwrap();
+        let plain = with(r#"{"prediction": {"kind": "sample"}}"#);
+        assert_eq!(noises(&plain, &[(0.0, 1.0)], &[]).unwrap(), None);
+        let levels = noises(&plain, &[(0.0, 1.0)], &[0.25]).unwrap().unwrap();
+        assert_eq!(levels[0].level, 0.25);
+        let gated = with(r#"{"prediction": {"kind": "sample"}, "t_max": 0.5}"#);
+        let error = noises(&gated, &[(0.0, 1.0)], &[]).unwrap_err();
+        assert!(error.to_string().contains("times: needed"), "{error}");
     }
 }

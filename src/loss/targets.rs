@@ -36,6 +36,8 @@ pub struct Targets {
     pub reference_faces: Vec<Known>,
     /// Per sample: ≥ 0.
     pub weights: Vec<f64>,
+    /// Per sample: its number in the host's batch, for messages; its position where empty.
+    pub numbers: Vec<usize>,
 }
 
 impl Targets {
@@ -89,10 +91,10 @@ impl Targets {
     }
 
     /// The same for some of the samples, with weights of their own.
-    pub fn select(self, samples: &[usize], weights: Vec<f64>) -> Result<Targets> {
-        fn pick<T: Clone>(all: Vec<T>, rows: &[usize]) -> Vec<T> {
+    pub fn select(&self, samples: &[usize], weights: Vec<f64>) -> Result<Targets> {
+        fn pick<T: Clone>(all: &[T], rows: &[usize]) -> Vec<T> {
             match all.is_empty() {
-                true => all,
+                true => vec![],
                 false => rows.iter().map(|&row| all[row].clone()).collect(),
             }
         }
@@ -107,15 +109,21 @@ impl Targets {
         };
         Ok(Targets {
             references,
-            reference_ids: pick(self.reference_ids, samples),
-            data_types: pick(self.data_types, samples),
-            faces: pick(self.faces, samples),
+            reference_ids: pick(&self.reference_ids, samples),
+            data_types: pick(&self.data_types, samples),
+            faces: pick(&self.faces, samples),
             reference_faces: match own {
-                true => pick(self.reference_faces, samples),
-                false => self.reference_faces,
+                true => pick(&self.reference_faces, samples),
+                false => self.reference_faces.clone(),
             },
             weights,
+            numbers: samples.iter().map(|&at| self.number(at)).collect(),
         })
+    }
+
+    /// The number of a sample in the host's batch.
+    pub fn number(&self, sample: usize) -> usize {
+        self.numbers.get(sample).copied().unwrap_or(sample)
     }
 
     /// The number of reference images.

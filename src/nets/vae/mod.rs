@@ -201,6 +201,11 @@ impl Decoder {
         self.scale
     }
 
+    /// Whether batches are decoded one sample at a time.
+    pub fn slicing(&self) -> bool {
+        self.slicing
+    }
+
     /// The family that the tensors are of.
     pub fn family(&self) -> VaeFamily {
         self.family

@@ -1,0 +1,185 @@
+//! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
+//! decoders that share one latent space.
+
+mod common;
+
+use common::{cosine, data, numbers, onnxruntime};
+use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
+use facegrad::detect::Detector;
+use facegrad::loss::{Known, Loss, Outcome, Pipeline, Step, Targets, step};
+use facegrad::nets::Recogniser;
+use facegrad::nets::vae::Decoder;
+use facegrad::shared::Shared;
+use serde_json::json;
+use std::sync::{Arc, Mutex};
+use tch::{Device, Kind, Tensor};
+
+/// The astronaut's landmarks in `golden/detections_det_500m_640.json`, moved to the golden crop at (160, 64).
+const LANDMARKS: [[f64; 2]; 5] = [
+    [44.132, 36.588],
+    [86.769, 39.56],
+    [63.84, 65.15],
+    [41.981, 75.711],
+    [85.245, 78.344],
+];
+
+fn shared<T>(value: T) -> Shared<T> {
+    Arc::new(Mutex::new(value))
+}
+
+struct World {
+    detector: Shared<Detector>,
+    recogniser: Shared<Recogniser>,
+    /// `[1,32,16,16]`, the latent of the astronaut's face.
+    latent: Tensor,
+    /// `[1,3,112,112]`, an aligned crop of another person.
+    other: Tensor,
+}
+
+impl World {
+    /// `None` without the real data.
+    fn open() -> Option<World> {
+        let golden = data("golden/taef2_astronaut_crop_y64x160_128.npz")?;
+        let detector = json!({
+            "path": data("models/det_500m.onnx")?, "det_sizes": [128], "onnxruntime": onnxruntime(),
+        });
+        let detector: DetectorConfig = parse("test", &detector.to_string()).unwrap();
+        let recogniser = json!({
+            "path": data("models/foamliu_mobilefacenet_128d_112.onnx")?,
+            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        });
+        let recogniser: BackboneConfig = parse("test", &recogniser.to_string()).unwrap();
+        let arrays = Tensor::read_npz(golden).unwrap();
+        let (_, latent) = arrays.into_iter().find(|(n, _)| n == "latent").unwrap();
+        let other = tch::vision::image::load(data("golden/aligned112/B_lady_1.png")?).unwrap();
+        Some(World {
+            detector: shared(Detector::load(&detector, Device::Cpu).unwrap()),
+            recogniser: shared(Recogniser::load(&recogniser, Device::Cpu).unwrap()),
+            latent,
+            other: other.to_kind(Kind::Float).unsqueeze(0) / 255.0,
+        })
+    }
+
+    fn loss(&self, json: serde_json::Value) -> Shared<Loss> {
+        let config = LossConfig::parse(&json.to_string()).unwrap();
+        let pipeline = Pipeline {
+            detector: Some(self.detector.clone()),
+            recogniser: self.recogniser.clone(),
+            align_mode: config.face_align_mode,
+            choice: config.face_choice,
+            index: config.face_index,
+        };
+        shared(Loss::new(config, pipeline))
+    }
+
+    /// The other person's crop as reference, whose landmarks are the template's.
+    fn targets(&self, faces: Vec<Known>) -> Targets {
+        Targets {
+            references: Some(self.other.shallow_clone()),
+            reference_faces: vec![Known {
+                bbox: None,
+                landmarks: Some(facegrad::face::template(112)),
+            }],
+            faces,
+            ..Targets::default()
+        }
+    }
+}
+
+fn decoder(path: std::path::PathBuf, dtype: &str) -> Shared<Decoder> {
+    let json = json!({ "path": path, "dtype": dtype }).to_string();
+    let config: VaeConfig = parse("test", &json).unwrap();
+    shared(Decoder::load(&config, Device::Cpu).unwrap())
+}
+
+fn latents(x: &Tensor) -> Step {
+    Step {
+        x_t: None,
+        prediction: x.shallow_clone(),
+        times: vec![],
+        coefficients: vec![],
+        size: None,
+        number: 0,
+        gradient_norm: None,
+    }
+}
+
+#[test]
+fn low_precision_keeps_the_directions() {
+    let Some(world) = World::open() else { return };
+    let loss = world.loss(json!({
+        "face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none",
+    }));
+    let known = Known {
+        bbox: None,
+        landmarks: Some(LANDMARKS),
+    };
+    for path in ["models/kl_photo_decoder", "models/taef2_decoder.pth"] {
+        let Some(path) = data(path) else { return };
+        let run = |dtype: &str| {
+            let vae = decoder(path.clone(), dtype);
+            let targets = world.targets(vec![known]);
+            step(&loss, &vae, latents(&world.latent), targets, true).unwrap()
+        };
+        let (want, want_gradient) = run("f32");
+        for dtype in ["bf16", "f16"] {
+            let (report, gradient) = run(dtype);
+            let same = cosine(&gradient.unwrap(), want_gradient.as_ref().unwrap());
+            println!("{} {dtype}: {same:.5}", path.display());
+            assert!(same >= 0.99, "{} {dtype}: {same}", path.display());
+            assert!((report.mean_distance - want.mean_distance).abs() < 0.01);
+        }
+    }
+}
+
+/// Following the gradient makes the decoded picture's face the other person's, as the no-gradient road
+/// (detection, crop, embedding of the finished picture) judges, and it stays a face.
+#[test]
+fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
+    let Some(world) = World::open() else { return };
+    let Some(path) = data("models/taef2_decoder.pth") else {
+        return;
+    };
+    let vae = decoder(path, "f32");
+    let loss = world.loss(json!({
+        "face_align_mode": "kps", "face_loss_weight": 1.0, "prediction": {"kind": "sample"}, "clamp": "straight_through",
+    }));
+    let judge = |x: &Tensor| {
+        let picture = vae.lock().unwrap().decode(x).unwrap().clamp(0.0, 1.0);
+        let faces = world.detector.lock().unwrap().detect(&picture).unwrap();
+        let face = faces[0]
+            .first()
+            .expect("the picture still shows a face")
+            .clone();
+        let recogniser = world.recogniser.lock().unwrap();
+        let crops = facegrad::align::align(
+            &picture,
+            &[facegrad::align::Crop {
+                sample: 0,
+                transform: facegrad::face::kps_transform(&face.landmarks.unwrap(), 112).unwrap(),
+                border: facegrad::align::Border::Zeros,
+            }],
+            112,
+        );
+        let embeddings = recogniser.embed(&crops.unwrap()).unwrap();
+        let reference = recogniser.embed(&world.other).unwrap();
+        (
+            numbers(&(embeddings * reference).sum(Kind::Float))[0],
+            face.score,
+        )
+    };
+    let mut x = world.latent.shallow_clone();
+    let (before, _) = judge(&x);
+    for _ in 0..30 {
+        let (report, gradient) =
+            step(&loss, &vae, latents(&x), world.targets(vec![]), true).unwrap();
+        assert_eq!(report.samples[0].outcome, Outcome::Counted);
+        let gradient = gradient.unwrap();
+        let norm = gradient.norm();
+        x = x - gradient / norm * 2.0;
+    }
+    let (after, score) = judge(&x);
+    println!("similarity {before:.3} -> {after:.3}, detection score {score:.3}");
+    assert!(before < 0.2 && after > before + 0.4, "{before} -> {after}");
+    assert!(score >= 0.5);
+}
