@@ -135,6 +135,12 @@ pub struct facegrad_graph {
     _opaque: [u8; 0],
 }
 
+/// Detector and recogniser for scores that need no gradient, and remembered references. Any thread may use
+/// it.
+pub struct facegrad_evaluator {
+    _opaque: [u8; 0],
+}
+
 /// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
 /// any thread, must not call facegrad, and must not throw or longjmp.
 pub type facegrad_log_callback =

@@ -1,6 +1,7 @@
 //! The identity loss on images: gate, references, locate, align, embed, compare, differentiate; and
-//! around it the fused step from a model's prediction.
+//! around it the fused step from a model's prediction. Beside it the score that needs no gradient.
 
+mod evaluate;
 mod operation;
 mod pipeline;
 mod references;
@@ -9,6 +10,7 @@ mod schedule;
 mod step;
 mod targets;
 
+pub use evaluate::{Evaluator, Found};
 pub use operation::FaceLoss;
 pub use pipeline::{Pipeline, crop};
 pub use report::{Alignment, Located, Outcome, Report, Sample};
@@ -17,7 +19,6 @@ pub use targets::{Known, Targets};
 
 use crate::config::{Locate, LossConfig};
 use crate::error::{Result, bail};
-use crate::log::warn_host;
 use crate::tensor::vjp;
 use references::{Reference, References};
 use tch::{Kind, Tensor};
@@ -81,12 +82,7 @@ impl Loss {
         };
         let candidates = self.locate(images, targets, &mut report.samples)?;
         let gradient = self.compare(images, &candidates, &mut report, with_gradient)?;
-        for (at, sample) in report.samples.iter().enumerate() {
-            if Report::is_warning(sample.outcome) {
-                let number = targets.number(at);
-                warn_host!("sample {number} counts nothing: {}", sample.outcome.text());
-            }
-        }
+        report.warn(|at| targets.number(at));
         Ok((report, gradient))
     }
 
@@ -220,22 +216,7 @@ impl Loss {
 
     /// Fills in the report's sums from its samples.
     fn total(&self, report: &mut Report) {
-        let counted = report
-            .samples
-            .iter()
-            .filter(|s| s.outcome == Outcome::Counted);
-        let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
-        for sample in counted {
-            total += sample.weight * (1.0 - sample.similarity.min(self.config.target_similarity));
-            distance += 1.0 - sample.similarity;
-            count += 1.0;
-        }
-        if count == 0.0 {
-            (report.loss, report.mean_distance) = (0.0, 0.0);
-            return;
-        }
-        report.loss = self.config.face_loss_weight * total / count;
-        report.mean_distance = distance / count;
+        report.total(self.config.face_loss_weight, self.config.target_similarity);
     }
 
     /// Embeds the candidates, fills in the report's values and returns the gradient.

@@ -7,15 +7,20 @@ Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad
 """
 
 from ._library import FacegradError, build_info, live, version
+from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
 from .loss import Alignment, DifferentiableFaceLoss, FaceLoss, Located, Outcome, Report, Sample
 from .models import Detector, Face, Recogniser
 
 __all__ = [
     "Alignment",
+    "ArcFaceLoss",
     "Detector",
     "DifferentiableFaceLoss",
+    "EmbeddedFace",
+    "Evaluator",
     "Face",
     "FaceLoss",
+    "FaceLossWrapper",
     "FacegradError",
     "Located",
     "Outcome",
