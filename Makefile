@@ -61,6 +61,7 @@ header: setup
 bench: build $(VENV)/.ready-tests
 	cargo bench --bench abi
 	$(RUN) benches/step.py
+	test ! -d $(DATA) || $(RUN) benches/evaluate.py $(DATA)
 
 clean:
 	cargo clean

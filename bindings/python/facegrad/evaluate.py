@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from . import _abi
 from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
-from .loss import Report, Sample, _sample, _sizes, _Targets
+from .loss import FaceLoss, Report, Sample, _sample, _sizes, _Targets
 from .models import Face, _face, _faces
 from .packs import find_pack
 
@@ -177,8 +177,9 @@ class Evaluator(Owner):
         """
         images = self._here(images)
         references = None if references is None else self._here(references)
+        # Of the loss only its own run() would use it.
         targets = _Targets(
-            self, images, references, reference_ids, data_types, landmarks, boxes,
+            cast(FaceLoss, self), images, references, reference_ids, data_types, landmarks, boxes,
             reference_landmarks, reference_boxes, sample_weights,
         )  # fmt: skip
         view = View("images", images)
