@@ -86,8 +86,11 @@ impl Evaluator {
             };
             crops.push(align_pixels(picture, &cut, size));
         }
-        let crops: Vec<&[u8]> = crops.iter().map(Vec::as_slice).collect();
-        self.tensor(&crops)
+        Ok(Tensor::f_from_slice(&crops.concat())?
+            .f_view([faces.len() as i64, 3, size, size])?
+            .f_to_device(self.device)?
+            .f_to_kind(Kind::Float)?
+            .f_div_scalar(255.0)?)
     }
 
     /// Registers `id` with the chosen face of every image of `[K,3,H,W]`; where `known` says where the face
@@ -319,34 +322,15 @@ impl Evaluator {
         }
         for batch in crops.chunks(BATCH) {
             let planes: Vec<&[u8]> = batch.iter().map(|(_, _, crop)| crop.as_slice()).collect();
-            for ((row, at, _), embedding) in batch.iter().zip(self.embed(&planes)?) {
+            for ((row, at, _), embedding) in
+                batch.iter().zip(self.recogniser.embed_pixels(&planes)?)
+            {
                 if let Some(found) = looks[*row].as_mut().and_then(|found| found.get_mut(*at)) {
                     found.embedding = embedding.iter().all(|v| v.is_finite()).then_some(embedding);
                 }
             }
         }
         Ok(looks)
-    }
-
-    fn embed(&self, crops: &[&[u8]]) -> Result<Vec<Embedding>> {
-        let _frozen = tch::no_grad_guard();
-        let rows = self.recogniser.embed(&self.tensor(crops)?)?;
-        let rows = rows.f_to_device(Device::Cpu)?;
-        let flat: Vec<f32> = Vec::try_from(rows.f_contiguous()?.f_view([-1i64])?)?;
-        Ok(flat
-            .chunks(self.recogniser.dim() as usize)
-            .map(<[f32]>::to_vec)
-            .collect())
-    }
-
-    /// Crops of 8-bit pixels as the recogniser takes them.
-    fn tensor(&self, crops: &[&[u8]]) -> Result<Tensor> {
-        let (count, size) = (crops.len() as i64, self.recogniser.input_size());
-        Ok(Tensor::f_from_slice(&crops.concat())?
-            .f_view([count, 3, size, size])?
-            .f_to_device(self.device)?
-            .f_to_kind(Kind::Float)?
-            .f_div_scalar(255.0)?)
     }
 
     fn person(&self, id: &str) -> Result<&[Embedding]> {

@@ -68,6 +68,8 @@ pub struct Recogniser {
     network: Network,
     mean: Tensor,
     std: Tensor,
+    /// What each value of a pixel becomes, by the network's channels.
+    levels: [[f32; 256]; 3],
     bgr: bool,
     kind: Kind,
     input_size: i64,
@@ -195,6 +197,12 @@ impl Recogniser {
             network,
             mean: constant(mean)?,
             std: constant(std)?,
+            levels: std::array::from_fn(|channel| {
+                std::array::from_fn(|value| {
+                    let value = value as f64 / 255.0;
+                    ((value - mean[channel]) / std[channel]) as f32
+                })
+            }),
             bgr,
             kind,
             input_size,
@@ -270,6 +278,53 @@ impl Recogniser {
         &self.description
     }
 
+    /// Embeds crops of 8-bit pixels, three RGB planes each: embeddings of length 1. Where ONNX Runtime runs the
+    /// network, libtorch has no part in it.
+    pub fn embed_pixels(&self, crops: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
+        let _frozen = tch::no_grad_guard();
+        let (size, dim) = (self.input_size, self.dim as usize);
+        if let Network::Onnx {
+            runner: Runner::Session(session),
+            batched,
+        } = &self.network
+        {
+            let mut rows = vec![];
+            for part in crops.chunks(if *batched { crops.len().max(1) } else { 1 }) {
+                let shape = [part.len() as i64, 3, size, size];
+                let outputs = session.borrow_mut().run(&self.normalised(part), &shape)?;
+                match outputs.first() {
+                    Some((_, values)) if values.len() == part.len() * dim => {
+                        rows.extend(unit_rows(values, dim));
+                    }
+                    _ => bail!(Weights, "the model yields no row of {dim} for every crop"),
+                }
+            }
+            return Ok(rows);
+        }
+        let pixels = Tensor::f_from_slice(&crops.concat())?
+            .f_view([crops.len() as i64, 3, size, size])?
+            .f_to_device(self.mean.device())?
+            .f_to_kind(Kind::Float)?
+            .f_div_scalar(255.0)?;
+        let rows = self.embed(&pixels)?.f_to_device(Device::Cpu)?;
+        let flat: Vec<f32> = Vec::try_from(rows.f_contiguous()?.f_view([-1i64])?)?;
+        Ok(flat.chunks(dim).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Crops as the network takes them, one after the other.
+    fn normalised(&self, crops: &[&[u8]]) -> Vec<f32> {
+        let plane = (self.input_size * self.input_size) as usize;
+        let mut values = Vec::with_capacity(crops.len() * 3 * plane);
+        for crop in crops {
+            for (channel, levels) in self.levels.iter().enumerate() {
+                let from = if self.bgr { 2 - channel } else { channel };
+                let pixels = &crop[from * plane..(from + 1) * plane];
+                values.extend(pixels.iter().map(|&pixel| levels[pixel as usize]));
+            }
+        }
+        values
+    }
+
     /// Embeds crops `[M,3,S,S]`, RGB in [0, 1]: `[M,D]` float32 rows of length 1. The gradient flows
     /// back to `crops`, unless ONNX Runtime runs the network.
     pub fn embed(&self, crops: &Tensor) -> Result<Tensor> {
@@ -311,6 +366,20 @@ impl Recogniser {
             .f_clamp_min(1e-12)?;
         Ok(raw.f_div(&norm)?)
     }
+}
+
+/// Rows of `dim` numbers, each scaled to length 1.
+fn unit_rows(values: &[f32], dim: usize) -> Vec<Vec<f32>> {
+    let unit = |row: &[f32]| {
+        let norm = row
+            .iter()
+            .map(|v| f64::from(*v).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        let scale = 1.0 / norm.max(1e-12);
+        row.iter().map(|v| (f64::from(*v) * scale) as f32).collect()
+    };
+    values.chunks(dim).map(unit).collect()
 }
 
 /// Loads an ONNX file into its engine; the text names it.

@@ -40,26 +40,51 @@ pub fn finite(images: &Tensor) -> Result<Vec<bool>> {
 }
 
 /// The pictures of `[N,3,H,W]`, as [`quantised`]; `None` for one with a pixel that is not finite.
+///
+/// Read from the tensor's own memory in one pass, on this thread: torch's threads would go on spinning where
+/// ONNX Runtime's are needed next.
 pub fn pixels(images: &Tensor) -> Result<Vec<Option<Pixels>>> {
-    let finite = finite(images)?;
+    let kind = match images.kind() {
+        Kind::Uint8 => Kind::Uint8,
+        _ => Kind::Float,
+    };
+    let images = images.detach().f_to_device(Device::Cpu)?.f_to_kind(kind)?;
     let size = images.size();
-    (0i64..)
-        .zip(finite)
-        .map(|(at, finite)| {
-            if !finite {
-                return Ok(None);
+    let (height, width) = (size[2] as usize, size[3] as usize);
+    (0..size[0])
+        .map(|at| {
+            let image = images.f_select(0, at)?;
+            let mut planes = Vec::with_capacity(3 * height * width);
+            let mut finite = true;
+            match kind {
+                Kind::Uint8 => each(&image, |value: u8| planes.push(value)),
+                _ => each(&image, |value: f32| {
+                    finite &= value.is_finite();
+                    planes.push((value.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8);
+                }),
             }
-            let planes = quantised(&images.f_select(0, at)?)?
-                .f_to_device(Device::Cpu)?
-                .f_contiguous()?
-                .f_view([-1i64])?;
-            Ok(Some(Pixels {
-                planes: Vec::try_from(planes)?,
-                height: size[2] as usize,
-                width: size[3] as usize,
+            Ok(finite.then_some(Pixels {
+                planes,
+                height,
+                width,
             }))
         })
         .collect()
+}
+
+/// Hands out the elements of `image` `[3,H,W]` on the CPU, row after row; `T` is its element type.
+fn each<T: Copy>(image: &Tensor, mut take: impl FnMut(T)) {
+    let (size, strides) = (image.size(), image.stride());
+    let start = image.data_ptr().cast::<T>();
+    for plane in 0..size[0] {
+        for y in 0..size[1] {
+            let row = plane * strides[0] + y * strides[1];
+            for x in 0..size[2] {
+                // SAFETY: the tensor is alive, on the CPU and of `T`s, and the index is inside its sizes.
+                take(unsafe { start.offset((row + x * strides[2]) as isize).read() });
+            }
+        }
+    }
 }
 
 impl Pixels {
@@ -87,9 +112,26 @@ mod tests {
     #[test]
     fn floats_are_rounded_and_what_is_not_finite_is_none() {
         let image = Tensor::f_from_slice(&[-1.0f32, 0.5, 2.0, f32::NAN, 0.1, 0.2]).unwrap();
-        let pictures = pixels(&image.f_view([2, 3, 1, 1]).unwrap()).unwrap();
+        let image = image.f_view([2, 3, 1, 1]).unwrap();
+        let pictures = pixels(&image).unwrap();
         assert_eq!(pictures[0].as_ref().unwrap().planes, [0, 128, 255]);
         assert_eq!(pictures[1], None);
+        // The same rounding as on a GPU.
+        let whole = quantised(&image.f_select(0, 0).unwrap()).unwrap();
+        let whole = Vec::<u8>::try_from(whole.f_view(-1).unwrap()).unwrap();
+        assert_eq!(whole, [0, 128, 255]);
+    }
+
+    #[test]
+    fn interleaved_pixels_become_planes() {
+        let bytes: Vec<u8> = (0..24).collect();
+        let image = Tensor::f_from_slice(&bytes).unwrap();
+        let image = image.f_view([1, 2, 4, 3]).unwrap();
+        let picture = pixels(&image.f_permute([0, 3, 1, 2]).unwrap())
+            .unwrap()
+            .remove(0);
+        let red: Vec<u8> = (0..8).map(|i| 3 * i).collect();
+        assert_eq!(picture.unwrap().planes[..8], red);
     }
 
     #[test]
