@@ -7,11 +7,12 @@ Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad
 """
 
 from ._library import FacegradError, build_info, live, version
-from .loss import Alignment, DifferentiableFaceLoss, FaceLoss, Located, Outcome, Report, Sample
+from .loss import Alignment, Decoded, DifferentiableFaceLoss, FaceLoss, Located, Outcome, Report, Sample
 from .models import Detector, Face, Recogniser
 
 __all__ = [
     "Alignment",
+    "Decoded",
     "Detector",
     "DifferentiableFaceLoss",
     "Face",
