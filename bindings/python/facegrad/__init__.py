@@ -12,11 +12,12 @@ from .identity import FaceIdentityLoss
 from .loss import FaceLoss
 from .models import Detector, Face, Recogniser
 from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
-from .report import Alignment, Located, Outcome, Report, Sample
+from .report import Alignment, Decoded, Located, Outcome, Report, Sample
 from .vae import Vae
 
 __all__ = [
     "Alignment",
+    "Decoded",
     "Detector",
     "DifferentiableFaceLoss",
     "DifferentiableFaceLossWrapper",
