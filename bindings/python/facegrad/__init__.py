@@ -8,6 +8,7 @@ Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad
 """
 
 from ._library import FacegradError, build_info, live, version
+from .graph import Graph
 from .identity import FaceIdentityLoss
 from .loss import FaceLoss
 from .models import Detector, Face, Recogniser
@@ -25,6 +26,7 @@ __all__ = [
     "FaceIdentityLoss",
     "FaceLoss",
     "FacegradError",
+    "Graph",
     "Located",
     "Outcome",
     "Recogniser",
