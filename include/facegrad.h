@@ -750,7 +750,7 @@ const char *facegrad_version(void);
 /**
  * What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
  * `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
- * (devices that torch sees; 0 while its CUDA half is not loaded).
+ * (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -938,7 +938,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
  * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
- * `norm_num_groups`; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+ * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
+ * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
  * @param[out] out the new decoder; NULL on failure
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
@@ -979,7 +980,7 @@ facegrad_status facegrad_vae_decode(struct facegrad_vae *vae,
 
 /**
  * What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
- * pixels per latent pixel), `latent_format` (null where the files do not tell).
+ * pixels per latent pixel), `latent_format` as a loss's config takes it (null where the files do not tell).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

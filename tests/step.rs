@@ -31,7 +31,7 @@ fn decoder(name: &str, more: Value) -> Result<Decoder> {
 
 fn loss(config: &Value) -> Shared<Loss> {
     let config = LossConfig::parse(&config.to_string()).unwrap();
-    let json = json!({ "path": fixture("step/recogniser.safetensors") }).to_string();
+    let json = json!({ "path": fixture("nets/small.safetensors") }).to_string();
     let backbone: BackboneConfig = parse("test", &json).unwrap();
     let pipeline = Pipeline {
         detector: None,

@@ -38,6 +38,16 @@ pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
         .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
 }
 
+/// The keys of a configuration: serde names them when it refuses one.
+pub fn keys<T: DeserializeOwned>() -> Vec<String> {
+    let Err(refusal) = serde_json::from_str::<T>(r#"{"": 0}"#) else {
+        return vec![];
+    };
+    let text = refusal.to_string();
+    let names = text.split('`').skip(1).step_by(2).skip(1);
+    names.map(str::to_string).collect()
+}
+
 /// serde's "unknown field `x`, expected one of `a`, `b`" with the nearest known name added.
 fn explain(text: &str) -> String {
     let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
@@ -69,6 +79,13 @@ mod tests {
             error.message().contains("did you mean `threshold`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn keys_are_the_fields() {
+        let keys = keys::<LossConfig>();
+        assert!(keys.len() > 20, "{keys:?}");
+        assert_eq!(keys[..2], ["use_face_loss", "face_loss_weight"]);
     }
 
     #[test]

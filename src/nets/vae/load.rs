@@ -33,7 +33,10 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
             }
             dialect::wanted(name)
         })?;
-        let sidecar = Sidecar::beside(&file)?;
+        let sidecar = match &config.model_config {
+            Some(given) => Sidecar::of(given.clone())?,
+            None => Sidecar::beside(&file)?,
+        };
         let tensors = arrays.into_iter().map(|(name, array)| {
             let tensor = tensor::from_array(&array, device)?.f_to_kind(kind(config.dtype))?;
             Ok((name, tensor))
@@ -49,7 +52,11 @@ pub(super) fn from_tensors(
     config: &VaeConfig,
     device: Device,
 ) -> Result<Decoder> {
-    build(tensors, config, &Sidecar::default(), None, device, true)
+    let sidecar = match &config.model_config {
+        Some(given) => Sidecar::of(given.clone())?,
+        None => Sidecar::default(),
+    };
+    build(tensors, config, &sidecar, None, device, true)
 }
 
 fn build(
