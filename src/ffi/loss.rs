@@ -41,7 +41,7 @@ impl Object for LossObject {
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
 /// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
 /// one
-/// @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
+/// @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
 /// 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
 /// "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
 /// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of

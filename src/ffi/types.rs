@@ -35,6 +35,8 @@ pub const FACEGRAD_ERR_REENTRANT: facegrad_status = 10;
 pub const FACEGRAD_ERR_FORKED: facegrad_status = 11;
 /// An earlier call on this context ended in `FACEGRAD_ERR_PANIC`.
 pub const FACEGRAD_ERR_POISONED: facegrad_status = 12;
+/// A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
+pub const FACEGRAD_ERR_CALLBACK: facegrad_status = 13;
 /// A file cannot be found or read.
 pub const FACEGRAD_ERR_IO: facegrad_status = 100;
 /// A file is of the wrong kind, or damaged.
@@ -147,7 +149,8 @@ pub struct facegrad_graph {
 }
 
 /// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
-/// any thread, must not call facegrad, and must not throw or longjmp.
+/// any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
+/// exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.
 pub type facegrad_log_callback =
     Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
