@@ -69,6 +69,7 @@ $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/decoders.py $(FIXTURES)
 	$(RUN) -W ignore tests/fixtures/latent.py $(FIXTURES)
 	$(RUN) -W ignore tests/fixtures/step.py $(FIXTURES)
+	$(RUN) -W ignore tests/fixtures/evaluate.py $(FIXTURES) $(DATA)
 	touch $@
 
 fixtures: $(FIXTURES)/.ready

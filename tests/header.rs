@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The header's chapters in its order.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "ffi/types.rs",
     "tensor/view.rs",
     "ffi/global.rs",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 11] = [
     "ffi/loss.rs",
     "ffi/step.rs",
     "ffi/graph.rs",
+    "ffi/evaluator.rs",
     "ffi/api.rs",
 ];
 

@@ -1,5 +1,9 @@
 //! Differentiable crops: a face's affine map becomes bilinear sampling of its image.
 
+mod pixels;
+
+pub use pixels::align_pixels;
+
 use crate::config::Rect;
 use crate::error::{Result, bail};
 use crate::face::{Affine, invert};

@@ -36,3 +36,18 @@ pub struct BackboneConfig {
     #[serde(default)]
     pub dtype: Option<String>,
 }
+
+impl BackboneConfig {
+    /// A recogniser with everything from its known family.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            model: None,
+            input_size: None,
+            mean: None,
+            std: None,
+            color: None,
+            dtype: None,
+        }
+    }
+}

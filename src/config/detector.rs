@@ -1,18 +1,6 @@
+use super::{Engine, Provider, Runtime};
 use serde::Deserialize;
 use std::path::PathBuf;
-
-/// What runs the detector's network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// ONNX Runtime on the CPU where its library is found, else libtorch; libtorch on CUDA.
-    #[default]
-    Auto,
-    /// ONNX Runtime; a missing library is an error.
-    Ort,
-    /// libtorch, on the context's device.
-    Torch,
-}
 
 /// Which of several faces a sample's loss looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
@@ -51,6 +39,46 @@ pub struct DetectorConfig {
     /// The ONNX Runtime library; without it the Python wheel and the loader are asked.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
+    /// ONNX Runtime's execution providers, best first; empty: the CPU.
+    #[serde(default)]
+    pub providers: Vec<Provider>,
+    /// Least length of a face's shorter side, pixels of the image.
+    #[serde(default)]
+    pub min_size: f64,
+    /// Sides tried one after the other, until one finds a face, where `det_sizes` find none.
+    #[serde(default)]
+    pub retry_sizes: Vec<u32>,
+    /// Where everything before finds none: `det_sizes` again, with a black border of this part of the
+    /// picture's longer side around it; 0: not.
+    #[serde(default)]
+    pub retry_padding: f64,
+}
+
+impl DetectorConfig {
+    /// A detector with the default of every other key.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            engine: Engine::default(),
+            det_sizes: default_sizes(),
+            threshold: default_threshold(),
+            nms_threshold: default_nms(),
+            onnxruntime: None,
+            providers: vec![],
+            min_size: 0.0,
+            retry_sizes: vec![],
+            retry_padding: 0.0,
+        }
+    }
+
+    /// What runs the network.
+    pub fn runtime(&self) -> Runtime {
+        Runtime {
+            engine: self.engine,
+            providers: self.providers.clone(),
+            library: self.onnxruntime.clone(),
+        }
+    }
 }
 
 fn default_sizes() -> Vec<u32> {

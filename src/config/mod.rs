@@ -4,13 +4,16 @@
 mod backbone;
 mod context;
 mod detector;
+mod evaluator;
 mod latent;
 mod loss;
+mod runtime;
 mod vae;
 
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use context::ContextConfig;
-pub use detector::{DetectorConfig, Engine, FaceChoice};
+pub use detector::{DetectorConfig, FaceChoice};
+pub use evaluator::{EvaluatorConfig, Pooling, RecogniserChoice};
 pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
@@ -18,6 +21,7 @@ pub use loss::{
     AlignMode, Decode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
     TimeWeight, VaeChoice,
 };
+pub use runtime::{Engine, Provider, Runtime};
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
 use crate::error::{Error, Result, bail};

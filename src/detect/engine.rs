@@ -1,71 +1,82 @@
 //! What runs a detector's network.
 
 use super::decode::Output;
-use super::ort;
-use crate::config::{DetectorConfig, Engine};
+use super::letterbox::Canvas;
+use crate::config::DetectorConfig;
 use crate::error::{Result, bail};
-use crate::nets::OnnxGraph;
+use crate::nets::{OnnxGraph, onnxruntime};
 use crate::weights::onnx::Model;
 use tch::{Device, Kind, Tensor};
 
 /// A network in its engine.
 pub enum Network {
     /// libtorch, on the context's device.
-    Torch(Box<OnnxGraph>),
-    /// ONNX Runtime, on the CPU.
-    Ort(ort::Session),
+    Torch(Box<OnnxGraph>, Device),
+    /// ONNX Runtime.
+    Ort(onnxruntime::Session),
 }
 
 /// Loads the model; the text says which engine and why.
 pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(Network, String)> {
-    let torch = |why: &str| -> Result<(Network, String)> {
-        let graph = OnnxGraph::new(model, device, Kind::Float)?;
-        Ok((Network::Torch(Box::new(graph)), format!("libtorch{why}")))
-    };
-    match config.engine {
-        Engine::Torch => torch(""),
-        Engine::Ort => {
-            let session = ort::Session::open(&config.path, config.onnxruntime.as_deref())?;
-            let engine = session.library();
-            Ok((Network::Ort(session), engine))
-        }
-        Engine::Auto if device != Device::Cpu => torch(" (the context is on CUDA)"),
-        // A path that was given must work: falling back would hide a mistake.
-        Engine::Auto if config.onnxruntime.is_some() || ort::available() => {
-            let session = ort::Session::open(&config.path, config.onnxruntime.as_deref())?;
-            let engine = session.library();
-            Ok((Network::Ort(session), engine))
-        }
-        Engine::Auto => torch(" (ONNX Runtime's library was not found)"),
+    let runtime = config.runtime();
+    let (ort, why) = onnxruntime::chosen(&runtime, device)?;
+    if ort {
+        let session = onnxruntime::Session::open(&config.path, &runtime, device)?;
+        let engine = session.library();
+        return Ok((Network::Ort(session), engine));
     }
+    let graph = OnnxGraph::new(model, device, Kind::Float)?;
+    Ok((
+        Network::Torch(Box::new(graph), device),
+        format!("libtorch{why}"),
+    ))
 }
 
 impl Network {
     /// The raw outputs for one normalised canvas `[1,3,S,S]`.
-    pub fn run(&mut self, canvas: &Tensor) -> Result<Vec<Output>> {
+    pub fn run(&mut self, canvas: &Canvas, side: i64) -> Result<Vec<Output>> {
+        let shape = [1, 3, side, side];
         match self {
-            Network::Torch(graph) => graph.forward(&[canvas])?.into_iter().map(host).collect(),
+            Network::Torch(graph, device) => {
+                let input = match canvas {
+                    Canvas::Host(values) => Tensor::f_from_slice(values)?
+                        .f_view(shape)?
+                        .f_to_device(*device)?,
+                    Canvas::Device(canvas) => canvas.shallow_clone(),
+                };
+                graph.forward(&[&input])?.into_iter().map(host).collect()
+            }
             Network::Ort(session) => {
-                let flat = canvas
-                    .f_to_device(Device::Cpu)?
-                    .f_contiguous()?
-                    .f_reshape([-1i64])?;
-                session.run(Vec::try_from(flat)?, canvas.size())
+                let outputs = match canvas {
+                    Canvas::Host(values) => session.run(values, &shape)?,
+                    Canvas::Device(canvas) => {
+                        let flat = canvas.f_to_device(Device::Cpu)?.f_reshape([-1i64])?;
+                        session.run(&Vec::<f32>::try_from(flat)?, &shape)?
+                    }
+                };
+                outputs
+                    .into_iter()
+                    .map(|(shape, values)| output(&shape, values))
+                    .collect()
             }
         }
     }
 }
 
-fn host(output: Tensor) -> Result<Output> {
-    let Some(&width) = output.size().last() else {
+fn output(shape: &[i64], values: Vec<f32>) -> Result<Output> {
+    let Some(&width) = shape.last() else {
         bail!(Weights, "a detector output without dimensions");
     };
-    let flat = output
+    Ok(Output {
+        width: width as usize,
+        values,
+    })
+}
+
+fn host(tensor: Tensor) -> Result<Output> {
+    let flat = tensor
         .f_to_device(Device::Cpu)?
         .f_to_kind(Kind::Float)?
         .f_reshape([-1i64])?;
-    Ok(Output {
-        width: width as usize,
-        values: Vec::try_from(flat)?,
-    })
+    output(&tensor.size(), Vec::try_from(flat)?)
 }

@@ -3,16 +3,18 @@
 
 mod decode;
 mod engine;
-mod ort;
+mod letterbox;
 mod resize;
 
 use crate::config::DetectorConfig;
 use crate::error::{Result, bail};
 use crate::face::{Face, nms};
+use crate::tensor::{Pixels, finite, pixels, quantised};
 use crate::weights::onnx;
 use decode::{Layout, decode};
 use engine::Network;
-use tch::{Device, Kind, Tensor};
+use letterbox::{Picture, letterbox};
+use tch::{Device, Tensor};
 
 /// A loaded SCRFD detector.
 pub struct Detector {
@@ -21,6 +23,9 @@ pub struct Detector {
     sizes: Vec<i64>,
     threshold: f64,
     nms_threshold: f64,
+    min_size: f64,
+    retry_sizes: Vec<i64>,
+    retry_padding: f64,
     description: String,
 }
 
@@ -33,6 +38,7 @@ impl Detector {
         let open = || -> Result<Self> {
             let layout = Layout::of(&model)?;
             let sizes = sizes(config, &model)?;
+            let retry_sizes = retries(config, &model)?;
             for (name, value) in [
                 ("threshold", config.threshold),
                 ("nms_threshold", config.nms_threshold),
@@ -50,6 +56,9 @@ impl Detector {
                 layout,
                 threshold: config.threshold,
                 nms_threshold: config.nms_threshold,
+                min_size: config.min_size,
+                retry_sizes,
+                retry_padding: config.retry_padding,
                 description: format!(
                     "{} on {engine}; sizes {sizes:?}, threshold {}, NMS {}",
                     config
@@ -71,30 +80,68 @@ impl Detector {
         self.description.clone()
     }
 
-    /// The faces of every image of `[N,3,H,W]`, RGB in [0, 1], by falling score. The pixels are
-    /// rounded to 8 bits first, as the detectors were trained. An image with a pixel that is not
-    /// finite has no faces.
+    /// The faces of every image of `[N,3,H,W]` by falling score: RGB, uint8 or floats in [0, 1], which are
+    /// rounded to 8 bits first, as the detectors were trained. An image with a pixel that is not finite has
+    /// no faces.
     pub fn detect(&mut self, images: &Tensor) -> Result<Vec<Vec<Face>>> {
         let _frozen = tch::no_grad_guard();
-        let count = images.size().first().copied().unwrap_or(0);
-        (0..count)
-            .map(|at| self.detect_one(&images.f_narrow(0, at, 1)?))
+        if images.device() == Device::Cpu {
+            let find = |picture: Option<Pixels>| match picture {
+                Some(picture) => self.find(&picture),
+                None => Ok(vec![]),
+            };
+            return pixels(images)?.into_iter().map(find).collect();
+        }
+        (0i64..)
+            .zip(finite(images)?)
+            .map(|(at, finite)| match finite {
+                true => self.find(&quantised(&images.f_narrow(0, at, 1)?)?),
+                false => Ok(vec![]),
+            })
             .collect()
     }
 
-    fn detect_one(&mut self, image: &Tensor) -> Result<Vec<Face>> {
-        let image = image.f_to_kind(Kind::Float)?;
-        if image.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Ok(vec![]);
+    /// The faces of one picture by falling score.
+    pub fn detect_pixels(&mut self, picture: &Pixels) -> Result<Vec<Face>> {
+        let _frozen = tch::no_grad_guard();
+        self.find(picture)
+    }
+
+    /// At the configured sizes; where that finds nothing, at each size to retry; then with a border.
+    fn find<P: Picture>(&mut self, picture: &P) -> Result<Vec<Face>> {
+        let sizes = self.sizes.clone();
+        let mut faces = self.merged(picture, &sizes)?;
+        for size in self.retry_sizes.clone() {
+            if faces.is_empty() {
+                faces = self.merged(picture, &[size])?;
+            }
         }
-        let pixels = image.f_clamp(0.0, 1.0)?.f_mul_scalar(255.0)?.f_round()?;
+        if faces.is_empty() && self.retry_padding > 0.0 {
+            let (height, width) = picture.size();
+            let border = (self.retry_padding * height.max(width) as f64).round();
+            faces = self.merged(&picture.bordered(border as i64)?, &sizes)?;
+            for face in &mut faces {
+                face.bbox = face.bbox.map(|v| v - border);
+                face.landmarks = face.landmarks.map(|l| l.map(|p| p.map(|v| v - border)));
+            }
+        }
+        Ok(faces)
+    }
+
+    /// What several sizes find, merged; without the faces that are too small.
+    fn merged<P: Picture>(&mut self, picture: &P, sizes: &[i64]) -> Result<Vec<Face>> {
         let mut faces = vec![];
-        for &size in &self.sizes {
-            let (canvas, scale) = letterbox(&pixels, size)?;
-            let outputs = self.network.run(&canvas)?;
+        for &size in sizes {
+            let (canvas, scale) = letterbox(picture, size)?;
+            let outputs = self.network.run(&canvas, size)?;
             faces.extend(decode(&self.layout, &outputs, size, scale, self.threshold)?);
         }
-        Ok(nms(faces, self.nms_threshold))
+        let mut faces = nms(faces, self.nms_threshold);
+        faces.retain(|face| {
+            let [x1, y1, x2, y2] = face.bbox;
+            (x2 - x1).min(y2 - y1) >= self.min_size
+        });
+        Ok(faces)
     }
 }
 
@@ -122,34 +169,46 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
             "detector config: det_sizes: expected at least one size"
         );
     }
-    if let Some(bad) = config
-        .det_sizes
-        .iter()
-        .find(|&&s| s == 0 || s % 32 != 0 || s > 8192)
-    {
-        bail!(
-            Config,
-            "detector config: det_sizes: expected multiples of 32 up to 8192, got {bad}"
-        );
-    }
-    Ok(config.det_sizes.iter().map(|&s| i64::from(s)).collect())
+    sides("det_sizes", &config.det_sizes)
 }
 
-/// The picture scaled into the top-left of a black square, normalised, and how much it was scaled.
-/// The truncations are insightface's.
-fn letterbox(pixels: &Tensor, size: i64) -> Result<(Tensor, f64)> {
-    let (height, width) = (pixels.size()[2], pixels.size()[3]);
-    let ratio = height as f64 / width as f64;
-    let (new_height, new_width) = match ratio > 1.0 {
-        true => (size, (size as f64 / ratio) as i64),
-        false => ((size as f64 * ratio) as i64, size),
-    };
-    let (new_height, new_width) = (new_height.max(1), new_width.max(1));
-    let scaled = resize::resize(pixels, new_height, new_width)?;
-    let canvas = scaled.f_constant_pad_nd([0, size - new_width, 0, size - new_height])?;
-    let normalised = canvas
-        .f_to_kind(Kind::Float)?
-        .f_sub_scalar(127.5)?
-        .f_div_scalar(128.0)?;
-    Ok((normalised, new_height as f64 / height as f64))
+/// What is tried where the detection sizes find nothing.
+fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
+    for (name, value) in [
+        ("min_size", config.min_size),
+        ("retry_padding", config.retry_padding),
+    ] {
+        if !(value.is_finite() && value >= 0.0) {
+            bail!(
+                Config,
+                "detector config: {name}: expected a number >= 0, got {value}"
+            );
+        }
+    }
+    if config.retry_padding > 2.0 {
+        bail!(
+            Config,
+            "detector config: retry_padding: expected a part of the picture's side up to 2, got {}",
+            config.retry_padding
+        );
+    }
+    let fixed = |input: &onnx::Value| matches!(*input.shape, [_, _, Some(_), Some(_)]);
+    if !config.retry_sizes.is_empty() && model.inputs.first().is_some_and(fixed) {
+        bail!(
+            Config,
+            "detector config: retry_sizes: the model's input size is fixed; leave retry_sizes out, or export the \
+             model with a dynamic input"
+        );
+    }
+    sides("retry_sizes", &config.retry_sizes)
+}
+
+fn sides(name: &str, sizes: &[u32]) -> Result<Vec<i64>> {
+    if let Some(bad) = sizes.iter().find(|&&s| s == 0 || s % 32 != 0 || s > 8192) {
+        bail!(
+            Config,
+            "detector config: {name}: expected multiples of 32 up to 8192, got {bad}"
+        );
+    }
+    Ok(sizes.iter().map(|&s| i64::from(s)).collect())
 }

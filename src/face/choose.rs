@@ -1,6 +1,6 @@
 //! Which of several faces a sample is about.
 
-use super::Face;
+use super::{Face, Landmarks};
 use crate::config::FaceChoice;
 
 /// The index of the chosen face; `None` where there is none, or no `index`-th by score. The image is
@@ -37,6 +37,25 @@ pub fn choose(
     }
 }
 
+/// The index of the face whose middle lies nearest to the point `[x, y]`.
+pub fn nearest(faces: &[Face], point: [f64; 2]) -> Option<usize> {
+    let distance = |face: &Face| {
+        let [x, y] = middle(face.landmarks.as_ref(), Some(&face.bbox)).unwrap_or_default();
+        (x - point[0]).powi(2) + (y - point[1]).powi(2)
+    };
+    (0..faces.len()).min_by(|&a, &b| distance(&faces[a]).total_cmp(&distance(&faces[b])))
+}
+
+/// The middle of a face's landmarks, or of its box where it has none.
+pub fn middle(landmarks: Option<&Landmarks>, bbox: Option<&[f64; 4]>) -> Option<[f64; 2]> {
+    if let Some(points) = landmarks {
+        return Some(std::array::from_fn(|i| {
+            points.iter().map(|p| p[i]).sum::<f64>() / 5.0
+        }));
+    }
+    bbox.map(|[x1, y1, x2, y2]| [(x1 + x2) / 2.0, (y1 + y2) / 2.0])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +79,18 @@ mod tests {
         assert_eq!(pick(FaceChoice::Index, 1), Some(1));
         assert_eq!(pick(FaceChoice::Index, 3), None);
         assert_eq!(choose(&[], FaceChoice::Score, 0, 1., 1.), None);
+    }
+
+    #[test]
+    fn the_nearest_face_is_found_by_points_or_by_its_box() {
+        let at = |x: f64, landmarks: bool| Face {
+            bbox: [x - 5.0, -5.0, x + 5.0, 5.0],
+            score: 0.9,
+            landmarks: landmarks.then_some([[x, 0.0]; 5]),
+        };
+        let faces = [at(0.0, true), at(40.0, false), at(90.0, true)];
+        assert_eq!(nearest(&faces, [30.0, 1.0]), Some(1));
+        assert_eq!(nearest(&faces, [70.0, 1.0]), Some(2));
+        assert_eq!(nearest(&[], [0.0; 2]), None);
     }
 }

@@ -1,10 +1,12 @@
 //! Pure face geometry: no tensors, no files.
 
+mod assign;
 mod choose;
 mod nms;
 mod transform;
 
-pub use choose::choose;
+pub use assign::assign;
+pub use choose::{choose, middle, nearest};
 pub use nms::nms;
 pub use transform::{bbox_transform, invert, kps_transform, template};
 

@@ -3,6 +3,7 @@
 use super::backbone::*;
 use super::context::*;
 use super::detector::*;
+use super::evaluator::*;
 use super::global::*;
 use super::graph::*;
 use super::loss::*;
@@ -241,6 +242,65 @@ pub struct facegrad_api {
         max_level: i32,
     ) -> facegrad_status,
     pub debug_live: unsafe extern "C" fn(kind: *const c_char, count: *mut i64) -> facegrad_status,
+    pub evaluator_new: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        config: *const c_char,
+        out: *mut *mut facegrad_evaluator,
+    ) -> facegrad_status,
+    pub evaluator_faces: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        images: *const RawTensor,
+        faces: *mut facegrad_face,
+        capacity: usize,
+        embeddings: *const RawTensor,
+        count: *mut usize,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub evaluator_align: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        images: *const RawTensor,
+        faces: *const facegrad_face,
+        count: usize,
+        crops: *const RawTensor,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub evaluator_set_reference: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        id: *const c_char,
+        images: *const RawTensor,
+        landmarks: *const RawTensor,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub evaluator_remove_reference: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        id: *const c_char,
+    ) -> facegrad_status,
+    pub evaluator_compare: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        images: *const RawTensor,
+        targets: *const facegrad_targets,
+        samples: *mut facegrad_sample,
+        samples_capacity: usize,
+        result: *mut facegrad_result,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub evaluator_find: unsafe extern "C" fn(
+        evaluator: *mut facegrad_evaluator,
+        images: *const RawTensor,
+        ids: *const *const c_char,
+        people: usize,
+        samples: *mut facegrad_sample,
+        samples_capacity: usize,
+        result: *mut facegrad_result,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub evaluator_info: unsafe extern "C" fn(
+        evaluator: *const facegrad_evaluator,
+        buffer: *mut c_char,
+        capacity: usize,
+        needed: *mut usize,
+    ) -> facegrad_status,
+    pub evaluator_free: extern "C" fn(evaluator: *mut facegrad_evaluator),
 }
 
 static API: facegrad_api = facegrad_api {
@@ -288,12 +348,21 @@ static API: facegrad_api = facegrad_api {
     last_error: facegrad_last_error,
     set_log_callback: facegrad_set_log_callback,
     debug_live: facegrad_debug_live,
+    evaluator_new: facegrad_evaluator_new,
+    evaluator_faces: facegrad_evaluator_faces,
+    evaluator_align: facegrad_evaluator_align,
+    evaluator_set_reference: facegrad_evaluator_set_reference,
+    evaluator_remove_reference: facegrad_evaluator_remove_reference,
+    evaluator_compare: facegrad_evaluator_compare,
+    evaluator_find: facegrad_evaluator_find,
+    evaluator_info: facegrad_evaluator_info,
+    evaluator_free: facegrad_evaluator_free,
 };
 
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 41 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 50 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

@@ -10,7 +10,7 @@ use crate::config::{DetectorConfig, parse};
 use crate::detect::Detector;
 use crate::error::Result;
 use crate::face::Face;
-use crate::tensor::{RawTensor, Stream, Use};
+use crate::tensor::{RawTensor, Stream};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -30,7 +30,11 @@ pub(super) fn load(worker: &Arc<Worker>, config: DetectorConfig) -> Result<Model
 ///
 /// @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
 /// the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
-/// (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library
+/// (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
+/// execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
+/// them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
+/// `det_sizes` find nothing; `retry_padding` then `det_sizes` again with a black border of this part of the
+/// picture's longer side
 /// @param[out] out the new detector; NULL on failure
 ///
 /// Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
@@ -53,7 +57,7 @@ pub unsafe extern "C" fn facegrad_detector_new(
 /// Finds the faces of a batch of images, ordered by image and then by falling score. Without a
 /// gradient.
 ///
-/// @param[in] images `[N,3,H,W]` RGB in [0, 1], float32, float16 or bfloat16; rounded to 8 bits as
+/// @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits as
 /// the detectors were trained. An image with NaN has no faces.
 /// @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be
 /// set; NULL with `capacity` 0 only counts
@@ -75,7 +79,7 @@ pub unsafe extern "C" fn facegrad_detector_detect(
         // SAFETY: the host's promises are those of `View::read` and `struct_size`.
         let (images, stride) = unsafe {
             let device = owned.worker().device();
-            let images = views::images("images", images, Use::Input, device)?;
+            let images = views::pictures("images", images, device)?;
             let stride = match capacity {
                 0 => 0,
                 _ => struct_size("faces", faces)?,
@@ -134,7 +138,8 @@ pub extern "C" fn facegrad_detector_free(detector: *mut facegrad_detector) {
     });
 }
 
-fn c_face(image: i64, face: &Face) -> facegrad_face {
+/// A face as C has it.
+pub(super) fn c_face(image: i64, face: &Face) -> facegrad_face {
     facegrad_face {
         struct_size: size_of::<facegrad_face>(),
         image,

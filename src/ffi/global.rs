@@ -147,7 +147,8 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
 
 /// Counts live handles: for a host's own leak tests.
 ///
-/// @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`; NULL counts all
+/// @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`, `evaluator`; NULL
+/// counts all
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_debug_live(
     kind: *const c_char,
@@ -157,7 +158,15 @@ pub unsafe extern "C" fn facegrad_debug_live(
         let count = output("count", count)?;
         // SAFETY: the host's promise is `optional_text`'s.
         let name = unsafe { optional_text("kind", kind) }?;
-        const TYPES: [&str; 6] = ["context", "detector", "backbone", "vae", "loss", "graph"];
+        const TYPES: [&str; 7] = [
+            "context",
+            "detector",
+            "backbone",
+            "vae",
+            "loss",
+            "graph",
+            "evaluator",
+        ];
         if let Some(name) = &name
             && !TYPES.contains(&name.as_str())
         {

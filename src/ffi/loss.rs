@@ -9,7 +9,9 @@ use super::report::ReportSink;
 use super::targets::RawTargets;
 use super::types::*;
 use super::{backbone, vae, views};
-use crate::config::{BackboneConfig, DetectorChoice, LossConfig, VaeChoice, VaeConfig, parse};
+use crate::config::{
+    BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
+};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::graph::Graph;
@@ -107,10 +109,7 @@ fn build(
         (None, Some(choice)) => {
             let config = match choice.clone() {
                 DetectorChoice::Config(config) => *config,
-                DetectorChoice::Path(path) => {
-                    let json = serde_json::json!({ "path": path }).to_string();
-                    parse("detector config", &json)?
-                }
+                DetectorChoice::Path(path) => DetectorConfig::new(path),
             };
             Some(Arc::new(detector::load(worker, config)?))
         }
@@ -124,13 +123,8 @@ fn build(
         (None, Some(path)) => Arc::new(backbone::load(
             worker,
             BackboneConfig {
-                path: path.clone(),
                 model: config.arcface_model.clone(),
-                input_size: None,
-                mean: None,
-                std: None,
-                color: None,
-                dtype: None,
+                ..BackboneConfig::new(path.clone())
             },
         )?),
         (None, None) => bail!(

@@ -8,6 +8,7 @@ pub mod backbone;
 mod boundary;
 pub mod context;
 pub mod detector;
+pub mod evaluator;
 pub mod global;
 pub mod graph;
 mod handle;

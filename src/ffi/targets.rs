@@ -31,11 +31,31 @@ impl RawTargets {
         device: Device,
         samples: i64,
     ) -> Result<RawTargets> {
+        // SAFETY: the caller's promise is the same.
+        let targets = unsafe { Self::read_pictures(targets, device, samples) }?;
+        if let Some(references) = &targets.references {
+            references.expect_float()?;
+        }
+        Ok(targets)
+    }
+
+    /// The same, where the references may be uint8 too.
+    ///
+    /// # Safety
+    /// As for [`RawTargets::read`].
+    pub unsafe fn read_pictures(
+        targets: *const facegrad_targets,
+        device: Device,
+        samples: i64,
+    ) -> Result<RawTargets> {
         // SAFETY: every call below asks for what the caller promises.
         unsafe {
             let raw = versioned("targets", targets)?;
             Ok(RawTargets {
-                references: views::optional_images("references", raw.references, device)?,
+                references: match raw.references.is_null() {
+                    true => None,
+                    false => Some(views::pictures("references", raw.references, device)?),
+                },
                 reference_ids: texts("reference_ids", raw.reference_ids, samples)?,
                 data_types: required("data_types", texts("data_types", raw.data_types, samples)?)?,
                 landmarks: views::optional_numbers("landmarks", raw.landmarks, 10)?,

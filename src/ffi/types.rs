@@ -148,6 +148,12 @@ pub struct facegrad_graph {
     _opaque: [u8; 0],
 }
 
+/// Detector and recogniser for scores that need no gradient, and remembered references. Any thread may use
+/// it.
+pub struct facegrad_evaluator {
+    _opaque: [u8; 0],
+}
+
 /// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
 /// any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
 /// exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.

@@ -20,28 +20,34 @@ pub unsafe fn images(
     // SAFETY: the caller's promise is the same.
     let view = unsafe { View::read(name, raw, usage) }?;
     view.expect_float()?;
-    view.expect_device(device)?;
-    view.expect_shape("[N,3,H,W]", &[None, Some(3), None, None])?;
-    if view.shape()[2] == 0 || view.shape()[3] == 0 {
-        bail!(Shape, "{name}: images of {:?} have no pixels", view.shape());
-    }
-    Ok(view)
+    batch(view, device)
 }
 
-/// [`images`], or `None` for NULL.
+/// Images of 8-bit pixels or of a float dtype, for what needs no gradient; else as [`images`].
 ///
 /// # Safety
 /// As for [`View::read`].
-pub unsafe fn optional_images(
-    name: &'static str,
-    raw: *const RawTensor,
-    device: Device,
-) -> Result<Option<View>> {
-    match raw.is_null() {
-        true => Ok(None),
-        // SAFETY: the caller's promise is the same.
-        false => unsafe { images(name, raw, Use::Input, device) }.map(Some),
+pub unsafe fn pictures(name: &'static str, raw: *const RawTensor, device: Device) -> Result<View> {
+    // SAFETY: the caller's promise is the same.
+    let view = unsafe { View::read(name, raw, Use::Input) }?;
+    if view.kind() != Kind::Uint8 {
+        view.expect_float()?;
     }
+    batch(view, device)
+}
+
+fn batch(view: View, device: Device) -> Result<View> {
+    view.expect_device(device)?;
+    view.expect_shape("[N,3,H,W]", &[None, Some(3), None, None])?;
+    if view.shape()[2] == 0 || view.shape()[3] == 0 {
+        bail!(
+            Shape,
+            "{}: images of {:?} have no pixels",
+            view.name(),
+            view.shape()
+        );
+    }
+    Ok(view)
 }
 
 /// An output of a given shape and any float dtype on the context's device.

@@ -1,7 +1,8 @@
 //! The identity loss on images: gate, references, locate, align, embed, compare, differentiate; and
-//! around it the fused step from a model's prediction.
+//! around it the fused step from a model's prediction. Beside it the score that needs no gradient.
 
 mod audit;
+mod evaluate;
 mod operation;
 mod pictures;
 mod pipeline;
@@ -14,6 +15,7 @@ mod targets;
 mod way;
 mod window;
 
+pub use evaluate::{Evaluator, Found};
 pub use operation::FaceLoss;
 pub use pipeline::{Pipeline, crop};
 pub use report::{Alignment, Audit, Decoded, Located, Outcome, Report, Sample};
@@ -22,7 +24,6 @@ pub use targets::{Known, Targets};
 
 use crate::config::{Locate, LossConfig};
 use crate::error::{Result, bail};
-use crate::log::warn_host;
 use crate::tensor::vjp;
 use audit::Trust;
 use pictures::{Pictures, Shown, select_rows};
@@ -101,7 +102,7 @@ impl Loss {
             candidates,
         };
         let gradient = self.compare(&[shown], &mut report, with_gradient)?;
-        warn_of(&report.samples, targets);
+        report.warn(|at| targets.number(at));
         if !with_gradient {
             return Ok((report, None));
         }
@@ -246,22 +247,7 @@ impl Loss {
 
     /// Fills in the report's sums from its samples.
     fn total(&self, report: &mut Report) {
-        let counted = report
-            .samples
-            .iter()
-            .filter(|s| s.outcome == Outcome::Counted);
-        let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
-        for sample in counted {
-            total += sample.weight * (1.0 - sample.similarity.min(self.config.target_similarity));
-            distance += 1.0 - sample.similarity;
-            count += 1.0;
-        }
-        if count == 0.0 {
-            (report.loss, report.mean_distance) = (0.0, 0.0);
-            return;
-        }
-        report.loss = self.config.face_loss_weight * total / count;
-        report.mean_distance = distance / count;
+        report.total(self.config.face_loss_weight, self.config.target_similarity);
     }
 
     /// Embeds the candidates and fills in the report's values; where asked for, the gradient with respect
@@ -334,16 +320,6 @@ impl Loss {
             first += rows;
         }
         Ok(Some(gradients))
-    }
-}
-
-/// Warns of every sample that was to count and does not.
-fn warn_of(samples: &[Sample], targets: &Targets) {
-    for (at, sample) in samples.iter().enumerate() {
-        if Report::is_warning(sample.outcome) {
-            let number = targets.number(at);
-            warn_host!("sample {number} counts nothing: {}", sample.outcome.text());
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happened to every sample.
 
 use crate::face::Landmarks;
+use crate::log::warn_host;
 
 /// Why a sample counts, or why not. The numbers are those of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -142,9 +143,34 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether the reason is worth a warning: something was looked for and not found, or went wrong.
-    pub(super) fn is_warning(outcome: Outcome) -> bool {
-        (Outcome::NoReferenceFace as i32..=Outcome::NonFinite as i32).contains(&(outcome as i32))
+    /// Fills in the sums from the samples; a sample is not pushed beyond a similarity of `target`.
+    pub(super) fn total(&mut self, face_loss_weight: f64, target: f64) {
+        let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
+        for sample in &self.samples {
+            if sample.outcome == Outcome::Counted {
+                total += sample.weight * (1.0 - sample.similarity.min(target));
+                distance += 1.0 - sample.similarity;
+                count += 1.0;
+            }
+        }
+        (self.loss, self.mean_distance) = match count {
+            0.0 => (0.0, 0.0),
+            _ => (face_loss_weight * total / count, distance / count),
+        };
+    }
+
+    /// Warns of every sample for which something was looked for and not found, or went wrong.
+    pub(super) fn warn(&self, number: impl Fn(usize) -> usize) {
+        let warned = Outcome::NoReferenceFace as i32..=Outcome::NonFinite as i32;
+        for (at, sample) in self.samples.iter().enumerate() {
+            if warned.contains(&(sample.outcome as i32)) {
+                warn_host!(
+                    "sample {} counts nothing: {}",
+                    number(at),
+                    sample.outcome.text()
+                );
+            }
+        }
     }
 
     /// How many whole images were decoded without a gradient for the sake of windows.

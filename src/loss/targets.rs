@@ -1,7 +1,7 @@
 //! What the host says about a batch beside the generated images.
 
 use crate::error::{Result, bail};
-use crate::face::Landmarks;
+use crate::face::{Landmarks, middle};
 use tch::Tensor;
 
 /// Where a face is, as far as the host knows.
@@ -17,6 +17,11 @@ impl Known {
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
         self.bbox.is_none() && self.landmarks.is_none()
+    }
+
+    /// The middle of its landmarks, or of its box.
+    pub fn middle(&self) -> Option<[f64; 2]> {
+        middle(self.landmarks.as_ref(), self.bbox.as_ref())
     }
 }
 

@@ -4,7 +4,7 @@
 use super::audit::audit;
 use super::operation::{CompareFaces, Faces};
 use super::window::Undecoded;
-use super::{Decoded, FaceLoss, Loss, Outcome, Report, Sample, Step, Targets, warn_of};
+use super::{Decoded, FaceLoss, Loss, Outcome, Report, Sample, Step, Targets};
 use crate::error::Result;
 use crate::graph::{Decode, Graph, NodeId, Unpacking, predict_x0, unpack};
 use crate::log::warn_host;
@@ -117,11 +117,11 @@ impl Way<'_> {
             (samples, candidates, groups, audited)
         };
         if candidates.is_empty() {
-            warn_of(&samples, targets);
             let report = Report {
                 samples,
                 ..Report::default()
             };
+            report.warn(|at| targets.number(at));
             return Ok((report, None));
         }
         let mut inputs = vec![];
@@ -146,7 +146,7 @@ impl Way<'_> {
             (report, gradient) = whole;
             self.audit(&mut report, windows.as_ref(), gradient.as_ref())?;
         }
-        warn_of(&report.samples, targets);
+        report.warn(|at| targets.number(at));
         Ok((report, gradient))
     }
 

@@ -1,7 +1,9 @@
-//! Frozen networks over libtorch: the gradient flows through them to their input, never into them.
+//! Frozen networks. Over libtorch the gradient flows through them to their input, never into them; over
+//! ONNX Runtime there is none.
 
 mod iresnet;
 pub mod onnx_graph;
+pub mod onnxruntime;
 mod recogniser;
 pub mod vae;
 

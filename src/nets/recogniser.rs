@@ -1,18 +1,66 @@
 //! A frozen face recogniser of any family: crops in, embeddings of length 1 out.
 
+use super::onnxruntime::{self, Session};
 use super::{IResNet, OnnxGraph};
-use crate::config::{BackboneConfig, ColorOrder};
+use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
 use crate::weights::{self, Kind as File, Weights, onnx};
+use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 enum Network {
     IResNet(IResNet),
     Onnx {
-        graph: OnnxGraph,
+        runner: Runner,
         /// False where the file has a batch of one baked in; then crops go one by one.
         batched: bool,
     },
+}
+
+/// What runs an ONNX file.
+enum Runner {
+    Graph(Box<OnnxGraph>),
+    /// Ends the gradient.
+    Session(RefCell<Session>),
+}
+
+impl Runner {
+    /// The first output for `x`, whose rows are crops.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let count = x.size()[0];
+        let output = match self {
+            Runner::Graph(graph) => graph.forward(&[x])?.into_iter().next(),
+            Runner::Session(session) => {
+                let values: Vec<f32> = Vec::try_from(
+                    x.f_to_device(Device::Cpu)?
+                        .f_contiguous()?
+                        .f_reshape([-1i64])?,
+                )?;
+                match session
+                    .borrow_mut()
+                    .run(&values, &x.size())?
+                    .into_iter()
+                    .next()
+                {
+                    Some((shape, values)) => Some(
+                        Tensor::f_from_slice(&values)?
+                            .f_view(shape.as_slice())?
+                            .f_to_device(x.device())?,
+                    ),
+                    None => None,
+                }
+            }
+        };
+        match output {
+            Some(output) if output.size().first() == Some(&count) => Ok(output.f_flatten(1, -1)?),
+            Some(output) => bail!(
+                Weights,
+                "the model yields {:?} for {count} crops, not one row each",
+                output.size()
+            ),
+            None => bail!(Weights, "the model yields nothing"),
+        }
+    }
 }
 
 /// The network and what it wants to see.
@@ -35,11 +83,22 @@ struct Norm {
 }
 
 impl Recogniser {
-    /// Loads a recogniser.
+    /// Loads a recogniser that a gradient flows through.
     ///
     /// Errors: `Config` (dtype, model), and those of reading weights.
     pub fn load(config: &BackboneConfig, device: Device) -> Result<Self> {
-        Self::open(config, device).map_err(|e| {
+        let torch = Runtime {
+            engine: Engine::Torch,
+            ..Runtime::default()
+        };
+        Self::load_frozen(config, device, &torch)
+    }
+
+    /// Loads a recogniser for scores alone: ONNX files may run in ONNX Runtime, which has no gradient.
+    ///
+    /// Errors: as [`Recogniser::load`], and `OnnxRuntime`.
+    pub fn load_frozen(config: &BackboneConfig, device: Device, runtime: &Runtime) -> Result<Self> {
+        Self::open(config, device, runtime).map_err(|e| {
             match e.message().contains(&*config.path.to_string_lossy()) {
                 true => e,
                 false => e.context(config.path.display()),
@@ -47,7 +106,7 @@ impl Recogniser {
         })
     }
 
-    fn open(config: &BackboneConfig, device: Device) -> Result<Self> {
+    fn open(config: &BackboneConfig, device: Device, runtime: &Runtime) -> Result<Self> {
         let kind = match config.dtype.as_deref() {
             None | Some("f32") => Kind::Float,
             Some("bf16") => Kind::BFloat16,
@@ -62,17 +121,18 @@ impl Recogniser {
             File::Onnx => {
                 let model = onnx::read(&config.path)?;
                 let (norm, size) = (onnx_norm(&model), onnx_size(&model)?);
-                let graph = OnnxGraph::new(&model, device, kind)?;
-                (
-                    Network::Onnx {
-                        graph,
-                        batched: true,
-                    },
-                    "ONNX".to_string(),
-                    norm,
-                    size,
-                )
+                let (runner, engine) = runner(config, &model, device, kind, runtime)?;
+                let network = Network::Onnx {
+                    runner,
+                    batched: true,
+                };
+                (network, engine, norm, size)
             }
+            _ if runtime.engine == Engine::Ort || !runtime.providers.is_empty() => bail!(
+                Config,
+                "ONNX Runtime runs ONNX files alone; give the recogniser's ONNX file, or use `engine`: \"torch\" \
+                 without `providers`"
+            ),
             _ => {
                 let net = iresnet(weights::load(&config.path, &|_| true)?, device, kind)?;
                 let (name, size) = (net.name(), net.input_size());
@@ -169,15 +229,7 @@ impl Recogniser {
             (Kind::Float, device),
         )?;
         let crops = ramp.f_view([2, 3, self.input_size, self.input_size])?;
-        if let Network::Onnx { graph, batched } = &mut self.network {
-            if graph.inputs().len() != 1 || graph.outputs().is_empty() {
-                bail!(
-                    Weights,
-                    "a recogniser has one input and one output, this model {} and {}",
-                    graph.inputs().len(),
-                    graph.outputs().len()
-                );
-            }
+        if let Network::Onnx { batched, .. } = &mut self.network {
             *batched = false;
         }
         let single = self.embed(&crops)?;
@@ -219,7 +271,7 @@ impl Recogniser {
     }
 
     /// Embeds crops `[M,3,S,S]`, RGB in [0, 1]: `[M,D]` float32 rows of length 1. The gradient flows
-    /// back to `crops`.
+    /// back to `crops`, unless ONNX Runtime runs the network.
     pub fn embed(&self, crops: &Tensor) -> Result<Tensor> {
         let count = crops.size().first().copied().unwrap_or(0);
         if count == 0 {
@@ -240,15 +292,15 @@ impl Recogniser {
         let raw = match &self.network {
             Network::IResNet(net) => net.forward(&x)?,
             Network::Onnx {
-                graph,
+                runner,
                 batched: true,
-            } => first(graph.forward(&[&x])?, count)?,
+            } => runner.forward(&x)?,
             Network::Onnx {
-                graph,
+                runner,
                 batched: false,
             } => {
                 let rows = (0..count)
-                    .map(|at| first(graph.forward(&[&x.f_narrow(0, at, 1)?])?, 1))
+                    .map(|at| runner.forward(&x.f_narrow(0, at, 1)?))
                     .collect::<Result<Vec<_>>>()?;
                 Tensor::f_cat(&rows, 0)?
             }
@@ -261,17 +313,40 @@ impl Recogniser {
     }
 }
 
-/// The embedding among a model's outputs: the first, one row a crop.
-fn first(outputs: Vec<Tensor>, count: i64) -> Result<Tensor> {
-    match outputs.into_iter().next() {
-        Some(output) if output.size().first() == Some(&count) => Ok(output.f_flatten(1, -1)?),
-        Some(output) => bail!(
+/// Loads an ONNX file into its engine; the text names it.
+fn runner(
+    config: &BackboneConfig,
+    model: &onnx::Model,
+    device: Device,
+    kind: Kind,
+    runtime: &Runtime,
+) -> Result<(Runner, String)> {
+    if model.inputs.len() != 1 || model.outputs.is_empty() {
+        bail!(
             Weights,
-            "the model yields {:?} for {count} crops, not one row each",
-            output.size()
-        ),
-        None => bail!(Weights, "the model yields nothing"),
+            "a recogniser has one input and one output, this model {} and {}",
+            model.inputs.len(),
+            model.outputs.len()
+        );
     }
+    let (ort, why) = onnxruntime::chosen(runtime, device)?;
+    if !ort {
+        let graph = OnnxGraph::new(model, device, kind)?;
+        return Ok((
+            Runner::Graph(Box::new(graph)),
+            format!("ONNX on libtorch{why}"),
+        ));
+    }
+    if kind != Kind::Float {
+        bail!(
+            Config,
+            "backbone config: dtype: ONNX Runtime runs the file in its own f32; leave dtype out, or use `engine`: \
+             \"torch\""
+        );
+    }
+    let session = Session::open(&config.path, runtime, device)?;
+    let engine = format!("ONNX on {}", session.library());
+    Ok((Runner::Session(RefCell::new(session)), engine))
 }
 
 /// InsightFace's (x − 127.5) / 127.5 in units of an image in [0, 1] (`arcface_onnx.py`).

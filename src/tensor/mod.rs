@@ -4,12 +4,14 @@ mod array;
 mod autograd;
 mod cuda;
 mod hash;
+mod pixels;
 mod view;
 
 pub use array::from_array;
 pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
+pub use pixels::{Pixels, finite, pixels, quantised};
 pub use view::{RawTensor, Use, View, device_name};
 
 /// The torch that this library is built for. libtorch's C++ ABI changes with every minor version,

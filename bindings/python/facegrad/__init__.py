@@ -8,6 +8,7 @@ Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad
 """
 
 from ._library import FacegradError, build_info, live, version
+from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
 from .graph import Graph
 from .identity import FaceIdentityLoss
 from .loss import FaceLoss
@@ -18,13 +19,17 @@ from .vae import Vae
 
 __all__ = [
     "Alignment",
+    "ArcFaceLoss",
     "Decoded",
     "Detector",
     "DifferentiableFaceLoss",
     "DifferentiableFaceLossWrapper",
+    "EmbeddedFace",
+    "Evaluator",
     "Face",
     "FaceIdentityLoss",
     "FaceLoss",
+    "FaceLossWrapper",
     "FacegradError",
     "Graph",
     "Located",

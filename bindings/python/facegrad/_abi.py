@@ -164,4 +164,13 @@ PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "graph_backward": (Status, [Handle, c.c_int64, TensorPointer, c.c_void_p]),
     "graph_gradient": (Status, [Handle, c.c_int64, TensorPointer, c.c_void_p]),
     "graph_free": (None, [Handle]),
+    "evaluator_new": (Status, [Handle, Text, c.POINTER(Handle)]),
+    "evaluator_faces": (Status, [Handle, TensorPointer, c.POINTER(Face), c.c_size_t, TensorPointer, c.POINTER(c.c_size_t), c.c_void_p]),
+    "evaluator_align": (Status, [Handle, TensorPointer, c.POINTER(Face), c.c_size_t, TensorPointer, c.c_void_p]),
+    "evaluator_set_reference": (Status, [Handle, Text, TensorPointer, TensorPointer, c.c_void_p]),
+    "evaluator_remove_reference": (Status, [Handle, Text]),
+    "evaluator_compare": (Status, [Handle, TensorPointer, c.POINTER(Targets), c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
+    "evaluator_find": (Status, [Handle, TensorPointer, c.POINTER(Text), c.c_size_t, c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
+    "evaluator_info": (Status, [Handle, *_STRING_OUT]),
+    "evaluator_free": (None, [Handle]),
 }  # fmt: skip

@@ -96,7 +96,7 @@ def read_text(function: Callable[..., int], *arguments: object) -> str:
 
 
 def live(kind: str | None = None) -> int:
-    """How many handles are alive: of ``context``, ``detector``, ``backbone``, ``vae``, ``loss``, ``graph``, or of all."""
+    """How many handles are alive: of ``context``, ``detector``, ``backbone``, ``vae``, ``loss``, ``graph``, ``evaluator``, or of all."""
     count = c.c_int64()
     call("debug_live", kind.encode() if kind else None, c.byref(count))
     return count.value

@@ -43,6 +43,11 @@ class Detector(Owner):
         threshold: least score of a face
         nms_threshold: overlap above which the weaker of two boxes is dropped
         engine: ``auto``, ``ort`` (ONNX Runtime) or ``torch``
+        min_size: least length of a face's shorter side, pixels
+        retry_sizes: sides tried in turn where ``det_sizes`` find nothing
+        retry_padding: then ``det_sizes`` again with a black border of this part of the picture's longer side
+        providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, …; one that is not there is an
+            error
         onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
     """
 
@@ -57,12 +62,17 @@ class Detector(Owner):
         threshold: float = 0.5,
         nms_threshold: float = 0.4,
         engine: str = "auto",
+        min_size: float = 0.0,
+        retry_sizes: Sequence[int] = (),
+        retry_padding: float = 0.0,
+        providers: Sequence[str] = (),
         onnxruntime: str | os.PathLike[str] | None = None,
     ) -> None:
         self._context = Context.of(device)
         config: dict[str, Any] = {
             "path": os.fspath(path), "det_sizes": list(det_sizes), "threshold": threshold,
-            "nms_threshold": nms_threshold, "engine": engine,
+            "nms_threshold": nms_threshold, "engine": engine, "min_size": min_size,
+            "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, "providers": list(providers),
         }  # fmt: skip
         runtime = os.fspath(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         if runtime is not None and engine != "torch":
@@ -81,7 +91,7 @@ class Detector(Owner):
         return read_text(library.facegrad_detector_info, self._handle)
 
     def detect(self, images: torch.Tensor) -> list[list[Face]]:
-        """The faces of every image of ``[N,3,H,W]``, RGB in [0, 1], by falling score."""
+        """The faces of every image of ``[N,3,H,W]`` by falling score; RGB, uint8, or floats in [0, 1]."""
         view, count = View("images", images), c.c_size_t()
         capacity = 32
         while True:
@@ -93,9 +103,7 @@ class Detector(Owner):
             capacity = count.value
         found: list[list[Face]] = [[] for _ in range(images.shape[0])]
         for face in faces[: count.value]:
-            points = tuple((face.landmarks[2 * i], face.landmarks[2 * i + 1]) for i in range(5))
-            x1, y1, x2, y2 = face.bbox
-            found[face.image].append(Face((x1, y1, x2, y2), face.score, points if face.has_landmarks else None))
+            found[face.image].append(_face(face))
         return found
 
 
@@ -167,6 +175,12 @@ class Recogniser(Owner):
         view, result = View("images", images), View("crops", out)
         call("backbone_align", self._handle, view.pointer, array, count, result.pointer, self._context.stream)
         return out
+
+
+def _face(face: _abi.Face) -> Face:
+    points = tuple((face.landmarks[2 * i], face.landmarks[2 * i + 1]) for i in range(5))
+    x1, y1, x2, y2 = face.bbox
+    return Face((x1, y1, x2, y2), face.score, points if face.has_landmarks else None)
 
 
 def _faces(images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None) -> tuple[Any, int]:

@@ -1,21 +1,138 @@
-"""Finds models where InsightFace's users have them: ``~/.insightface/models/<pack>/*.onnx``."""
+"""InsightFace's model packs: what is in them, under which licence, and where they lie on a disk.
+
+InsightFace keeps a pack in ``~/.insightface/models/<pack>/``. Found are also a pack's folder itself, the folder in a
+folder that antelopev2's zip makes of itself, and ComfyUI's ``models/insightface``.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc")
+HOME = "~/.insightface"
+
+RESEARCH = (
+    "InsightFace's models are for non-commercial research only (https://github.com/deepinsight/insightface#license); "
+    "ask recognition-oss-pack@insightface.ai for other uses"
+)
+AURAFACE = (
+    "AuraFace's recogniser is published under Apache-2.0 (https://huggingface.co/fal/AuraFace-v1); the detector beside "
+    "it, scrfd_10g_bnkps.onnx, is InsightFace's file and for non-commercial research only"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to download: a zip of the pack, or one of its files."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack: its detector, its recogniser, and where they come from."""
+
+    name: str
+    detector: str
+    recogniser: str
+    licence: str
+    sources: tuple[Source, ...]
+
+
+def _zip(name: str, sha256: str) -> tuple[Source, ...]:
+    return (Source(f"https://github.com/deepinsight/insightface/releases/download/v0.7/{name}.zip", sha256),)
+
+
+def _auraface(name: str, sha256: str) -> Source:
+    revision = "af6d057c9b0ec4071d4c49c80e3539258798b609"
+    return Source(f"https://huggingface.co/fal/AuraFace-v1/resolve/{revision}/{name}", sha256)
+
+
+#: sha256 of the models that facegrad uses. det_10g.onnx and scrfd_10g_bnkps.onnx are one file under two names.
+KNOWN_FILES = {
+    "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91": ("det_10g.onnx", RESEARCH),
+    "041f73f47371333d1d17a6fee6c8ab4e6aecabefe398ff32cca4e2d5eaee0af9": ("det_2.5g.onnx", RESEARCH),
+    "5e4447f50245bbd7966bd6c0fa52938c61474a04ec7def48753668a9d8b4ea3a": ("det_500m.onnx", RESEARCH),
+    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43": ("w600k_r50.onnx", RESEARCH),
+    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": ("w600k_mbf.onnx", RESEARCH),
+    "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf": ("antelopev2's glintr100.onnx", RESEARCH),
+    "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60": ("AuraFace's glintr100.onnx", "Apache-2.0"),
+}
+
+PACKS = {
+    pack.name: pack
+    for pack in (
+        Pack("buffalo_l", "det_10g.onnx", "w600k_r50.onnx", RESEARCH, _zip("buffalo_l", "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f")),
+        Pack("antelopev2", "scrfd_10g_bnkps.onnx", "glintr100.onnx", RESEARCH, _zip("antelopev2", "8e182f14fc6e80b3bfa375b33eb6cff7ee05d8ef7633e738d1c89021dcf0c5c5")),
+        Pack("buffalo_m", "det_2.5g.onnx", "w600k_r50.onnx", RESEARCH, _zip("buffalo_m", "d98264bd8f2dc75cbc2ddce2a14e636e02bb857b3051c234b737bf3b614edca9")),
+        Pack("buffalo_s", "det_500m.onnx", "w600k_mbf.onnx", RESEARCH, _zip("buffalo_s", "d85a87f503f691807cd8bb97128bdf7a0660326cd9cd02657127fa978bab8b5e")),
+        Pack("buffalo_sc", "det_500m.onnx", "w600k_mbf.onnx", RESEARCH, _zip("buffalo_sc", "57d31b56b6ffa911c8a73cfc1707c73cab76efe7f13b675a05223bf42de47c72")),
+        Pack("auraface", "scrfd_10g_bnkps.onnx", "glintr100.onnx", AURAFACE, (
+            _auraface("scrfd_10g_bnkps.onnx", "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"),
+            _auraface("glintr100.onnx", "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"),
+        )),
+    )
+}  # fmt: skip
+
 DETECTORS = ("det_10g.onnx", "scrfd_10g_bnkps.onnx", "det_2.5g.onnx", "scrfd_2.5g_bnkps.onnx", "det_500m.onnx", "scrfd_500m_bnkps.onnx")
 RECOGNISERS = {"r50": ("w600k_r50.onnx",), "r100": ("glintr100.onnx",), None: ("w600k_r50.onnx", "glintr100.onnx", "w600k_mbf.onnx")}
 
 
+def bases(root: str | os.PathLike[str] | None) -> list[Path]:
+    """The folders that may hold packs: ``root`` as InsightFace, ComfyUI or a hand-made folder means it."""
+    base = Path(root if root is not None else HOME).expanduser()
+    return [base, base / "models", base / "models" / "insightface" / "models"]
+
+
+def pack_folders(name: str, root: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The folders that may hold one pack, best first."""
+    packs = [base / name for base in bases(root)]
+    return [*packs, *(pack / name for pack in packs), bases(root)[0]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A pack on the disk."""
+
+    detector: Path
+    recogniser: Path
+
+
+def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
+    """The files of a pack.
+
+    Raises:
+        FileNotFoundError: lists the places searched, the files that the pack must hold, and how to get them
+        ValueError: a name that is not a pack's
+    """
+    if name not in PACKS:
+        raise ValueError(f"model_name: expected one of {', '.join(PACKS)}, got {name!r}")
+    pack = PACKS[name]
+    searched = pack_folders(name, root)
+    for folder in searched:
+        files = Files(folder / pack.detector, folder / pack.recogniser)
+        if files.detector.is_file() and files.recogniser.is_file():
+            return files
+    places = "".join(f"\n  {folder}" for folder in searched)
+    raise FileNotFoundError(
+        f"the pack {name} was not found. It must hold {pack.detector} and {pack.recogniser} in one of{places}\n"
+        f"Get it with `python -m facegrad download {name}`, or give `root`, the folder that it is in"
+    )
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folders(root: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders that may hold a pack's files; an antelopev2 that was unzipped into itself counts."""
-    base = Path(root).expanduser() if root is not None else Path("~/.insightface").expanduser()
-    bases = [base, base / "models"]
-    packs = [b / pack for b in bases for pack in PACKS]
-    return [*bases, *packs, *(pack / pack.name for pack in packs)]
+    """All folders that may hold a pack's files."""
+    every = [folder for name in PACKS for folder in pack_folders(name, root)]
+    return list(dict.fromkeys([*bases(root), *every]))
 
 
 def _find(root: str | os.PathLike[str] | None, names: tuple[str, ...], what: str, argument: str) -> Path:
@@ -23,10 +140,10 @@ def _find(root: str | os.PathLike[str] | None, names: tuple[str, ...], what: str
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    base = folders(root)[0]
+    base = bases(root)[0]
     raise FileNotFoundError(
-        f"no {what} ({', '.join(names)}) in {base}, {base}/models or a pack below them; unzip InsightFace's buffalo_l.zip "
-        f"(https://github.com/deepinsight/insightface/releases/tag/v0.7) there, or give `{argument}`"
+        f"no {what} ({', '.join(names)}) in {base}, {base}/models or a pack below them; get InsightFace's buffalo_l.zip "
+        f"with `python -m facegrad download buffalo_l`, or give `{argument}`"
     )
 
 

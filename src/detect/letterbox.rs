@@ -1,0 +1,83 @@
+//! A picture scaled into the top-left of a black square and normalised. The truncations are insightface's.
+
+use super::resize;
+use crate::error::Result;
+use crate::tensor::Pixels;
+use tch::{Kind, Tensor};
+
+/// The input of a detector's network, `[1,3,S,S]`.
+pub enum Canvas {
+    /// On the host.
+    Host(Vec<f32>),
+    /// On the context's device.
+    Device(Tensor),
+}
+
+/// What a detector looks at.
+pub trait Picture: Sized {
+    /// Height and width, pixels.
+    fn size(&self) -> (i64, i64);
+    /// The canvas of side `side` with the picture scaled to `height`×`width` in it.
+    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas>;
+    /// The picture with a black border of that many pixels.
+    fn bordered(&self, border: i64) -> Result<Self>;
+}
+
+/// The canvas, and how much the picture was scaled.
+pub fn letterbox<P: Picture>(picture: &P, side: i64) -> Result<(Canvas, f64)> {
+    let (height, width) = picture.size();
+    let ratio = height as f64 / width as f64;
+    let (new_height, new_width) = match ratio > 1.0 {
+        true => (side, (side as f64 / ratio) as i64),
+        false => ((side as f64 * ratio) as i64, side),
+    };
+    let (new_height, new_width) = (new_height.max(1), new_width.max(1));
+    let canvas = picture.canvas(side, new_height, new_width)?;
+    Ok((canvas, new_height as f64 / height as f64))
+}
+
+const MEAN: f32 = 127.5;
+const STD: f32 = 128.0;
+
+impl Picture for Pixels {
+    fn size(&self) -> (i64, i64) {
+        (self.height as i64, self.width as i64)
+    }
+
+    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas> {
+        let (side, height, width) = (side as usize, height as usize, width as usize);
+        let mut values = vec![-MEAN / STD; 3 * side * side];
+        resize::rows(self, height, width, |plane, y, row| {
+            let start = (plane * side + y) * side;
+            for (value, &pixel) in values[start..start + width].iter_mut().zip(row) {
+                *value = (pixel as f32 - MEAN) / STD;
+            }
+        });
+        Ok(Canvas::Host(values))
+    }
+
+    fn bordered(&self, border: i64) -> Result<Self> {
+        Ok(self.padded(border as usize))
+    }
+}
+
+/// `[1,3,H,W]` uint8 on a GPU.
+impl Picture for Tensor {
+    fn size(&self) -> (i64, i64) {
+        let size = self.size();
+        (size[2], size[3])
+    }
+
+    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas> {
+        let canvas = resize::resize(self, height, width)?
+            .f_constant_pad_nd([0, side - width, 0, side - height])?
+            .f_to_kind(Kind::Float)?
+            .f_sub_scalar(f64::from(MEAN))?
+            .f_div_scalar(f64::from(STD))?;
+        Ok(Canvas::Device(canvas))
+    }
+
+    fn bordered(&self, border: i64) -> Result<Self> {
+        Ok(self.f_constant_pad_nd([border; 4])?)
+    }
+}
