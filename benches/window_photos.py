@@ -109,7 +109,7 @@ def main() -> None:
         return
     detector = facegrad.Detector(DATA / "models/det_500m.onnx", det_sizes=[128, 640])
     recogniser = facegrad.Recogniser(
-        DATA / "models/foamliu_mobilefacenet_128d_112.onnx", config={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        DATA / "models/foamliu_mobilefacenet_128d_112.onnx", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     vae = facegrad.Vae(DATA / "models/kl_photo_decoder")
     found = pictures(args.photos, args.size, detector)
