@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -150,6 +151,31 @@ def measure(ways: list[str], size: int, face: float, steps: int) -> dict[str, di
     return found
 
 
+def work_of(size: int, crop: int, window: bool) -> dict[str, float]:
+    """Multiply-adds of a forward pass in 10⁹, by where they are spent: what takes the time where nothing else disturbs. The
+    backward pass takes as many: no weight has a gradient."""
+    latent, side = size // 8, math.ceil((crop + 2) / 8) * 8
+    # Name, channels in and out, convolutions of 3×3, whether it doubles the side: from the image back to the attention.
+    blocks: list[tuple[str, int, int, int, bool]] = [("at 8x", 128, 3, 1, False)]
+    for name, inputs, outputs in (("at 8x", 256, 128), ("at 4x", 512, 256), ("at 2x", 512, 512), ("at 1x", 512, 512)):
+        blocks += [(name, outputs, outputs, 2, False)] * 2 + [(name, inputs, outputs, 2, False)]
+        if name != "at 1x":
+            blocks.append((name, inputs, inputs, 1, True))
+    blocks.append(("mid block", 512, 512, 2, False))
+    scale, spent = 8, {}
+    for name, inputs, outputs, convs, doubles in blocks:
+        needed = math.ceil((side + 2) / 2) * 2 if doubles else side + 2 * convs
+        pixels = min(needed, latent * scale) if window else latent * scale
+        kernels = 9 * (inputs * outputs + (convs - 1) * outputs**2) + (inputs * outputs if inputs != outputs and convs == 2 else 0)
+        spent[name] = spent.get(name, 0.0) + pixels**2 * kernels / 1e9
+        scale = scale // 2 if doubles else scale
+        side = pixels // 2 if doubles else pixels
+    tokens, queries = latent**2, (min(side, latent) if window else latent) ** 2
+    spent["attention"] = (2 * queries * tokens * 512 + 2 * (queries + tokens) * 512**2) / 1e9
+    spent["before it"] = tokens * 9 * (16 * 512 + 2 * 512**2) / 1e9
+    return spent
+
+
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     """Time and memory against the image's side, one line a way."""
     import matplotlib
@@ -185,7 +211,16 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
     parser.add_argument("--results", type=Path, help="a JSON file that figures are added to")
     parser.add_argument("--plot", type=Path, help="draw the results")
+    parser.add_argument("--work", action="store_true", help="count multiply-adds instead of measuring")
     args = parser.parse_args()
+    if args.work:
+        for size in args.sizes:
+            for face in [args.pixels / size] if args.pixels else args.faces:
+                whole, window = (work_of(size, round(face * size), way) for way in (False, True))
+                parts = ", ".join(f"{name} {value:.0f}" for name, value in window.items())
+                ratio = sum(whole.values()) / sum(window.values())
+                print(f"{size}: whole image {sum(whole.values()):.0f}, window {sum(window.values()):.0f} (1/{ratio:.1f}): {parts}")
+        return
     rows: list[dict[str, Any]] = json.loads(args.results.read_text()) if args.results and args.results.exists() else []
     for size in args.sizes:
         for face in [args.pixels / size] if args.pixels else args.faces:
