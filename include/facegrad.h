@@ -140,6 +140,31 @@
 #define FACEGRAD_ALIGNMENT_BBOX_FALLBACK 3
 
 /**
+ * `facegrad_sample.decoded`: nothing was decoded of the sample: it was gated out, or came as an image.
+ */
+#define FACEGRAD_DECODED_NOTHING 0
+
+/**
+ * All of its image.
+ */
+#define FACEGRAD_DECODED_FULL 1
+
+/**
+ * A window of it, exact but for the gradient through GroupNorm's statistics, if there is any.
+ */
+#define FACEGRAD_DECODED_WINDOW_EXACT 2
+
+/**
+ * A window of it with GroupNorm's statistics from an earlier step.
+ */
+#define FACEGRAD_DECODED_WINDOW_CACHED 3
+
+/**
+ * A window of it with GroupNorm's statistics from that window.
+ */
+#define FACEGRAD_DECODED_WINDOW 4
+
+/**
  * Something was lost or refused that the caller may not see otherwise.
  */
 #define FACEGRAD_LOG_ERROR 1
@@ -330,6 +355,11 @@ typedef struct facegrad_targets {
    * `[N]` weights ≥ 0. NULL: 1 each.
    */
   const struct facegrad_tensor *sample_weights;
+  /**
+   * N names that tell the training's samples apart, for statistics that `norm_stats` remembers; a NULL
+   * entry, or NULL: the sample's reference image tells.
+   */
+  const char *const *sample_ids;
 } facegrad_targets;
 
 /**
@@ -380,6 +410,22 @@ typedef struct facegrad_sample {
    * Its landmarks, pixels, as in `facegrad_face`.
    */
   float landmarks[10];
+  /**
+   * `FACEGRAD_DECODED_*`.
+   */
+  int32_t decoded;
+  /**
+   * 1 where the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+   */
+  int32_t exact_pass;
+  /**
+   * At steps that audit: cosine of the window's gradient and the whole image's; else NaN.
+   */
+  float audit_cosine;
+  /**
+   * The norm of the window's gradient in units of the whole image's; else NaN.
+   */
+  float audit_norm_ratio;
 } facegrad_sample;
 
 /**
@@ -407,6 +453,18 @@ typedef struct facegrad_result {
    * How many samples there are.
    */
   int64_t samples;
+  /**
+   * How many whole images were decoded without a gradient for the sake of windows.
+   */
+  int64_t exact_passes;
+  /**
+   * At steps that audit: `audit_cosine` of the sample with the least one; else NaN.
+   */
+  double audit_cosine;
+  /**
+   * `audit_norm_ratio` of the same sample; else NaN.
+   */
+  double audit_norm_ratio;
 } facegrad_result;
 
 /**
@@ -442,7 +500,7 @@ typedef struct facegrad_step {
    */
   int64_t latent_width;
   /**
-   * The number of the step, for `every_n_steps`.
+   * The number of the step, for `every_n_steps` and `audit_every`.
    */
   uint64_t number;
   /**
@@ -1022,7 +1080,11 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
  * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
  * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
+ * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
+ * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
+ * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
+ * samples), `window_halo` in latent pixels (the receptive field), `audit_every` (0: never), `audit_cosine`
+ * (0.9) and `audit_norm_ratio` (1.5)
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
