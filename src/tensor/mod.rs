@@ -3,6 +3,7 @@
 mod array;
 mod autograd;
 mod cuda;
+pub mod exit;
 mod hash;
 mod view;
 
