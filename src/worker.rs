@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result, bail};
 use crate::shared::{Shared, lock};
-use crate::tensor::{Stream, exit};
+use crate::tensor::Stream;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +25,6 @@ pub struct Worker {
     pid: u32,
     device: Device,
     poisoned: AtomicBool,
-    gate: exit::Gate,
 }
 
 impl Worker {
@@ -40,11 +39,8 @@ impl Worker {
                 }
             })
             .map_err(|e| Error::Internal(format!("the worker thread cannot be started: {e}")))?;
-        let gate = exit::Gate::default();
-        exit::enrol(thread.thread().id(), &gate);
         Ok(Arc::new(Worker {
             id: thread.thread().id(),
-            gate,
             jobs: Some(jobs),
             thread: Some(thread),
             pid: std::process::id(),
@@ -84,19 +80,10 @@ impl Worker {
                 "an earlier call on this context ended in a panic; free the context and make a new one"
             );
         }
-        if exit::ending() {
-            bail!(
-                Unsupported,
-                "the process is ending; nothing can be computed any longer"
-            );
-        }
-        exit::watch();
         let device = self.device;
-        let gate = self.gate.clone();
         let threads = tch::get_num_threads();
         let (reply, answer) = sync_channel(1);
         let run: Job = Box::new(move || {
-            let running = lock(&gate);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 if tch::get_num_threads() != threads {
                     tch::set_num_threads(threads);
@@ -107,7 +94,6 @@ impl Worker {
                 check_callbacks()?;
                 Ok(result)
             }));
-            drop(running);
             // The host is waiting for exactly this, so the receiver is there.
             let _ = reply.send(outcome);
         });
@@ -127,16 +113,13 @@ impl Worker {
 
     /// Drops `value` on the thread, after all calls that were made before.
     fn dispose<T: Send + 'static>(&self, value: T) {
-        if std::process::id() != self.pid || exit::ending() {
-            // The thread is the parent's, where dropping tensors of a forked CUDA context would crash, or the process
-            // is ending.
+        if std::process::id() != self.pid {
+            // The thread is the parent's; dropping tensors of a forked CUDA context would crash.
             std::mem::forget(value);
         } else if std::thread::current().id() == self.id {
             drop(value);
         } else if let Some(jobs) = &self.jobs {
-            let gate = self.gate.clone();
             let run: Job = Box::new(move || {
-                let _running = lock(&gate);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
             });
             let _ = jobs.send(run);
@@ -149,11 +132,10 @@ impl Drop for Worker {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        if std::process::id() != self.pid || exit::ending() {
+        if std::process::id() != self.pid {
             std::mem::forget((self.jobs.take(), thread));
             return;
         }
-        exit::withdraw(&self.gate);
         drop(self.jobs.take());
         if std::thread::current().id() != self.id {
             let _ = thread.join();

@@ -3,7 +3,6 @@
 mod array;
 mod autograd;
 mod cuda;
-pub mod exit;
 mod hash;
 mod view;
 

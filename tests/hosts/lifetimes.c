@@ -42,15 +42,6 @@ static facegrad_status work(double *loss) {
     return status;
 }
 
-/* Works until the process ends, when the calls become errors. */
-static void *work_on(void *unused) {
-    double loss;
-    (void)unused;
-    while (work(&loss) == FACEGRAD_OK) {
-    }
-    return NULL;
-}
-
 static void *work_and_free(void *unused) {
     double loss;
     (void)unused;
@@ -188,10 +179,6 @@ int main(int argc, char **argv) {
         atexit(free_at_exit);
     } else if (strcmp(way, "used at exit") == 0) {
         atexit(use_at_exit);
-    } else if (strcmp(way, "exit during a call") == 0) {
-        start(work_on, &thread);
-        usleep(50000);
-        exit(0);
     } else if (strcmp(way, "exit on a thread") == 0) {
         start(leave, &thread);
         pthread_join(thread, NULL);

@@ -9,7 +9,7 @@ import pytest
 from conftest import ASSETS, HERE, TORCH, WARNINGS, Compile, run
 
 WAYS = [
-    "freed", "left alive", "every order", "freed at exit", "used at exit", "exit during a call", "exit on a thread", "exit in a callback",
+    "freed", "left alive", "every order", "freed at exit", "used at exit", "exit on a thread", "exit in a callback",
     "main ends first", "dlclose first", "dlclose and again", "dlclose left alive", "fork before", "fork after", "fork, the child only frees",
 ]  # fmt: skip
 
