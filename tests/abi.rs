@@ -1,5 +1,6 @@
 //! The C ABI as a host meets it: bad input, lifetimes, panics, forks, growing structs. Called through
 //! the table of functions, as a plugin host does.
+#![cfg(feature = "torch")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The loss on images against the same chain in PyTorch, and its rules about what counts.
+#![cfg(feature = "torch")]
 
 mod common;
 

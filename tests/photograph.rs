@@ -1,5 +1,6 @@
 //! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
 //! decoders that share one latent space.
+#![cfg(feature = "torch")]
 
 mod common;
 

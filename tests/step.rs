@@ -1,5 +1,6 @@
 //! The fused step against the same chain in PyTorch and diffusers, finite differences, and its rules
 //! about what counts.
+#![cfg(feature = "torch")]
 
 mod common;
 

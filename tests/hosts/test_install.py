@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
+
 from pathlib import Path
 
-import pytest
-from conftest import ASSETS, FIXTURES, HERE, ROOT, TORCH, WARNINGS, counted, run, tool
+from conftest import ASSETS, FIXTURES, HERE, ROOT, WARNINGS, counted, run, tool
 
 VERSION = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
 ABI = VERSION.rsplit(".", 1)[0]
 APT = "install it (Debian: apt install {})"
-PIP = "pip install -r tests/requirements.txt"
 
 
 def test_the_tree(installed: Path) -> None:
