@@ -116,7 +116,13 @@ def fused(comfy, seen, kind: str, latent_format: str, detector, recogniser):
     import facegrad
 
     decoder = facegrad.Vae(stand_ins.vae().first_stage_model.state_dict())
-    config = {"face_align_mode": "kps", "landmarks": "reference", "face_loss_weight": 1.0, "latent_format": latent_format, "prediction": {"kind": "custom"}}
+    config = {
+        "face_align_mode": "kps",
+        "landmarks": "reference",
+        "face_loss_weight": 1.0,
+        "latent_format": latent_format,
+        "prediction": {"kind": "custom"},
+    }
     loss = facegrad.FaceIdentityLoss(config, vae=decoder, detector=detector, recogniser=recogniser)
     x, x0, sigma = (seen[name].float() for name in ("x", "x0", "sigma"))
     wide = sigma.view(-1, 1, 1, 1)
