@@ -45,14 +45,28 @@ class PredictX0:
         return {
             "required": {
                 "prediction": ("LATENT", {"tooltip": "What the model predicts, in the model's own scaling."}),
-                "kind": (["sample", "flow", "epsilon", "v"], {"default": "sample", "tooltip": "What it is: x0 itself, the velocity noise − x0, the noise, or v."}),
-                "sigma": ("FLOAT", {"default": 0.5, "min": 0.0, "max": 1000.0, "step": 0.01, "tooltip": "Noise level of x_t: the noise fraction for flow, ComfyUI's sigma for epsilon and v."}),
+                "kind": (
+                    ["sample", "flow", "epsilon", "v"],
+                    {"default": "sample", "tooltip": "What it is: x0 itself, the velocity noise − x0, the noise, or v."},
+                ),
+                "sigma": (
+                    "FLOAT",
+                    {
+                        "default": 0.5,
+                        "min": 0.0,
+                        "max": 1000.0,
+                        "step": 0.01,
+                        "tooltip": "Noise level of x_t: the noise fraction for flow, ComfyUI's sigma for epsilon and v.",
+                    },
+                ),
                 "device": DEVICE,
             },
             "optional": {"x_t": ("LATENT", {"tooltip": "The noisy latent; not needed for kind sample."})},
-        }  # fmt: skip
+        }
 
-    def predict(self, prediction: dict[str, Any], kind: str, sigma: float, device: str, x_t: dict[str, Any] | None = None) -> tuple[TapeNode, dict[str, Any]]:
+    def predict(
+        self, prediction: dict[str, Any], kind: str, sigma: float, device: str, x_t: dict[str, Any] | None = None
+    ) -> tuple[TapeNode, dict[str, Any]]:
         if kind != "sample" and x_t is None:
             raise ValueError(f"x_t: kind {kind} needs the noisy latent; connect it, or choose kind sample")
         where = host.device(device)
@@ -80,13 +94,21 @@ class UnpackLatent:
             "required": {
                 "x0": (TAPE,),
                 "face_vae": (DECODER,),
-                "latent_format": (FORMATS, {"default": FORMATS[0], "tooltip": "How the model scales its latents. ComfyUI's LATENT links carry latents as the VAE takes them: none."}),
+                "latent_format": (
+                    FORMATS,
+                    {
+                        "default": FORMATS[0],
+                        "tooltip": "How the model scales its latents. ComfyUI's LATENT links carry latents as the VAE takes them: none.",
+                    },
+                ),
                 "packing": (["none", "flux2"], {"default": "none", "tooltip": "flux2: 2×2 patches as channels."}),
             },
             "optional": {"model": ("MODEL", {"tooltip": "Takes format and packing from the model instead."})},
-        }  # fmt: skip
+        }
 
-    def unpack(self, x0: TapeNode, face_vae: FaceDecoder, latent_format: str, packing: str, model: Any = None) -> tuple[TapeNode, dict[str, Any]]:
+    def unpack(
+        self, x0: TapeNode, face_vae: FaceDecoder, latent_format: str, packing: str, model: Any = None
+    ) -> tuple[TapeNode, dict[str, Any]]:
         x0.expect("latent")
         config: dict[str, Any] = {"packing": packing}
         if model is not None:
@@ -140,7 +162,13 @@ class FaceLossOnTape:
         }
 
     def measure(
-        self, images: TapeNode, reference: Reference, detector: facegrad.Detector, recogniser: facegrad.Recogniser, weight: float, align_mode: str
+        self,
+        images: TapeNode,
+        reference: Reference,
+        detector: facegrad.Detector,
+        recogniser: facegrad.Recogniser,
+        weight: float,
+        align_mode: str,
     ) -> tuple[TapeNode, float, float, torch.Tensor]:
         graph = images.expect("images").graph
         config = {"face_loss_weight": weight, "face_align_mode": align_mode}
@@ -149,7 +177,9 @@ class FaceLossOnTape:
         node, report = graph.face_loss(images.node, loss, reference_ids=["person"] * graph.shape(images.node)[0])
         if not report.counted:
             reasons = ", ".join(sorted({sample.outcome.name.lower() for sample in report.samples}))
-            raise ValueError(f"no image counts for the loss: {reasons}. Look at the image that Decode gives; lower the detector's threshold or add a smaller det_size")
+            raise ValueError(
+                f"no image counts for the loss: {reasons}. Look at the image that Decode gives; lower the detector's threshold or add a smaller det_size"
+            )
         shown = []
         for image, sample in zip(pixels(graph.read(images.node)), report.samples):
             faces = [facegrad.Face(tuple(sample.bbox), sample.score, sample.landmarks)] if sample.bbox else []
@@ -160,7 +190,9 @@ class FaceLossOnTape:
 class GradientOfLoss:
     """The walk back."""
 
-    DESCRIPTION = "Walks back from the loss: its gradient with respect to the prediction that the tape began with, and where in the picture it acts."
+    DESCRIPTION = (
+        "Walks back from the loss: its gradient with respect to the prediction that the tape began with, and where in the picture it acts."
+    )
     CATEGORY = CHAIN
     RETURN_TYPES = ("LATENT", "IMAGE", "FLOAT")
     RETURN_NAMES = ("gradient", "map", "norm")

@@ -10,6 +10,7 @@ import facegrad
 
 from .layout import probe
 
+
 class FaceDecoder:
     """A frozen, differentiable decoder over the weights of a ComfyUI VAE.
 
@@ -27,7 +28,9 @@ class FaceDecoder:
     def __init__(self, vae: Any, device: torch.device, dtype: str = "auto", recompute: str = "none", slicing: bool = False) -> None:
         module = getattr(vae, "first_stage_model", None)
         if module is None:
-            raise ValueError("expected ComfyUI's VAE with its weights, as VAE Loader or Load Checkpoint give it; the checkpoint may hold no VAE")
+            raise ValueError(
+                "expected ComfyUI's VAE with its weights, as VAE Loader or Load Checkpoint give it; the checkpoint may hold no VAE"
+            )
         if dtype == "auto" and device.type == "cpu":
             dtype = "f32"
         weights = module.state_dict()

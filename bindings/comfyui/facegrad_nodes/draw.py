@@ -44,7 +44,13 @@ def overlay(image: torch.Tensor, faces: Sequence[facegrad.Face], labels: Sequenc
     return from_pil(picture)
 
 
-def write(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]) -> None:
+def write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+) -> None:
     """A label on a dark ground above a corner, moved inside the picture."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
@@ -79,7 +85,12 @@ def curves(log: Log, width: int = 900) -> Image.Image:
     return picture
 
 
-def panel(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], steps: Sequence[int], series: Sequence[tuple[str, tuple[int, int, int], Sequence[float]]]) -> None:
+def panel(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    steps: Sequence[int],
+    series: Sequence[tuple[str, tuple[int, int, int], Sequence[float]]],
+) -> None:
     """One diagram: every series faint, and its moving mean on top."""
     left, top, right, bottom = box
     font = ImageFont.load_default(13)

@@ -72,7 +72,9 @@ class AlignedFaceCrops:
 class FaceReference:
     """Who the person is."""
 
-    DESCRIPTION = "One person from one or several pictures: the largest face of each, and their mean embedding. Pictures without a face are left out."
+    DESCRIPTION = (
+        "One person from one or several pictures: the largest face of each, and their mean embedding. Pictures without a face are left out."
+    )
     CATEGORY = CATEGORY
     RETURN_TYPES = (REFERENCE, "IMAGE", "INT")
     RETURN_NAMES = ("reference", "crops", "count")
@@ -82,7 +84,9 @@ class FaceReference:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"image": ("IMAGE",), "detector": (DETECTOR,), "recogniser": (RECOGNISER,)}}
 
-    def make(self, image: torch.Tensor, detector: facegrad.Detector, recogniser: facegrad.Recogniser) -> tuple[Reference, torch.Tensor, int]:
+    def make(
+        self, image: torch.Tensor, detector: facegrad.Detector, recogniser: facegrad.Recogniser
+    ) -> tuple[Reference, torch.Tensor, int]:
         images = planes(image)
         largest = detect(detector, on_device(images, detector)).largest()
         reference = references.make(images, largest, recogniser, recogniser.device)
@@ -158,7 +162,9 @@ class FaceSimilarity:
         images = on_device(planes(image), detector)
         largest = detect(detector, images).largest()
         if not any(largest):
-            raise ValueError(f"no face was found in any of the {len(image)} image(s); lower the detector's threshold or add a smaller det_size")
+            raise ValueError(
+                f"no face was found in any of the {len(image)} image(s); lower the detector's threshold or add a smaller det_size"
+            )
         rows = [[face] if face else [] for face in largest]
         person = references.embedding(reference, recogniser, recogniser.device)
         found = iter((recogniser.embed(on_device(images, recogniser), rows).float().cpu() @ person).tolist())

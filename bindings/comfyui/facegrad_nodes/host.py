@@ -114,7 +114,9 @@ def preview(images: torch.Tensor) -> list[dict[str, str]]:
     from .draw import to_pil
 
     paths = _module("folder_paths")
-    folder, name, counter, subfolder, _ = paths.get_save_image_path("facegrad", paths.get_temp_directory(), images.shape[2], images.shape[1])
+    folder, name, counter, subfolder, _ = paths.get_save_image_path(
+        "facegrad", paths.get_temp_directory(), images.shape[2], images.shape[1]
+    )
     shown = []
     for offset, image in enumerate(images):
         file_name = f"{name}_{counter + offset:05}_.png"

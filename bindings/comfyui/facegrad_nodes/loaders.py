@@ -60,10 +60,16 @@ class LoadFacePack:
         return {
             "required": {
                 "pack": (names or [NO_PACK], {"tooltip": f"Nothing here? Then {ADVICE} and refresh (R)."}),
-                "det_sizes": ("STRING", {"default": "640, 320", "tooltip": "Sides of the detection canvases, multiples of 32; what they find is merged. A face that fills the picture is found at small sizes only."}),
+                "det_sizes": (
+                    "STRING",
+                    {
+                        "default": "640, 320",
+                        "tooltip": "Sides of the detection canvases, multiples of 32; what they find is merged. A face that fills the picture is found at small sizes only.",
+                    },
+                ),
                 "device": DEVICE,
             }
-        }  # fmt: skip
+        }
 
     def load(self, pack: str, det_sizes: str, device: str) -> tuple[facegrad.Detector, facegrad.Recogniser]:
         folder = pack_folders().get(pack)
@@ -78,7 +84,9 @@ class LoadFacePack:
 class LoadFaceDetector:
     """One detector file."""
 
-    DESCRIPTION = "Loads an SCRFD face detector (det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …) from anywhere below models/insightface."
+    DESCRIPTION = (
+        "Loads an SCRFD face detector (det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …) from anywhere below models/insightface."
+    )
     CATEGORY = CATEGORY + "/loaders"
     RETURN_TYPES = (DETECTOR,)
     RETURN_NAMES = ("detector",)
@@ -89,11 +97,14 @@ class LoadFaceDetector:
         return {
             "required": {
                 "file": (host.files("insightface", (".onnx",)) or [NO_FILE],),
-                "det_sizes": ("STRING", {"default": "640, 320", "tooltip": "Sides of the detection canvases, multiples of 32; what they find is merged."}),
+                "det_sizes": (
+                    "STRING",
+                    {"default": "640, 320", "tooltip": "Sides of the detection canvases, multiples of 32; what they find is merged."},
+                ),
                 "threshold": ("FLOAT", {"default": 0.5, "min": 0.05, "max": 0.99, "step": 0.05, "tooltip": "Least score of a face."}),
                 "device": DEVICE,
             }
-        }  # fmt: skip
+        }
 
     def load(self, file: str, det_sizes: str, threshold: float, device: str) -> tuple[facegrad.Detector]:
         path = host.file("insightface", file)
@@ -137,12 +148,24 @@ class VaeForFaceLoss:
         return {
             "required": {
                 "vae": ("VAE", {"tooltip": "The VAE that belongs to the model; the TAESD family is quicker and needs less memory."}),
-                "recompute": (["none", "blocks"], {"default": "none", "tooltip": "blocks: keeps less for the backward pass and computes it again. Takes longer, needs less memory."}),
+                "recompute": (
+                    ["none", "blocks"],
+                    {
+                        "default": "none",
+                        "tooltip": "blocks: keeps less for the backward pass and computes it again. Takes longer, needs less memory.",
+                    },
+                ),
                 "slicing": ("BOOLEAN", {"default": False, "tooltip": "Decodes one image at a time."}),
-                "dtype": (["auto", "f32", "bf16", "f16"], {"default": "auto", "tooltip": "auto: that of the weights on CUDA, f32 on the CPU. Weights of another dtype are copied."}),
+                "dtype": (
+                    ["auto", "f32", "bf16", "f16"],
+                    {
+                        "default": "auto",
+                        "tooltip": "auto: that of the weights on CUDA, f32 on the CPU. Weights of another dtype are copied.",
+                    },
+                ),
                 "device": DEVICE,
             }
-        }  # fmt: skip
+        }
 
     def make(self, vae: Any, recompute: str, slicing: bool, dtype: str, device: str) -> tuple[FaceDecoder]:
         return (FaceDecoder(vae, host.device(device), dtype, recompute, slicing),)

@@ -49,7 +49,9 @@ class PerImage:
     def check(self, images: int) -> None:
         own = len(self._images)
         if own not in (1, images):
-            raise ValueError(f"Face Identity Loss: {own} reference images for a training set of {images}; give one an image in the same order, or one for all")
+            raise ValueError(
+                f"Face Identity Loss: {own} reference images for a training set of {images}; give one an image in the same order, or one for all"
+            )
 
     def register(self, loss: facegrad.FaceIdentityLoss) -> None:
         """Nothing: the images go with every batch, and the library remembers their faces."""
@@ -103,7 +105,9 @@ def make(images: torch.Tensor, found: Sequence[facegrad.Face | None], recogniser
     """
     kept = [(image, face) for image, face in zip(images, found) if face is not None]
     if not kept:
-        raise ValueError(f"no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold")
+        raise ValueError(
+            f"no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold"
+        )
     rows = torch.stack([image for image, _ in kept]).to(device)
     embeddings = recogniser.embed(rows, [[face] for _, face in kept]).float().cpu()
     return Reference(

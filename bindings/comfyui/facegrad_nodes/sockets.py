@@ -79,7 +79,9 @@ class TapeNode:
     def expect(self, kind: str) -> TapeNode:
         """Itself, where it holds `kind`."""
         if self.kind != kind:
-            raise ValueError(f"expected a tape that ends in {kind}, got one that ends in {self.kind}; wire Predict x0 → Unpack → Decode → Face Loss")
+            raise ValueError(
+                f"expected a tape that ends in {kind}, got one that ends in {self.kind}; wire Predict x0 → Unpack → Decode → Face Loss"
+            )
         return self
 
     def then(self, node: int, kind: str) -> TapeNode:

@@ -74,7 +74,16 @@ class IdentityTraining:
         return facegrad.FaceIdentityLoss(config, vae=self._decoder.vae, detector=self._detector, recogniser=self._recogniser)
 
     def sampler_sample(
-        self, executor: Any, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, latent_image: Any = None, *rest: Any, **more: Any
+        self,
+        executor: Any,
+        guider: Any,
+        sigmas: Any,
+        extra_args: Any,
+        callback: Any,
+        noise: Any,
+        latent_image: Any = None,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
         """`SAMPLER_SAMPLE`: adds the loss while a trainer runs; leaves everything else alone."""
         arguments = (guider, sigmas, extra_args, callback, noise, latent_image, *rest)
@@ -108,7 +117,9 @@ class Training:
         conds = guider.conds["positive"]
         owner.references.check(len(conds))
         if owner.data_types and len(owner.data_types) != len(conds):
-            raise ValueError(f"Face Identity Loss: data_types has {len(owner.data_types)} lines, the training set {len(conds)} images; give one line an image")
+            raise ValueError(
+                f"Face Identity Loss: data_types has {len(owner.data_types)} lines, the training set {len(conds)} images; give one line an image"
+            )
         owner._decoder.expect_device(latent_image.device)
         self._owner, self._guider = owner, guider
         # The trainer picks a batch's conditioning by the index of its images: the same objects, so they tell the index.
@@ -174,7 +185,9 @@ class Training:
         log = self._owner.log
         if log.records and not log.counted():
             reasons = ", ".join(f"{count} × {reason}" for reason, count in log.skipped().items())
-            host.log.warning("Face Identity Loss: in %d steps no sample counted (%s); the LoRA was trained without it", len(log.records), reasons)
+            host.log.warning(
+                "Face Identity Loss: in %d steps no sample counted (%s); the LoRA was trained without it", len(log.records), reasons
+            )
 
 
 def in_vae_space(sampler: Any, latent_image: torch.Tensor) -> bool:

@@ -45,21 +45,55 @@ class FaceIdentityLoss:
                 "detector": (DETECTOR,),
                 "recogniser": (RECOGNISER,),
                 "weight": ("FLOAT", {"default": 0.1, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip": "λ: usually 0.05–0.2."}),
-                "align_mode": (["kps", "bbox"], {"default": "kps", "tooltip": "How a face is brought to the recogniser: by its landmarks (recommended), or by its box."}),
-                "landmarks": (["detect", "detect_or_reference", "reference"], {"default": "detect", "tooltip": "Where the predicted face is looked for. reference: where it is in its reference image; right only if that shows the training image itself."}),
+                "align_mode": (
+                    ["kps", "bbox"],
+                    {
+                        "default": "kps",
+                        "tooltip": "How a face is brought to the recogniser: by its landmarks (recommended), or by its box.",
+                    },
+                ),
+                "landmarks": (
+                    ["detect", "detect_or_reference", "reference"],
+                    {
+                        "default": "detect",
+                        "tooltip": "Where the predicted face is looked for. reference: where it is in its reference image; right only if that shows the training image itself.",
+                    },
+                ),
                 "t_min": ("FLOAT", {"default": 0.0, **level, "tooltip": "Least noise fraction that counts: 0 clean, 1 noise."}),
-                "t_max": ("FLOAT", {"default": 0.6, **level, "tooltip": "Largest noise fraction that counts: near pure noise there is no face to judge."}),
+                "t_max": (
+                    "FLOAT",
+                    {"default": 0.6, **level, "tooltip": "Largest noise fraction that counts: near pure noise there is no face to judge."},
+                ),
                 "time_weight": (WEIGHTS, {"default": "constant", "tooltip": "How much a step counts by its noise fraction t."}),
                 "every_n_steps": ("INT", {"default": 1, "min": 1, "max": 1000, "tooltip": "Only every n-th step pays for the loss."}),
-                "target_similarity": ("FLOAT", {"default": 1.0, "min": -0.99, "max": 1.0, "step": 0.01, "tooltip": "No push beyond this cosine. Two photographs of one person lie near 0.5 and above."}),
+                "target_similarity": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": -0.99,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "No push beyond this cosine. Two photographs of one person lie near 0.5 and above.",
+                    },
+                ),
             },
             "optional": {
                 "reference": (REFERENCE, {"tooltip": "One person for every training image."}),
                 "reference_images": ("IMAGE", {"tooltip": "One an image of the training set, in its order, or one for all."}),
-                "data_types": ("STRING", {"default": "", "multiline": True, "tooltip": "One line an image of the training set; only person and person_head count. Empty: all count."}),
-                "options": ("STRING", {"default": "", "multiline": True, "tooltip": "Further keys of the loss as JSON, such as {\"clamp\": \"soft\"}."}),
+                "data_types": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "One line an image of the training set; only person and person_head count. Empty: all count.",
+                    },
+                ),
+                "options": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": 'Further keys of the loss as JSON, such as {"clamp": "soft"}.'},
+                ),
             },
-        }  # fmt: skip
+        }
 
     def apply(
         self,
@@ -81,12 +115,20 @@ class FaceIdentityLoss:
         options: str = "",
     ) -> tuple[Any, Log]:
         config = {
-            "face_loss_weight": weight, "face_align_mode": align_mode, "landmarks": landmarks, "t_min": t_min, "t_max": t_max,
+            "face_loss_weight": weight,
+            "face_align_mode": align_mode,
+            "landmarks": landmarks,
+            "t_min": t_min,
+            "t_max": t_max,
             "time_weight": {"min_snr": MIN_SNR_GAMMA} if time_weight == "min_snr" else time_weight,
-            "every_n_steps": every_n_steps, "target_similarity": target_similarity, **parse_options(options),
-        }  # fmt: skip
+            "every_n_steps": every_n_steps,
+            "target_similarity": target_similarity,
+            **parse_options(options),
+        }
         if reference is not None and landmarks != "detect":
-            raise ValueError(f"landmarks {landmarks} needs reference images that show the training images; with one reference for all choose detect")
+            raise ValueError(
+                f"landmarks {landmarks} needs reference images that show the training images; with one reference for all choose detect"
+            )
         log = Log()
         references = whom(face_vae, detector, reference, reference_images)
         types = [line.strip() for line in data_types.strip().splitlines()]
@@ -107,7 +149,7 @@ def parse_options(text: str) -> dict[str, Any]:
     try:
         keys = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"options: expected a JSON object such as {{\"clamp\": \"soft\"}}, got text that breaks at {error}") from error
+        raise ValueError(f'options: expected a JSON object such as {{"clamp": "soft"}}, got text that breaks at {error}') from error
     if not isinstance(keys, dict):
         raise ValueError(f"options: expected a JSON object, got {type(keys).__name__}")
     return keys
@@ -123,7 +165,9 @@ def whom(decoder: FaceDecoder, detector: facegrad.Detector, reference: Reference
         return TrueLatents(decoder)
     rows = planes(images)
     if not any(detect(detector, on_device(rows, detector)).found):
-        raise ValueError(f"no face was found in any of the {len(rows)} reference image(s); lower the detector's threshold or add a smaller det_size")
+        raise ValueError(
+            f"no face was found in any of the {len(rows)} reference image(s); lower the detector's threshold or add a smaller det_size"
+        )
     return PerImage(rows)
 
 

@@ -17,6 +17,7 @@ import faces as drawings  # noqa: E402
 
 import facegrad  # noqa: E402
 
+# Networks this small only wait for each other's threads.
 torch.set_num_threads(1)
 SIZE = 128
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import os
 import sys
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class ComfyUI:
 
         self.nodes.update(stand_ins.NODE_CLASS_MAPPINGS)
         self._stand_ins, self._execution = stand_ins, execution
-        self._executor = execution.PromptExecutor(Page(), cache_args={"lru": 0, "ram": 0, "ram_inactive": 0}) if _takes(execution.PromptExecutor, "cache_args") else execution.PromptExecutor(Page())
+        # The newer executor wants the bounds of its caches.
+        bounds = {"cache_args": {"lru": 0, "ram": 0, "ram_inactive": 0}} if _takes(execution.PromptExecutor, "cache_args") else {}
+        self._executor = execution.PromptExecutor(Page(), **bounds)
         self._count = 0
 
     @property
@@ -87,8 +90,6 @@ class ComfyUI:
 
 
 def _takes(function: Any, name: str) -> bool:
-    import inspect
-
     return name in inspect.signature(function).parameters
 
 

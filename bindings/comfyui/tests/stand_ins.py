@@ -11,6 +11,7 @@ import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
 from conftest import portrait
 
 KEPT: dict[str, Any] = {}
@@ -47,10 +48,14 @@ def vae() -> comfy.sd.VAE:
     """AutoencoderKL of SD's architecture with 32 channels: random."""
     state = torch.get_rng_state()
     torch.manual_seed(8)
-    shape = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-    from comfy.ldm.models.autoencoder import AutoencoderKL
-
-    weights = {name: torch.randn(t.shape) * (t[0].numel() ** -0.5 if t.ndim > 1 else 0.02) + (t.ndim == 1 and name.endswith("weight")) for name, t in AutoencoderKL(ddconfig=shape, embed_dim=4).state_dict().items()}
+    shape = {
+        "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    weights = {}
+    for name, tensor in AutoencoderKL(ddconfig=shape, embed_dim=4).state_dict().items():
+        fan = tensor[0].numel() if tensor.ndim > 1 else 0
+        weights[name] = torch.randn(tensor.shape) * (fan**-0.5 if fan else 0.02) + float(fan == 0 and name.endswith("weight"))
     made = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": shape, "embed_dim": 4}})
     torch.set_rng_state(state)
     return made
@@ -120,7 +125,9 @@ NODE_CLASS_MAPPINGS = {
     "Vae": node("VAE", {}, vae),
     "Latents": node("LATENT", {"count": INT, "seed": INT, "width": INT}, latents),
     "Conditioning": node("CONDITIONING", {"count": INT}, conditioning),
-    "Portraits": node("IMAGE", {"first": INT, "count": INT}, lambda first, count: torch.cat([portrait(5_000_000 + first + i) for i in range(count)])),
+    "Portraits": node(
+        "IMAGE", {"first": INT, "count": INT}, lambda first, count: torch.cat([portrait(5_000_000 + first + i) for i in range(count)])
+    ),
     "Looks": node("IMAGE", {"person": INT}, lambda person: torch.cat([portrait(5_000_000 + person, look) for look in range(3)])),
     "Blank": node("IMAGE", {"count": INT}, lambda count: torch.full((count, 128, 128, 3), 0.5)),
 }

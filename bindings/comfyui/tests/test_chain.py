@@ -20,7 +20,11 @@ SCALE = 0.18215
 def kl() -> AutoencoderKL:
     torch.manual_seed(4)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "block_out_channels": [32, 32]}
-    return AutoencoderKL.from_config({**blocks, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32}).eval().requires_grad_(False)
+    return (
+        AutoencoderKL.from_config({**blocks, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32})
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 class Format:
@@ -71,7 +75,12 @@ def test_coefficients_undo_what_comfyui_adds():
     x0, noise, sigma = torch.randn(3), torch.randn(3), 0.7
     exploding = x0 + sigma * noise
     v = (noise - sigma * x0) / (1 + sigma**2) ** 0.5
-    for kind, x_t, prediction in (("epsilon", exploding, noise), ("v", exploding, v), ("flow", (1 - sigma) * x0 + sigma * noise, noise - x0), ("sample", x0, x0)):
+    for kind, x_t, prediction in (
+        ("epsilon", exploding, noise),
+        ("v", exploding, v),
+        ("flow", (1 - sigma) * x0 + sigma * noise, noise - x0),
+        ("sample", x0, x0),
+    ):
         a, b = chain.coefficients(kind, sigma)
         assert torch.allclose(a * x_t + b * prediction, x0, atol=1e-5), kind
 
@@ -120,7 +129,12 @@ class Host:
 
     def __init__(self, monkeypatch):
         self.wrappers, self.progress, self.cancel_at = None, [], None
-        self.model = SimpleNamespace(latent_format=Format(), model_sampling=SimpleNamespace(noise_scaling=lambda s, noise, x, _: s.view(-1, 1, 1, 1) * noise + (1 - s.view(-1, 1, 1, 1)) * x))
+        self.model = SimpleNamespace(
+            latent_format=Format(),
+            model_sampling=SimpleNamespace(
+                noise_scaling=lambda s, noise, x, _: s.view(-1, 1, 1, 1) * noise + (1 - s.view(-1, 1, 1, 1)) * x
+            ),
+        )
         monkeypatch.setattr(host, "progress_bar", lambda total: SimpleNamespace(update_absolute=self.progress.append))
         monkeypatch.setattr(host, "interrupt_if_cancelled", self._interrupt)
         monkeypatch.setattr(host, "add_wrappers", lambda model, sample, predict: SimpleNamespace(sample=sample, predict=predict))
@@ -184,12 +198,20 @@ def test_the_wrappers_add_the_fused_step_to_a_trainers_loss(decoder, detector, r
     assert (trainer.loss_fn, trainer.loss_callback) == own and fake.progress == [1, 2, 3]
     # Image 1 came first: its data type does not count. Image 0 had noise level 0.3.
     assert [record.outcomes for record in log.records] == [["data_type", "counted"]] * 3 and log.skipped() == {"data_type": 3}
-    config = {"face_align_mode": "kps", "landmarks": "reference", "face_loss_weight": 1.0, "prediction": {"kind": "sample"}, "latent_format": "sd15"}
+    config = {
+        "face_align_mode": "kps",
+        "landmarks": "reference",
+        "face_loss_weight": 1.0,
+        "prediction": {"kind": "sample"},
+        "latent_format": "sd15",
+    }
     fused = facegrad.FaceIdentityLoss(config, vae=decoder.vae, detector=detector, recogniser=recogniser)
     prediction = trainer.latents.clone().requires_grad_()
     value, _ = fused(prediction=prediction, t=torch.tensor([0.3, 0.3]), references=images.movedim(-1, 1), data_types=["person", "object"])
     (3 * value).backward()
-    assert (trainer.prediction.grad - prediction.grad).norm() < 1e-4 * prediction.grad.norm() and prediction.grad[0].norm() > 0 == prediction.grad[1].norm()
+    assert (trainer.prediction.grad - prediction.grad).norm() < 1e-4 * prediction.grad.norm() and prediction.grad[
+        0
+    ].norm() > 0 == prediction.grad[1].norm()
     assert trainer.losses == pytest.approx([value.item()] * 3) and log.records[0].identity == pytest.approx(value.item())
 
 

@@ -69,7 +69,11 @@ def test_a_log_counts_and_is_drawn_whatever_is_in_it():
     assert draw.curves(log).size[0] == 900  # nothing yet
     for step in range(30):
         blind = step % 3 == 0
-        log.records.append(Record(step, 1 / (step + 1), 0.0 if blind else 0.1, math.nan if blind else step / 30, ["time" if blind else "counted", "no_face"]))
+        log.records.append(
+            Record(
+                step, 1 / (step + 1), 0.0 if blind else 0.1, math.nan if blind else step / 30, ["time" if blind else "counted", "no_face"]
+            )
+        )
     assert log.counted() == 20 and log.skipped() == {"no_face": 30, "time": 10}
     empty, full = draw.from_pil(draw.curves(Log())), draw.from_pil(draw.curves(log))
     assert full.shape[1] > empty.shape[1] and full.shape[2:] == (900, 3)

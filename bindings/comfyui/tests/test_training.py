@@ -116,7 +116,13 @@ def fused(comfy, seen, kind: str, latent_format: str, detector, recogniser):
     import facegrad
 
     decoder = facegrad.Vae(stand_ins.vae().first_stage_model.state_dict())
-    config = {"face_align_mode": "kps", "landmarks": "reference", "face_loss_weight": 1.0, "latent_format": latent_format, "prediction": {"kind": "custom"}}
+    config = {
+        "face_align_mode": "kps",
+        "landmarks": "reference",
+        "face_loss_weight": 1.0,
+        "latent_format": latent_format,
+        "prediction": {"kind": "custom"},
+    }
     loss = facegrad.FaceIdentityLoss(config, vae=decoder, detector=detector, recogniser=recogniser)
     x, x0, sigma = (seen[name].float() for name in ("x", "x0", "sigma"))
     wide = sigma.view(-1, 1, 1, 1)
@@ -309,3 +315,57 @@ def test_packs_are_found_where_face_nodes_keep_them(comfy):
     node = comfy.nodes["FacegradLoadFacePack"]()
     with pytest.raises(FileNotFoundError, match="buffalo_l.zip"):
         node.load("elsewhere", "128", "cpu")
+
+
+def test_decoders_are_comfyuis_over_the_same_memory(comfy):
+    """KL as the VAE's latents, TAESD as the model's; both as ComfyUI's own networks decode them."""
+    import stand_ins
+    from comfy.latent_formats import SD15
+    from comfy.taesd.taesd import TAESD
+
+    graph = Graph()
+    decoder = graph.add("FacegradVaeForFaceLoss", vae=[graph.add("Vae"), 0], recompute="blocks", slicing=True, dtype="auto", device="auto")
+    graph.keep("decoder", decoder)
+    ours, latent = run(comfy, graph)["decoder"], torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        want = stand_ins.vae().first_stage_model.decode(latent) / 2 + 0.5
+        assert torch.allclose(ours.vae.decode(latent), want, atol=1e-4)
+        assert ours.latents(SD15()) == {"latent_format": {"custom": {"std": pytest.approx([1 / 0.18215] * 4), "mean": [0.0] * 4}}}
+        assert ours.latents(SD15(), in_vae_space=True) == {"latent_format": "none"}
+
+        torch.manual_seed(2)
+        tiny = TAESD(latent_channels=4)
+        stand_in = type("Vae", (), {"first_stage_model": tiny})
+        made = comfy.nodes["FacegradVaeForFaceLoss"]().make(stand_in, "none", False, "auto", "cpu")[0]
+        assert torch.allclose(made.vae.decode(latent), tiny.taesd_decoder(latent), atol=1e-4)
+        assert made.latents(SD15()) == {"latent_format": "none"}
+        assert made.latents(SD15(), in_vae_space=True)["latent_format"]["custom"]["std"] == pytest.approx([0.18215] * 4)
+        last = next(p for name, p in tiny.taesd_decoder.named_parameters() if name.startswith("18"))
+        before = made.vae.decode(latent)
+        last.mul_(1.1)
+        assert not torch.allclose(made.vae.decode(latent), before), "the weights are shared"
+
+
+@pytest.mark.parametrize("name", ["train_lora_with_identity_loss", "face_similarity", "gradient_chain"])
+def test_example_graphs_fit_the_nodes(comfy, name):
+    """Every node and input of the examples exists, in both forms, and the examples use every kind of node."""
+    import json
+
+    from inside import NODES
+
+    folder = NODES / "example_workflows"
+    prompt, page = (json.loads((folder / f"{name}{form}.json").read_text()) for form in ("_api", ""))
+    assert sorted(node["class_type"] for node in prompt.values()) == sorted(node["type"] for node in page["nodes"])
+    for node in prompt.values():
+        if node["class_type"].startswith("Facegrad"):
+            inputs = comfy.nodes[node["class_type"]].INPUT_TYPES()
+            known = inputs["required"] | inputs.get("optional", {})
+            assert inputs["required"].keys() <= node["inputs"].keys() <= known.keys(), node
+            for key, value in node["inputs"].items():
+                kind = known[key][0]
+                if isinstance(value, list):
+                    source = prompt[value[0]]["class_type"]
+                    if source.startswith("Facegrad"):
+                        assert comfy.nodes[source].RETURN_TYPES[value[1]] == kind
+                elif isinstance(kind, list) and key not in ("pack", "file"):
+                    assert value in kind

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from . import _abi
 from ._library import Context, Owner, call
 from ._tensor import View, optional
 from .loss import FaceLoss
@@ -42,7 +41,9 @@ class Graph(Owner):
         view = View("tensor", tensor)
         return self._make("graph_input", view.pointer, int(needs_gradient))
 
-    def predict_x0(self, x_t: int | None, prediction: int, times: torch.Tensor | None = None, config: Mapping[str, Any] | None = None) -> int:
+    def predict_x0(
+        self, x_t: int | None, prediction: int, times: torch.Tensor | None = None, config: Mapping[str, Any] | None = None
+    ) -> int:
         """The clean latent ``a·x_t + b·prediction``, float32, in the prediction's layout.
 
         Args:

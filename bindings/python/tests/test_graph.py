@@ -24,7 +24,9 @@ def wired(name, tensors, chain, recogniser):
     x0 = graph.predict_x0(x_t, prediction, times, config.get("prediction"))
     latents = graph.unpack(x0, decoder, {key: config[key] for key in UNPACK if key in config}, given["size"] or (0, 0))
     images = graph.decode(latents, decoder, {"clamp": config.get("clamp", "clamp")})
-    loss = facegrad.FaceLoss({key: config[key] for key in config if key.startswith("face_") or key == "target_similarity"}, recogniser=recogniser)
+    loss = facegrad.FaceLoss(
+        {key: config[key] for key in config if key.startswith("face_") or key == "target_similarity"}, recogniser=recogniser
+    )
     targets = {key: given[key] for key in ("references", "landmarks", "reference_landmarks", "sample_weights")}
     node, report = graph.face_loss(images, loss, **targets)
     return graph, prediction, images, node, report
