@@ -1,7 +1,7 @@
-# make demo   sets everything up and shows the loss at work: out/demo.png
+# make demo   sets everything up and trains a LoRA without and with the face loss: out/demo.png
 # make test   sets everything up and runs every suite
-# Further: setup, build, fixtures, header, bench, clean. Variables: MODELS and PHOTOS for the demo,
-# FACEGRAD_TEST_DATA for the tests that use real models.
+# Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
+# bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real models.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo test setup build fixtures header bench clean prerequisites
+.PHONY: demo demo-pixels results test setup build fixtures header bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -39,8 +39,15 @@ build: setup
 	cargo build --release
 	ln -sfn libfacegrad.so $(LIBRARY).0.1
 
-demo: build
-	$(RUN) examples/demo/demo.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+# With models or photographs of your own it is the pixels that are trained: the small FLUX draws cartoons only.
+demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
+	$(if $(MODELS)$(PHOTOS),,$(RUN) examples/demo/demo.py)
+
+demo-pixels: build
+	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+results: build
+	$(RUN) examples/demo/results.py
 
 $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)
