@@ -203,7 +203,8 @@ typedef int32_t facegrad_status;
 
 /**
  * Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
- * any thread, must not call facegrad, and must not throw or longjmp.
+ * any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
+ * exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.
  */
 typedef void (*facegrad_log_callback)(int32_t level, const char *message, void *user_data);
 
@@ -684,6 +685,11 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_POISONED 12
 
 /**
+ * A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
+ */
+#define FACEGRAD_ERR_CALLBACK 13
+
+/**
  * A file cannot be found or read.
  */
 #define FACEGRAD_ERR_IO 100
@@ -1003,7 +1009,7 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
  * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
  * one
- * @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
+ * @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
  * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
  * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
  * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of

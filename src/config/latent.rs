@@ -67,7 +67,7 @@ pub enum Packing {
     Flux2Tokens,
 }
 
-/// A rectangle in latent pixels of the unpacked `[B,C,H,W]` latent.
+/// A rectangle of pixels: in a configuration, of the unpacked `[B,C,H,W]` latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rect {

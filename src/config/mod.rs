@@ -15,7 +15,8 @@ pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
 pub use loss::{
-    AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode, TimeWeight, VaeChoice,
+    AlignMode, Decode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
+    TimeWeight, VaeChoice,
 };
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 

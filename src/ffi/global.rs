@@ -111,6 +111,16 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
         }
     }
 
+    unsafe extern "C" {
+        /// Calls `log`; not 0 where it threw (callback.cc).
+        fn facegrad_call_log(
+            log: unsafe extern "C" fn(i32, *const c_char, *mut c_void),
+            level: i32,
+            message: *const c_char,
+            user_data: *mut c_void,
+        ) -> i32;
+    }
+
     call(|| {
         let level = match max_level {
             FACEGRAD_LOG_ERROR => Level::Error,
@@ -125,7 +135,9 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
                 let message = CString::new(message.replace('\0', "?")).unwrap_or_default();
                 // SAFETY: the host promises that function and data stay valid; the text is
                 // NUL-terminated and lives until the callback returns.
-                callback(|| unsafe { log(level as i32, message.as_ptr(), user_data.get()) });
+                callback(|| unsafe {
+                    facegrad_call_log(log, level as i32, message.as_ptr(), user_data.get()) != 0
+                });
             });
             (level, sink)
         }));

@@ -8,15 +8,17 @@ Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad
 """
 
 from ._library import FacegradError, build_info, live, version
+from .graph import Graph
 from .identity import FaceIdentityLoss
 from .loss import FaceLoss
 from .models import Detector, Face, Recogniser
 from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
-from .report import Alignment, Located, Outcome, Report, Sample
+from .report import Alignment, Decoded, Located, Outcome, Report, Sample
 from .vae import Vae
 
 __all__ = [
     "Alignment",
+    "Decoded",
     "Detector",
     "DifferentiableFaceLoss",
     "DifferentiableFaceLossWrapper",
@@ -24,6 +26,7 @@ __all__ = [
     "FaceIdentityLoss",
     "FaceLoss",
     "FacegradError",
+    "Graph",
     "Located",
     "Outcome",
     "Recogniser",

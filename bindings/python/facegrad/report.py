@@ -43,9 +43,23 @@ class Alignment(IntEnum):
     BBOX_FALLBACK = 3
 
 
+class Decoded(IntEnum):
+    """What was decoded of the generated image."""
+
+    NOTHING = 0
+    FULL = 1
+    WINDOW_EXACT = 2
+    WINDOW_CACHED = 3
+    WINDOW = 4
+
+
 @dataclass(frozen=True)
 class Sample:
-    """What one sample did for the loss. Pixels; NaN and None where a number was not computed."""
+    """What one sample did for the loss. Pixels; NaN and None where a number was not computed.
+
+    ``exact_pass``: the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+    ``audit_cosine``, ``audit_norm_ratio``: the window's gradient against the whole image's, at steps that audit.
+    """
 
     outcome: Outcome
     located: Located
@@ -55,6 +69,10 @@ class Sample:
     score: float
     bbox: tuple[float, ...] | None
     landmarks: tuple[tuple[float, float], ...] | None
+    decoded: Decoded = Decoded.NOTHING
+    exact_pass: bool = False
+    audit_cosine: float = math.nan
+    audit_norm_ratio: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -66,12 +84,17 @@ class Report:
         mean_distance: mean of 1 − cos over the counted samples, in [0, 2]
         counted: how many samples count
         samples: one a generated image
+        exact_passes: how many whole images were decoded without a gradient for the sake of windows
+        audit_cosine, audit_norm_ratio: of the audited sample with the least cosine; NaN where none was audited
     """
 
     loss: float
     mean_distance: float
     counted: int
     samples: tuple[Sample, ...]
+    exact_passes: int = 0
+    audit_cosine: float = math.nan
+    audit_norm_ratio: float = math.nan
 
     @property
     def similarity(self) -> float:
@@ -93,7 +116,10 @@ class Sink:
         """What the call left."""
         result = self.result
         samples = tuple(_sample(s) for s in self.samples[: self._count])
-        return Report(result.loss, result.mean_distance, result.counted, samples)
+        return Report(
+            result.loss, result.mean_distance, result.counted, samples,
+            result.exact_passes, result.audit_cosine, result.audit_norm_ratio,
+        )  # fmt: skip
 
 
 def _sample(s: _abi.Sample) -> Sample:
@@ -101,4 +127,5 @@ def _sample(s: _abi.Sample) -> Sample:
     return Sample(
         Outcome(s.outcome), Located(s.located), Alignment(s.alignment), s.similarity, s.weight, s.score,
         tuple(s.bbox) if s.has_bbox else None, points if s.has_landmarks else None,
+        Decoded(s.decoded), bool(s.exact_pass), s.audit_cosine, s.audit_norm_ratio,
     )  # fmt: skip

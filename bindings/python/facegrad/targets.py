@@ -21,6 +21,8 @@ class Targets:
         landmarks, boxes: ``[N,5,2]``, ``[N,4]`` where the generated faces are known, pixels; rows of NaN where not
         reference_landmarks, reference_boxes: the same of the references
         sample_weights: ``[N]``, ≥ 0
+        sample_ids: per sample a name that tells it from all others of the training, by which ``norm_stats`` remembers it;
+            None: its reference image tells
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Targets:
         reference_landmarks: torch.Tensor | None = None,
         reference_boxes: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
+        sample_ids: Sequence[str | None] | None = None,
     ) -> None:
         tensors = {
             "references": references, "landmarks": landmarks, "boxes": boxes, "reference_landmarks": reference_landmarks,
@@ -45,7 +48,7 @@ class Targets:
         for name, view in self._views.items():
             if view is not None:
                 setattr(self.struct, name, view.pointer)
-        for name, texts in (("reference_ids", reference_ids), ("data_types", data_types)):
+        for name, texts in (("reference_ids", reference_ids), ("data_types", data_types), ("sample_ids", sample_ids)):
             if texts is None:
                 continue
             if isinstance(texts, str) or len(texts) != count:

@@ -175,3 +175,13 @@ def test_the_example_runs(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("step ") == 3
+
+
+def test_too_little_memory_is_an_error_of_its_own_and_the_next_step_works(tensors, chain, recogniser):
+    face = facegrad.FaceIdentityLoss(CASES["flow"]["config"], vae=vae("kl"), detector=False, recogniser=recogniser)
+    given = arguments("flow", tensors, chain)
+    huge = torch.zeros(1, 1, 1, 1).expand(3, 4, 300_000, 300_000)
+    with pytest.raises(facegrad.FacegradError) as error:
+        face(**{**given, "prediction": huge, "x_t": huge})
+    assert error.value.status == 200, error.value
+    assert face(**given)[1].counted == 3

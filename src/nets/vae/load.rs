@@ -97,6 +97,7 @@ fn build(
     } else {
         None
     };
+    let has_norms = source.next_norm() > 0;
     source.finish(&format!("{family:?} decoder"))?;
     let format = match family {
         VaeFamily::Tiny => Some(LatentFormat::None),
@@ -118,6 +119,7 @@ fn build(
         device,
         recompute: config.recompute,
         slicing: config.slicing,
+        has_norms,
         stats,
         format,
     })
@@ -190,6 +192,7 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
         device,
         recompute: config.recompute,
         slicing: config.slicing,
+        has_norms: false,
         stats: None,
         format: None,
     })
