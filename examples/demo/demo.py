@@ -130,7 +130,9 @@ def verdict(results: list[dict[str, Result]], base: list[float], real: list[floa
     shown = sum(not math.isnan(c) for r in results for arm in ARMS for c in r[arm].cosines)
     seconds = lambda arm: [sum(r[arm].history.seconds.values()) / max(len(r[arm].history.mse), 1) for r in results]
     slower = fmean(seconds("with")) / fmean(seconds("without"))
-    helps = "the face loss helps" if fmean(gains) > 0 else "the face loss does not help"
+    error = stdev(gains) / len(gains) ** .5 if len(gains) > 1 else math.inf
+    helps = ("the face loss helps" if fmean(gains) > 2 * error else "more people are needed to tell whether the face loss helps"
+             if abs(fmean(gains)) <= 2 * error else "the face loss does not help")
     return "\n".join([
         f"An independent judge's similarity to the person: {spread(without)} without, {spread(with_)} with the face loss "
         f"(mean ± deviation over {len(results)} people and seeds).",
