@@ -1,8 +1,9 @@
-# make demo   sets everything up and shows the loss at work: out/demo.png
+# make demo   sets everything up and trains a LoRA without and with the face loss: out/demo.png
 # make test   sets everything up and runs every suite
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
-# Further: setup, build, fixtures, header, freeze, bench, clean. Variables: MODELS and PHOTOS for the demo,
-# FACEGRAD_TEST_DATA for the tests that use real models, PREFIX and DESTDIR for the installation.
+# Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
+# freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo test setup build install fixtures header freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test setup build install fixtures header freeze bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -61,8 +62,15 @@ install:
 	for name in Config ConfigVersion Torch; do \
 		$(PACKAGE) bindings/cpp/package/facegrad$$name.cmake.in > $(INSTALLED)/lib/cmake/facegrad/facegrad$$name.cmake || exit 1; done
 
-demo: build
-	$(RUN) examples/demo/demo.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+# With models or photographs of your own it is the pixels that are trained: the small FLUX draws cartoons only.
+demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
+	$(if $(MODELS)$(PHOTOS),,$(RUN) examples/demo/demo.py)
+
+demo-pixels: build
+	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+results: build
+	$(RUN) examples/demo/results.py
 
 $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)

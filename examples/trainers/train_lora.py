@@ -1,7 +1,7 @@
 """A LoRA training loop with the face loss: diffusers, peft and accelerate, in FLUX's and in SDXL's parameterisation.
 
     python examples/trainers/train_lora.py flux
-    accelerate launch --cpu --num_processes 2 examples/trainers/train_lora.py flux --batch 2
+    accelerate launch --multi_gpu --num_processes 2 examples/trainers/train_lora.py flux --batch 2
     torchrun --nproc_per_node 2 examples/trainers/train_lora.py sdxl --accumulate 2 --precision bf16
 
 The models are tiny and random, so that it runs anywhere; the three marked places are all that the face loss needs in
@@ -106,7 +106,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--accumulate", type=int, default=1, help="batches an optimiser step (default 1)")
     p.add_argument("--precision", choices=["no", "bf16"], default="no")
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the model")
-    p.add_argument("--compile", action="store_true", help="torch.compile the model")
+    p.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model (default backend inductor)")
     p.add_argument("--without-face", type=int, nargs="*", default=[], help="numbers of samples that show no person")
     p.add_argument("--out", type=Path, default=Path("out/lora"), help="folder for the LoRA and its log")
     return p.parse_args(argv)
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     optimiser = torch.optim.SGD(parameters, lr=.1)
     inner = model
     if args.compile:
-        model.compile()
+        model.compile(backend=args.compile)
     model, optimiser = accelerator.prepare(model, optimiser)
 
     # 1. Once: the loss, and the term that counts steps and keeps statistics. "batch" makes ranks and accumulated

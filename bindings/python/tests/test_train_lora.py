@@ -19,7 +19,7 @@ import train_lora  # noqa: E402
 SCRIPT = str(ROOT / "examples/trainers/train_lora.py")
 ALONE: list[str] = []
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,7 @@ def test_mixed_precision_stays_near(run):
 
 
 def test_a_compiled_model_trains_the_same(run):
-    lora, gradient, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL, "--compile")
+    """The graph is captured and differentiated as with any backend; inductor's C++ would take a minute more."""
+    lora, gradient, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL, "--compile", "aot_eager")
     one, whole, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL)
     assert distance(gradient, whole) < 1e-3 and distance(lora, one) < 1e-4

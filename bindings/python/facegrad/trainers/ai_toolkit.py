@@ -27,7 +27,7 @@ def with_face_loss(trainer: type, face: FaceTerm, targets: Callable[[Any], dict[
     ``{"prediction": {"kind": "epsilon" or "v", "time": "alpha_bar"}}``. Regularisation pictures get no face loss.
     """
 
-    class WithFaceLoss(trainer):  # type: ignore[misc, valid-type]
+    class WithFaceLoss(trainer):  # type: ignore[misc]
         def calculate_loss(self, noise_pred: torch.Tensor, noise: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
             loss: torch.Tensor = super().calculate_loss(noise_pred, noise, noisy_latents, timesteps, batch, *rest, **options)
             if any(batch.get_is_reg_list()):

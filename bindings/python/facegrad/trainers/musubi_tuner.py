@@ -23,7 +23,7 @@ def with_face_loss(trainer: type, face: FaceTerm, targets: Callable[[dict[str, A
     for all of them.
     """
 
-    class WithFaceLoss(trainer):  # type: ignore[misc, valid-type]
+    class WithFaceLoss(trainer):  # type: ignore[misc]
         _face_batch: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
         _face_noisy: torch.Tensor | None = None
 

@@ -34,7 +34,7 @@ def with_face_loss(trainer: type, face: FaceTerm, targets: Targets = pictures_as
     face loss.
     """
 
-    class WithFaceLoss(trainer):  # type: ignore[misc, valid-type]
+    class WithFaceLoss(trainer):  # type: ignore[misc]
         _face_noisy: torch.Tensor | None = None
         _face_value: torch.Tensor | float = 0.0
 

@@ -18,7 +18,7 @@ def with_face_loss(model: type, face: FaceTerm, targets: Callable[[dict[str, Any
     which has no pictures: it names persons of ``set_reference``.
     """
 
-    class WithFaceLoss(model):  # type: ignore[misc, valid-type]
+    class WithFaceLoss(model):  # type: ignore[misc]
         def auxiliary_loss(self, model_output: dict[str, Any], prepared_batch: dict[str, Any], loss: torch.Tensor, **options: Any) -> Any:
             loss, logs = super().auxiliary_loss(model_output=model_output, prepared_batch=prepared_batch, loss=loss, **options)
             value = face(
