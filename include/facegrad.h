@@ -206,6 +206,12 @@ typedef struct facegrad_context facegrad_context;
 typedef struct facegrad_detector facegrad_detector;
 
 /**
+ * Detector and recogniser for scores that need no gradient, and remembered references. Any thread may use
+ * it.
+ */
+typedef struct facegrad_evaluator facegrad_evaluator;
+
+/**
  * An autograd tape whose nodes are numbers. Any thread may use it.
  */
 typedef struct facegrad_graph facegrad_graph;
@@ -675,6 +681,48 @@ typedef struct facegrad_api {
   facegrad_status (*last_error)(char *buffer, size_t capacity, size_t *needed);
   facegrad_status (*set_log_callback)(facegrad_log_callback log, void *user_data, int32_t max_level);
   facegrad_status (*debug_live)(const char *kind, int64_t *count);
+  facegrad_status (*evaluator_new)(const struct facegrad_context *context,
+                                   const char *config,
+                                   struct facegrad_evaluator **out);
+  facegrad_status (*evaluator_faces)(struct facegrad_evaluator *evaluator,
+                                     const struct facegrad_tensor *images,
+                                     struct facegrad_face *faces,
+                                     size_t capacity,
+                                     const struct facegrad_tensor *embeddings,
+                                     size_t *count,
+                                     void *stream);
+  facegrad_status (*evaluator_align)(struct facegrad_evaluator *evaluator,
+                                     const struct facegrad_tensor *images,
+                                     const struct facegrad_face *faces,
+                                     size_t count,
+                                     const struct facegrad_tensor *crops,
+                                     void *stream);
+  facegrad_status (*evaluator_set_reference)(struct facegrad_evaluator *evaluator,
+                                             const char *id,
+                                             const struct facegrad_tensor *images,
+                                             const struct facegrad_tensor *landmarks,
+                                             void *stream);
+  facegrad_status (*evaluator_remove_reference)(struct facegrad_evaluator *evaluator, const char *id);
+  facegrad_status (*evaluator_compare)(struct facegrad_evaluator *evaluator,
+                                       const struct facegrad_tensor *images,
+                                       const struct facegrad_targets *targets,
+                                       struct facegrad_sample *samples,
+                                       size_t samples_capacity,
+                                       struct facegrad_result *result,
+                                       void *stream);
+  facegrad_status (*evaluator_find)(struct facegrad_evaluator *evaluator,
+                                    const struct facegrad_tensor *images,
+                                    const char *const *ids,
+                                    size_t people,
+                                    struct facegrad_sample *samples,
+                                    size_t samples_capacity,
+                                    struct facegrad_result *result,
+                                    void *stream);
+  facegrad_status (*evaluator_info)(const struct facegrad_evaluator *evaluator,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *needed);
+  void (*evaluator_free)(struct facegrad_evaluator *evaluator);
 } facegrad_api;
 
 /**
@@ -852,7 +900,8 @@ facegrad_status facegrad_set_log_callback(facegrad_log_callback log,
 /**
  * Counts live handles: for a host's own leak tests.
  *
- * @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`; NULL counts all
+ * @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`, `evaluator`; NULL
+ * counts all
  */
 facegrad_status facegrad_debug_live(const char *kind, int64_t *count);
 
@@ -885,7 +934,11 @@ facegrad_status facegrad_debug_panic(struct facegrad_context *context);
  *
  * @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
  * the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
- * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library
+ * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
+ * execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
+ * them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
+ * `det_sizes` find nothing; `retry_padding` then `det_sizes` again with a black border of this part of the
+ * picture's longer side
  * @param[out] out the new detector; NULL on failure
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
@@ -898,7 +951,7 @@ facegrad_status facegrad_detector_new(const struct facegrad_context *context,
  * Finds the faces of a batch of images, ordered by image and then by falling score. Without a
  * gradient.
  *
- * @param[in] images `[N,3,H,W]` RGB in [0, 1], float32, float16 or bfloat16; rounded to 8 bits as
+ * @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits as
  * the detectors were trained. An image with NaN has no faces.
  * @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be
  * set; NULL with `capacity` 0 only counts
@@ -1327,6 +1380,147 @@ facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
  * Frees a tape with all its nodes.
  */
 void facegrad_graph_free(struct facegrad_graph *graph);
+
+/**
+ * Makes an evaluator: faces, embeddings and similarities as insightface's FaceAnalysis computes them, from
+ * 8-bit pixels, without a gradient.
+ *
+ * @param[in] config JSON: `detector` (required) the path of an SCRFD ONNX, or the object of
+ * `facegrad_detector_new` with its own `engine`, `providers` and `onnxruntime`; `recogniser` (required) the
+ * path of a recogniser's ONNX or weights, or the object of `facegrad_backbone_new`; `engine` "auto" | "ort" |
+ * "torch"; `providers` ONNX Runtime's execution providers, best first: "cpu" | "cuda" | "tensorrt" | "rocm" |
+ * "migraphx" | "openvino" | "coreml" | "directml", where one that is not there is an error; `onnxruntime` the
+ * path of its library or folder; `face_choice` "score" | "largest" | "center" | "index" with `face_index`;
+ * `pooling` of several reference images of one person "centroid" (the cosine with their normalised mean) |
+ * "mean" (of the cosines) | "max"; `face_types` the data types that count (all)
+ * @param[out] out the new evaluator; NULL on failure
+ *
+ * Errors: `CONFIG`, `ONNXRUNTIME` and those of the networks' constructors.
+ */
+facegrad_status facegrad_evaluator_new(const struct facegrad_context *context,
+                                       const char *config,
+                                       struct facegrad_evaluator **out);
+
+/**
+ * Finds and embeds all faces of a batch of images, ordered by image and then by falling score.
+ *
+ * @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits. An
+ * image with NaN has no faces.
+ * @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be set; NULL
+ * with `capacity` 0 only counts
+ * @param[out] embeddings `[capacity,D]`, any float dtype: row i belongs to face i and has length 1, or is NaN
+ * where the face spans no area; rows beyond the last face are untouched; NULL: not wanted
+ * @param[out] count how many faces there are, also beyond `capacity`
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_faces(struct facegrad_evaluator *evaluator,
+                                         const struct facegrad_tensor *images,
+                                         struct facegrad_face *faces,
+                                         size_t capacity,
+                                         const struct facegrad_tensor *embeddings,
+                                         size_t *count,
+                                         void *stream);
+
+/**
+ * Cuts faces out as the recogniser sees them: insightface's `norm_crop`, by landmarks where a face has them,
+ * else by its box.
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] faces `count` faces in them
+ * @param[out] crops `[count,3,S,S]` in [0, 1], any float dtype; S is the `input_size` of
+ * `facegrad_evaluator_info`
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_align(struct facegrad_evaluator *evaluator,
+                                         const struct facegrad_tensor *images,
+                                         const struct facegrad_face *faces,
+                                         size_t count,
+                                         const struct facegrad_tensor *crops,
+                                         void *stream);
+
+/**
+ * Registers a person under an id, replacing an earlier one, by the chosen face of every image. Images without
+ * a face are left out with a warning; it is an error when none has one.
+ *
+ * @param[in] id any UTF-8 text
+ * @param[in] images `[K,3,H,W]` RGB, uint8 or float in [0, 1], K ≥ 1
+ * @param[in] landmarks `[K,5,2]` pixels, rows of NaN for not known: of several faces the nearest counts; NULL:
+ * `face_choice` decides
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU
+ */
+facegrad_status facegrad_evaluator_set_reference(struct facegrad_evaluator *evaluator,
+                                                 const char *id,
+                                                 const struct facegrad_tensor *images,
+                                                 const struct facegrad_tensor *landmarks,
+                                                 void *stream);
+
+/**
+ * Forgets a registered person.
+ *
+ * Errors: `ARGUMENT` where the id was not registered.
+ */
+facegrad_status facegrad_evaluator_remove_reference(struct facegrad_evaluator *evaluator,
+                                                    const char *id);
+
+/**
+ * Compares one face of every image with its reference.
+ *
+ * A sample whose face or reference is not found counts nothing and says why; when all are out, the loss is 0
+ * and the call succeeds.
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] targets references (uint8 or float) and per-sample facts. Landmarks and boxes say which face is
+ * meant: of those that detection finds, the nearest is compared.
+ * @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
+ * @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
+ * @param[out] result `loss` is `Σ wᵢ·(1 − cosᵢ) / counted`; may be NULL; its `struct_size` must be set
+ * @param[in] stream cudaStream_t that the tensors are ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_compare(struct facegrad_evaluator *evaluator,
+                                           const struct facegrad_tensor *images,
+                                           const struct facegrad_targets *targets,
+                                           struct facegrad_sample *samples,
+                                           size_t samples_capacity,
+                                           struct facegrad_result *result,
+                                           void *stream);
+
+/**
+ * Finds several registered people in every image: people and faces are matched one to one so that the sum of
+ * their similarities is largest (the Hungarian method).
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] ids `people` ids that `facegrad_evaluator_set_reference` registered
+ * @param[out] samples `N · people` reports, image after image, the people in the order of `ids`; a person
+ * without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set
+ * @param[in] samples_capacity elements of `samples`
+ * @param[out] result over all of them; may be NULL; its `struct_size` must be set
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_find(struct facegrad_evaluator *evaluator,
+                                        const struct facegrad_tensor *images,
+                                        const char *const *ids,
+                                        size_t people,
+                                        struct facegrad_sample *samples,
+                                        size_t samples_capacity,
+                                        struct facegrad_result *result,
+                                        void *stream);
+
+/**
+ * What the evaluator uses, as a JSON object: `detector` and `recogniser` (file, engine and why), `dim` of an
+ * embedding, `input_size` of the recogniser.
+ *
+ * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+ * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+ */
+facegrad_status facegrad_evaluator_info(const struct facegrad_evaluator *evaluator,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * Frees an evaluator.
+ */
+void facegrad_evaluator_free(struct facegrad_evaluator *evaluator);
 
 /**
  * The table of all functions: the one symbol that a host that loads the library needs. It is static
