@@ -121,6 +121,8 @@ struct Targets {
     std::vector<std::optional<std::string>> reference_ids;
     /// N entries or none.
     std::vector<std::string> data_types;
+    /// N entries or none; nullopt means the content of the sample's reference image.
+    std::vector<std::optional<std::string>> sample_ids;
 };
 
 /// What a trainer knows at one step; fields as in facegrad_step.
@@ -162,14 +164,19 @@ class RawTargets {
         raw_.reference_landmarks = pointers_(targets.reference_landmarks);
         raw_.reference_boxes = pointers_(targets.reference_boxes);
         raw_.sample_weights = pointers_(targets.sample_weights);
+        const auto text = [](const std::optional<std::string> &id) { return id ? id->c_str() : nullptr; };
         for (const auto &id : targets.reference_ids) {
-            ids_.push_back(id ? id->c_str() : nullptr);
+            ids_.push_back(text(id));
+        }
+        for (const auto &id : targets.sample_ids) {
+            samples_.push_back(text(id));
         }
         for (const auto &type : targets.data_types) {
             types_.push_back(type.c_str());
         }
         raw_.reference_ids = ids_.empty() ? nullptr : ids_.data();
         raw_.data_types = types_.empty() ? nullptr : types_.data();
+        raw_.sample_ids = samples_.empty() ? nullptr : samples_.data();
     }
     RawTargets(const RawTargets &) = delete;
     const facegrad_targets *get() const { return &raw_; }
@@ -177,7 +184,7 @@ class RawTargets {
   private:
     facegrad_targets raw_{};
     Pointers pointers_;
-    std::vector<const char *> ids_, types_;
+    std::vector<const char *> ids_, types_, samples_;
 };
 
 /// A report with room for `samples`.
@@ -347,6 +354,67 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
     /// What the loss uses, as JSON.
     std::string info() const {
         return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().loss_info(get(), b, c, n); });
+    }
+};
+
+/// Faces, embeddings and similarities as insightface computes them, without a gradient.
+class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evaluator_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_evaluator_new.
+    static Outcome<Evaluator> make(const Context &context, const std::string &config) {
+        facegrad_evaluator *out = nullptr;
+        const auto status = api().evaluator_new(context.get(), config.c_str(), &out);
+        return detail::done(status, [&] { return Evaluator(out); });
+    }
+    /// The faces of `[N,3,H,W]` images, at most `most` of them; `embeddings` `[most,D]` receives a row for each.
+    Outcome<std::vector<facegrad_face>> faces(const TensorView &images, const TensorView *embeddings = nullptr, void *stream = nullptr,
+                                              std::size_t most = 256) {
+        detail::Pointers pointers;
+        std::vector<facegrad_face> faces(most == 0 ? 1 : most);
+        faces[0].struct_size = sizeof faces[0];
+        std::size_t count = 0;
+        const auto status =
+            api().evaluator_faces(get(), pointers(&images), faces.data(), faces.size(), pointers(embeddings), &count, stream);
+        faces.resize(count < faces.size() ? count : faces.size());
+        return detail::done(status, [&] { return std::move(faces); });
+    }
+    /// `[count,3,S,S]` crops as the recogniser sees them.
+    Outcome<void> align(const TensorView &images, Span<const facegrad_face> faces, const TensorView &crops, void *stream = nullptr) {
+        const facegrad_tensor in = images.raw(), out = crops.raw();
+        return check(api().evaluator_align(get(), &in, faces.data(), faces.size(), &out, stream));
+    }
+    /// Registers `[K,3,H,W]` images of a person, whose landmarks `[K,5,2]` may be known.
+    Outcome<void> set_reference(const std::string &id, const TensorView &images, const TensorView *landmarks = nullptr,
+                                void *stream = nullptr) {
+        detail::Pointers pointers;
+        return check(api().evaluator_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
+    }
+    Outcome<void> remove_reference(const std::string &id) { return check(api().evaluator_remove_reference(get(), id.c_str())); }
+    /// One face of every image with its reference.
+    Outcome<Report> compare(const TensorView &images, const Targets &targets, void *stream = nullptr) {
+        detail::Pointers pointers;
+        detail::RawTargets raw(targets);
+        Report report = detail::report(images.batch());
+        const auto status = api().evaluator_compare(get(), pointers(&images), raw.get(), report.samples.data(), report.samples.size(),
+                                                    &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// Several registered people in every image, one to one: `N · people` samples.
+    Outcome<Report> find(const TensorView &images, const std::vector<std::string> &people, void *stream = nullptr) {
+        detail::Pointers pointers;
+        std::vector<const char *> ids;
+        for (const auto &id : people) {
+            ids.push_back(id.c_str());
+        }
+        Report report = detail::report(images.batch() * ids.size());
+        const auto status = api().evaluator_find(get(), pointers(&images), ids.data(), ids.size(), report.samples.data(),
+                                                 report.samples.size(), &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// What was loaded, as JSON.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().evaluator_info(get(), b, c, n); });
     }
 };
 

@@ -322,8 +322,14 @@ pub unsafe extern "C" fn facegrad_evaluator_find(
 ) -> facegrad_status {
     call(|| {
         let evaluator = handle::get::<EvaluatorObject, _>("evaluator", evaluator)?;
-        if ids.is_null() || people == 0 {
-            bail!(Argument, "ids: expected at least one registered id");
+        if ids.is_null() {
+            bail!(Null, "ids: expected an array, got NULL");
+        }
+        if people == 0 {
+            bail!(
+                Argument,
+                "people: expected at least one registered id, got 0"
+            );
         }
         // SAFETY: the host's promises are those of the functions called; `ids` has `people` strings.
         let (images, ids, sink) = unsafe {

@@ -50,6 +50,7 @@ static void drop(void) {
         world.api->vae_free(world.out);
         world.api->loss_free(world.out);
         world.api->graph_free(world.out);
+        world.api->evaluator_free(world.out);
     }
     world.out = NULL;
 }

@@ -26,8 +26,9 @@ static struct {
     facegrad_vae *vae;
     facegrad_loss *loss;
     facegrad_graph *graph;
+    facegrad_evaluator *evaluator;
     int64_t image_node, latent_node, loss_node;
-    char backbone_config[1024], detector_config[1024], vae_config[1024];
+    char backbone_config[1024], detector_config[1024], vae_config[1024], evaluator_config[2048];
     tensor images, images_out, latents, times, landmarks, embeddings, crops, scalar, weights[5];
     const char *weight_names[5];
     facegrad_tensor weight_views[5];
@@ -109,6 +110,12 @@ static void world_new(const facegrad_api *api, const char *assets) {
     must(api->loss_new(world.context, NULL, world.backbone, world.vae, "{\"face_align_mode\": \"kps\", \"latent_format\": \"none\"}", &world.loss),
          "loss_new");
     must(api->graph_new(world.context, &world.graph), "graph_new");
+    /* A threshold that finds faces in noise. */
+    snprintf(world.evaluator_config, sizeof world.evaluator_config,
+             "{\"engine\": \"torch\", \"recogniser\": \"%s/recogniser.safetensors\", \"detector\": {\"path\": \"%s/detector.onnx\", "
+             "\"det_sizes\": [64], \"threshold\": 1e-9}}",
+             assets, assets);
+    must(api->evaluator_new(world.context, world.evaluator_config, &world.evaluator), "evaluator_new");
 
     tensor_new(&world.images, 4, 1, 3, SIDE, SIDE);
     tensor_new(&world.images_out, 4, 1, 3, SIDE, SIDE);
@@ -137,6 +144,7 @@ static void world_new(const facegrad_api *api, const char *assets) {
     world.step.prediction = &world.latents.view;
     world.step.times = &world.times.view;
 
+    must(api->evaluator_set_reference(world.evaluator, "eva", &world.images.view, &world.landmarks.view, NULL), "evaluator_set_reference");
     must(api->graph_input(world.graph, &world.images.view, 1, &world.image_node, NULL), "graph_input");
     must(api->graph_input(world.graph, &world.latents.view, 1, &world.latent_node, NULL), "graph_input");
     must(api->graph_face_loss(world.graph, world.image_node, world.loss, &world.targets, NULL, 0, NULL, &world.loss_node, NULL), "graph_face_loss");
@@ -147,6 +155,7 @@ static void world_free(void) {
     tensor *all[] = {&world.images, &world.images_out, &world.latents, &world.times, &world.landmarks, &world.embeddings, &world.crops, &world.scalar,
                      &world.weights[0], &world.weights[1], &world.weights[2], &world.weights[3], &world.weights[4]};
     size_t i;
+    world.api->evaluator_free(world.evaluator);
     world.api->graph_free(world.graph);
     world.api->loss_free(world.loss);
     world.api->vae_free(world.vae);
@@ -173,6 +182,15 @@ FRESH(backbone, world.context, world.backbone_config)
 FRESH(vae, world.context, world.vae_config)
 FRESH(loss, world.context, NULL, world.backbone, world.vae, NULL)
 FRESH(graph, world.context)
+FRESH(evaluator, world.context, world.evaluator_config)
+
+/* A person that remove_reference may forget. */
+static const char *registered(void) {
+    must(world.api->evaluator_set_reference(world.evaluator, "bob", &world.images.view, &world.landmarks.view, NULL), "set_reference");
+    return "bob";
+}
+
+static const char *const people[1] = {"eva"};
 
 /* debug_panic leaves its context alive and poisoned. */
 static facegrad_context *panicking(void) {
@@ -207,6 +225,15 @@ static void ignore(int32_t level, const char *message, void *user_data) {
 #define ARG_vae world.vae
 #define ARG_loss world.loss
 #define ARG_graph world.graph
+#define ARG_evaluator world.evaluator
+#define ARG_evaluator_new__config world.evaluator_config
+#define ARG_evaluator_faces__capacity 1
+#define ARG_evaluator_align__count 1
+#define ARG_evaluator_set_reference__id "eva"
+#define ARG_evaluator_remove_reference__id registered()
+#define ARG_evaluator_free__evaluator fresh_evaluator()
+#define ARG_ids people
+#define ARG_people 1
 #define ARG_context_free__context fresh_context()
 #define ARG_debug_panic__context panicking()
 #define STATUS_debug_panic FACEGRAD_ERR_PANIC

@@ -155,6 +155,21 @@ void objects(const std::string &assets) {
     expect(FACEGRAD_ERR_ARGUMENT, "anna", [&] { return host.loss.remove_reference("anna"); });
     check(host.loss.info().find("\"face_align_mode\":\"kps\"") != std::string::npos, "the loss says what it is");
 
+    // A threshold that finds faces in noise.
+    facegrad::Evaluator evaluator = TAKE(facegrad::Evaluator::make(
+        host.context, R"({"engine": "torch", "recogniser": ")" + assets + R"(/recogniser.safetensors", "detector": {"path": ")" + assets +
+                          R"(/detector.onnx", "det_sizes": [64], "threshold": 1e-9}})"));
+    check(!TAKE(evaluator.faces(batch.images.view)).empty() && evaluator.info().find("\"dim\":128") != std::string::npos, "the evaluator");
+    TAKE(evaluator.align(batch.images.view, {&one, 1}, crop.view));
+    TAKE(evaluator.set_reference("eva", batch.images.view, &batch.landmarks.view));
+    facegrad::Targets same;
+    same.reference_ids = {"eva"};
+    same.landmarks = batch.landmarks.view;
+    check(TAKE(evaluator.compare(batch.images.view, same)).samples[0].similarity > 0.999f, "a picture is its own reference");
+    check(TAKE(evaluator.find(batch.images.view, {"eva"})).samples.size() == 1, "a sample for every person in every image");
+    TAKE(evaluator.remove_reference("eva"));
+    expect(FACEGRAD_ERR_ARGUMENT, "eva", [&] { return evaluator.remove_reference("eva"); });
+
     // The step is the graph.
     Memory latents({1, 3, side / 2, side / 2}), x_t({1, 3, side / 2, side / 2}), times({1}, 0.25f), gradient({1, 3, side / 2, side / 2}),
         other({1, 3, side / 2, side / 2}), image({1, 3, side, side}), value({});
