@@ -193,6 +193,9 @@ fn result() -> facegrad_result {
         mean_distance: -1.0,
         counted: -1,
         samples: -1,
+        exact_passes: -1,
+        audit_cosine: 0.0,
+        audit_norm_ratio: 0.0,
     }
 }
 
