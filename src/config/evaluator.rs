@@ -1,5 +1,5 @@
 use super::{
-    BackboneConfig, DetectorChoice, DetectorConfig, Engine, FaceChoice, Provider, Runtime,
+    BackboneConfig, Choice, DetectorChoice, DetectorConfig, Engine, FaceChoice, Provider, Runtime,
 };
 use crate::error::{Result, bail};
 use serde::Deserialize;
@@ -19,14 +19,7 @@ pub enum Pooling {
 }
 
 /// A recogniser by path alone, or with all its keys.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum RecogniserChoice {
-    /// The ONNX file, or arcface_torch weights.
-    Path(PathBuf),
-    /// A whole recogniser configuration.
-    Config(Box<BackboneConfig>),
-}
+pub type RecogniserChoice = Choice<BackboneConfig>;
 
 /// Configuration of an evaluator.
 #[derive(Debug, Clone, PartialEq, Deserialize, Default)]

@@ -1,5 +1,5 @@
 use super::{
-    ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, Packing, PredictionConfig, Rect,
+    Choice, ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, Packing, PredictionConfig, Rect,
     VaeConfig,
 };
 use crate::error::{Result, bail};
@@ -83,24 +83,10 @@ pub enum LossType {
 }
 
 /// A detector by path alone, or with all its keys.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum DetectorChoice {
-    /// The ONNX file.
-    Path(PathBuf),
-    /// A whole detector configuration.
-    Config(Box<DetectorConfig>),
-}
+pub type DetectorChoice = Choice<DetectorConfig>;
 
 /// A VAE by path alone, or with all its keys.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum VaeChoice {
-    /// The file or diffusers folder.
-    Path(PathBuf),
-    /// A whole VAE configuration.
-    Config(Box<VaeConfig>),
-}
+pub type VaeChoice = Choice<VaeConfig>;
 
 /// How much a sample counts by its noise level t in [0, 1].
 #[derive(Debug, Clone, PartialEq, Deserialize, Default)]

@@ -2,6 +2,7 @@
 //! refused with the nearest known name, so that a misspelt option never goes unnoticed.
 
 mod backbone;
+mod choice;
 mod context;
 mod detector;
 mod evaluator;
@@ -11,6 +12,7 @@ mod runtime;
 mod vae;
 
 pub use backbone::{BackboneConfig, ColorOrder};
+pub use choice::Choice;
 pub use context::ContextConfig;
 pub use detector::{DetectorConfig, FaceChoice};
 pub use evaluator::{EvaluatorConfig, Pooling, RecogniserChoice};

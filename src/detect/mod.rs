@@ -137,10 +137,13 @@ impl Detector {
             faces.extend(decode(&self.layout, &outputs, size, scale, self.threshold)?);
         }
         let mut faces = nms(faces, self.nms_threshold);
-        faces.retain(|face| {
-            let [x1, y1, x2, y2] = face.bbox;
-            (x2 - x1).min(y2 - y1) >= self.min_size
-        });
+        // A box that the network turned inside out is a face like any other unless a size is asked for.
+        if self.min_size > 0.0 {
+            faces.retain(|face| {
+                let [x1, y1, x2, y2] = face.bbox;
+                (x2 - x1).min(y2 - y1) >= self.min_size
+            });
+        }
         Ok(faces)
     }
 }

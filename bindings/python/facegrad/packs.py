@@ -125,8 +125,11 @@ def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
 
 def sha256(path: Path) -> str:
     """The sha256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def folders(root: str | os.PathLike[str] | None) -> list[Path]:
