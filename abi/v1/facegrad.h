@@ -140,6 +140,31 @@
 #define FACEGRAD_ALIGNMENT_BBOX_FALLBACK 3
 
 /**
+ * `facegrad_sample.decoded`: nothing was decoded of the sample: it was gated out, or came as an image.
+ */
+#define FACEGRAD_DECODED_NOTHING 0
+
+/**
+ * All of its image.
+ */
+#define FACEGRAD_DECODED_FULL 1
+
+/**
+ * A window of it, exact but for the gradient through GroupNorm's statistics, if there is any.
+ */
+#define FACEGRAD_DECODED_WINDOW_EXACT 2
+
+/**
+ * A window of it with GroupNorm's statistics from an earlier step.
+ */
+#define FACEGRAD_DECODED_WINDOW_CACHED 3
+
+/**
+ * A window of it with GroupNorm's statistics from that window.
+ */
+#define FACEGRAD_DECODED_WINDOW 4
+
+/**
  * Something was lost or refused that the caller may not see otherwise.
  */
 #define FACEGRAD_LOG_ERROR 1
@@ -179,6 +204,12 @@ typedef struct facegrad_context facegrad_context;
  * A face detector (SCRFD). Any thread may use it.
  */
 typedef struct facegrad_detector facegrad_detector;
+
+/**
+ * Detector and recogniser for scores that need no gradient, and remembered references. Any thread may use
+ * it.
+ */
+typedef struct facegrad_evaluator facegrad_evaluator;
 
 /**
  * An autograd tape whose nodes are numbers. Any thread may use it.
@@ -330,6 +361,11 @@ typedef struct facegrad_targets {
    * `[N]` weights ≥ 0. NULL: 1 each.
    */
   const struct facegrad_tensor *sample_weights;
+  /**
+   * N names that tell the training's samples apart, for statistics that `norm_stats` remembers; a NULL
+   * entry, or NULL: the sample's reference image tells.
+   */
+  const char *const *sample_ids;
 } facegrad_targets;
 
 /**
@@ -380,6 +416,22 @@ typedef struct facegrad_sample {
    * Its landmarks, pixels, as in `facegrad_face`.
    */
   float landmarks[10];
+  /**
+   * `FACEGRAD_DECODED_*`.
+   */
+  int32_t decoded;
+  /**
+   * 1 where the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+   */
+  int32_t exact_pass;
+  /**
+   * At steps that audit: cosine of the window's gradient and the whole image's; else NaN.
+   */
+  float audit_cosine;
+  /**
+   * The norm of the window's gradient in units of the whole image's; else NaN.
+   */
+  float audit_norm_ratio;
 } facegrad_sample;
 
 /**
@@ -407,6 +459,18 @@ typedef struct facegrad_result {
    * How many samples there are.
    */
   int64_t samples;
+  /**
+   * How many whole images were decoded without a gradient for the sake of windows.
+   */
+  int64_t exact_passes;
+  /**
+   * At steps that audit: `audit_cosine` of the sample with the least one; else NaN.
+   */
+  double audit_cosine;
+  /**
+   * `audit_norm_ratio` of the same sample; else NaN.
+   */
+  double audit_norm_ratio;
 } facegrad_result;
 
 /**
@@ -442,7 +506,7 @@ typedef struct facegrad_step {
    */
   int64_t latent_width;
   /**
-   * The number of the step, for `every_n_steps`.
+   * The number of the step, for `every_n_steps` and `audit_every`.
    */
   uint64_t number;
   /**
@@ -617,6 +681,48 @@ typedef struct facegrad_api {
   facegrad_status (*last_error)(char *buffer, size_t capacity, size_t *needed);
   facegrad_status (*set_log_callback)(facegrad_log_callback log, void *user_data, int32_t max_level);
   facegrad_status (*debug_live)(const char *kind, int64_t *count);
+  facegrad_status (*evaluator_new)(const struct facegrad_context *context,
+                                   const char *config,
+                                   struct facegrad_evaluator **out);
+  facegrad_status (*evaluator_faces)(struct facegrad_evaluator *evaluator,
+                                     const struct facegrad_tensor *images,
+                                     struct facegrad_face *faces,
+                                     size_t capacity,
+                                     const struct facegrad_tensor *embeddings,
+                                     size_t *count,
+                                     void *stream);
+  facegrad_status (*evaluator_align)(struct facegrad_evaluator *evaluator,
+                                     const struct facegrad_tensor *images,
+                                     const struct facegrad_face *faces,
+                                     size_t count,
+                                     const struct facegrad_tensor *crops,
+                                     void *stream);
+  facegrad_status (*evaluator_set_reference)(struct facegrad_evaluator *evaluator,
+                                             const char *id,
+                                             const struct facegrad_tensor *images,
+                                             const struct facegrad_tensor *landmarks,
+                                             void *stream);
+  facegrad_status (*evaluator_remove_reference)(struct facegrad_evaluator *evaluator, const char *id);
+  facegrad_status (*evaluator_compare)(struct facegrad_evaluator *evaluator,
+                                       const struct facegrad_tensor *images,
+                                       const struct facegrad_targets *targets,
+                                       struct facegrad_sample *samples,
+                                       size_t samples_capacity,
+                                       struct facegrad_result *result,
+                                       void *stream);
+  facegrad_status (*evaluator_find)(struct facegrad_evaluator *evaluator,
+                                    const struct facegrad_tensor *images,
+                                    const char *const *ids,
+                                    size_t people,
+                                    struct facegrad_sample *samples,
+                                    size_t samples_capacity,
+                                    struct facegrad_result *result,
+                                    void *stream);
+  facegrad_status (*evaluator_info)(const struct facegrad_evaluator *evaluator,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *needed);
+  void (*evaluator_free)(struct facegrad_evaluator *evaluator);
 } facegrad_api;
 
 /**
@@ -756,7 +862,7 @@ const char *facegrad_version(void);
 /**
  * What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
  * `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
- * (devices that torch sees; 0 while its CUDA half is not loaded).
+ * (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -794,7 +900,8 @@ facegrad_status facegrad_set_log_callback(facegrad_log_callback log,
 /**
  * Counts live handles: for a host's own leak tests.
  *
- * @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`; NULL counts all
+ * @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`, `evaluator`; NULL
+ * counts all
  */
 facegrad_status facegrad_debug_live(const char *kind, int64_t *count);
 
@@ -827,7 +934,11 @@ facegrad_status facegrad_debug_panic(struct facegrad_context *context);
  *
  * @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
  * the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
- * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library
+ * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
+ * execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
+ * them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
+ * `det_sizes` find nothing; `retry_padding` then `det_sizes` again with a black border of this part of the
+ * picture's longer side
  * @param[out] out the new detector; NULL on failure
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
@@ -840,7 +951,7 @@ facegrad_status facegrad_detector_new(const struct facegrad_context *context,
  * Finds the faces of a batch of images, ordered by image and then by falling score. Without a
  * gradient.
  *
- * @param[in] images `[N,3,H,W]` RGB in [0, 1], float32, float16 or bfloat16; rounded to 8 bits as
+ * @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits as
  * the detectors were trained. An image with NaN has no faces.
  * @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be
  * set; NULL with `capacity` 0 only counts
@@ -944,7 +1055,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
  * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
- * `norm_num_groups`; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+ * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
+ * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
  * @param[out] out the new decoder; NULL on failure
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
@@ -985,7 +1097,7 @@ facegrad_status facegrad_vae_decode(struct facegrad_vae *vae,
 
 /**
  * What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
- * pixels per latent pixel), `latent_format` (null where the files do not tell).
+ * pixels per latent pixel), `latent_format` as a loss's config takes it (null where the files do not tell).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -1021,7 +1133,11 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
  * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
  * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
+ * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
+ * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
+ * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
+ * samples), `window_halo` in latent pixels (the receptive field), `audit_every` (0: never), `audit_cosine`
+ * (0.9) and `audit_norm_ratio` (1.5)
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -1264,6 +1380,147 @@ facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
  * Frees a tape with all its nodes.
  */
 void facegrad_graph_free(struct facegrad_graph *graph);
+
+/**
+ * Makes an evaluator: faces, embeddings and similarities as insightface's FaceAnalysis computes them, from
+ * 8-bit pixels, without a gradient.
+ *
+ * @param[in] config JSON: `detector` (required) the path of an SCRFD ONNX, or the object of
+ * `facegrad_detector_new` with its own `engine`, `providers` and `onnxruntime`; `recogniser` (required) the
+ * path of a recogniser's ONNX or weights, or the object of `facegrad_backbone_new`; `engine` "auto" | "ort" |
+ * "torch"; `providers` ONNX Runtime's execution providers, best first: "cpu" | "cuda" | "tensorrt" | "rocm" |
+ * "migraphx" | "openvino" | "coreml" | "directml", where one that is not there is an error; `onnxruntime` the
+ * path of its library or folder; `face_choice` "score" | "largest" | "center" | "index" with `face_index`;
+ * `pooling` of several reference images of one person "centroid" (the cosine with their normalised mean) |
+ * "mean" (of the cosines) | "max"; `face_types` the data types that count (all)
+ * @param[out] out the new evaluator; NULL on failure
+ *
+ * Errors: `CONFIG`, `ONNXRUNTIME` and those of the networks' constructors.
+ */
+facegrad_status facegrad_evaluator_new(const struct facegrad_context *context,
+                                       const char *config,
+                                       struct facegrad_evaluator **out);
+
+/**
+ * Finds and embeds all faces of a batch of images, ordered by image and then by falling score.
+ *
+ * @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits. An
+ * image with NaN has no faces.
+ * @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be set; NULL
+ * with `capacity` 0 only counts
+ * @param[out] embeddings `[capacity,D]`, any float dtype: row i belongs to face i and has length 1, or is NaN
+ * where the face spans no area; rows beyond the last face are untouched; NULL: not wanted
+ * @param[out] count how many faces there are, also beyond `capacity`
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_faces(struct facegrad_evaluator *evaluator,
+                                         const struct facegrad_tensor *images,
+                                         struct facegrad_face *faces,
+                                         size_t capacity,
+                                         const struct facegrad_tensor *embeddings,
+                                         size_t *count,
+                                         void *stream);
+
+/**
+ * Cuts faces out as the recogniser sees them: insightface's `norm_crop`, by landmarks where a face has them,
+ * else by its box.
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] faces `count` faces in them
+ * @param[out] crops `[count,3,S,S]` in [0, 1], any float dtype; S is the `input_size` of
+ * `facegrad_evaluator_info`
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_align(struct facegrad_evaluator *evaluator,
+                                         const struct facegrad_tensor *images,
+                                         const struct facegrad_face *faces,
+                                         size_t count,
+                                         const struct facegrad_tensor *crops,
+                                         void *stream);
+
+/**
+ * Registers a person under an id, replacing an earlier one, by the chosen face of every image. Images without
+ * a face are left out with a warning; it is an error when none has one.
+ *
+ * @param[in] id any UTF-8 text
+ * @param[in] images `[K,3,H,W]` RGB, uint8 or float in [0, 1], K ≥ 1
+ * @param[in] landmarks `[K,5,2]` pixels, rows of NaN for not known: of several faces the nearest counts; NULL:
+ * `face_choice` decides
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU
+ */
+facegrad_status facegrad_evaluator_set_reference(struct facegrad_evaluator *evaluator,
+                                                 const char *id,
+                                                 const struct facegrad_tensor *images,
+                                                 const struct facegrad_tensor *landmarks,
+                                                 void *stream);
+
+/**
+ * Forgets a registered person.
+ *
+ * Errors: `ARGUMENT` where the id was not registered.
+ */
+facegrad_status facegrad_evaluator_remove_reference(struct facegrad_evaluator *evaluator,
+                                                    const char *id);
+
+/**
+ * Compares one face of every image with its reference.
+ *
+ * A sample whose face or reference is not found counts nothing and says why; when all are out, the loss is 0
+ * and the call succeeds.
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] targets references (uint8 or float) and per-sample facts. Landmarks and boxes say which face is
+ * meant: of those that detection finds, the nearest is compared.
+ * @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
+ * @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
+ * @param[out] result `loss` is `Σ wᵢ·(1 − cosᵢ) / counted`; may be NULL; its `struct_size` must be set
+ * @param[in] stream cudaStream_t that the tensors are ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_compare(struct facegrad_evaluator *evaluator,
+                                           const struct facegrad_tensor *images,
+                                           const struct facegrad_targets *targets,
+                                           struct facegrad_sample *samples,
+                                           size_t samples_capacity,
+                                           struct facegrad_result *result,
+                                           void *stream);
+
+/**
+ * Finds several registered people in every image: people and faces are matched one to one so that the sum of
+ * their similarities is largest (the Hungarian method).
+ *
+ * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
+ * @param[in] ids `people` ids that `facegrad_evaluator_set_reference` registered
+ * @param[out] samples `N · people` reports, image after image, the people in the order of `ids`; a person
+ * without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set; may be NULL
+ * @param[in] samples_capacity elements of `samples`, at least `N · people` unless it is NULL
+ * @param[out] result over all of them; may be NULL; its `struct_size` must be set
+ * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+ */
+facegrad_status facegrad_evaluator_find(struct facegrad_evaluator *evaluator,
+                                        const struct facegrad_tensor *images,
+                                        const char *const *ids,
+                                        size_t people,
+                                        struct facegrad_sample *samples,
+                                        size_t samples_capacity,
+                                        struct facegrad_result *result,
+                                        void *stream);
+
+/**
+ * What the evaluator uses, as a JSON object: `detector` and `recogniser` (file, engine and why), `dim` of an
+ * embedding, `input_size` of the recogniser.
+ *
+ * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
+ * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
+ */
+facegrad_status facegrad_evaluator_info(const struct facegrad_evaluator *evaluator,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * Frees an evaluator.
+ */
+void facegrad_evaluator_free(struct facegrad_evaluator *evaluator);
 
 /**
  * The table of all functions: the one symbol that a host that loads the library needs. It is static

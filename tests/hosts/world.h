@@ -113,7 +113,7 @@ static void world_new(const facegrad_api *api, const char *assets) {
     /* A threshold that finds faces in noise. */
     snprintf(world.evaluator_config, sizeof world.evaluator_config,
              "{\"engine\": \"torch\", \"recogniser\": \"%s/recogniser.safetensors\", \"detector\": {\"path\": \"%s/detector.onnx\", "
-             "\"det_sizes\": [64], \"threshold\": 1e-9}}",
+             "\"engine\": \"torch\", \"det_sizes\": [64], \"threshold\": 1e-9}}",
              assets, assets);
     must(api->evaluator_new(world.context, world.evaluator_config, &world.evaluator), "evaluator_new");
 

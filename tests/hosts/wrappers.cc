@@ -158,7 +158,7 @@ void objects(const std::string &assets) {
     // A threshold that finds faces in noise.
     facegrad::Evaluator evaluator = TAKE(facegrad::Evaluator::make(
         host.context, R"({"engine": "torch", "recogniser": ")" + assets + R"(/recogniser.safetensors", "detector": {"path": ")" + assets +
-                          R"(/detector.onnx", "det_sizes": [64], "threshold": 1e-9}})"));
+                          R"(/detector.onnx", "engine": "torch", "det_sizes": [64], "threshold": 1e-9}})"));
     check(!TAKE(evaluator.faces(batch.images.view)).empty() && evaluator.info().find("\"dim\":128") != std::string::npos, "the evaluator");
     TAKE(evaluator.align(batch.images.view, {&one, 1}, crop.view));
     TAKE(evaluator.set_reference("eva", batch.images.view, &batch.landmarks.view));
