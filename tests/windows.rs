@@ -1,4 +1,5 @@
 //! Windows of a decoder's image against the whole image, in value and gradient.
+#![cfg(feature = "torch")]
 
 mod common;
 

@@ -60,7 +60,7 @@ pub(super) trait Block: Send {
     /// The gradient of [`Block::forward_part`] with respect to all of `x`.
     fn vjp_part(&self, x: &Tensor, grad: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
         let grad = self.vjp(&part.of(&x.f_detach()?)?, grad, norms)?;
-        part.into_map(&grad, &x.size())
+        part.adjoint(&grad, &x.size())
     }
 }
 

@@ -29,7 +29,7 @@ impl Part {
     }
 
     /// The adjoint of [`Part::of`]: a map of `size` that is zero around the rectangles.
-    pub(super) fn into_map(&self, part: &Tensor, size: &[i64]) -> Result<Tensor> {
+    pub(super) fn adjoint(&self, part: &Tensor, size: &[i64]) -> Result<Tensor> {
         let &[_, _, height, width] = size else {
             bail!(Internal, "a part of a map of shape {size:?}");
         };

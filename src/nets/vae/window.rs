@@ -193,7 +193,7 @@ impl Plan {
     /// The adjoint of [`Plan::cut`] for an output of `size`.
     fn uncut(&self, grad: &Tensor, size: &[i64]) -> Result<Tensor> {
         match self.parts.last() {
-            Some(Some(part)) => part.into_map(grad, size),
+            Some(Some(part)) => part.adjoint(grad, size),
             _ => Ok(grad.shallow_clone()),
         }
     }
