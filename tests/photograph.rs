@@ -177,7 +177,7 @@ fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
         assert_eq!(report.samples[0].outcome, Outcome::Counted);
         let gradient = gradient.unwrap();
         let norm = gradient.norm();
-        x = x - gradient / norm * 2.0;
+        x = &x - gradient / norm * 2.0;
     }
     let (after, score) = judge(&x);
     println!("similarity {before:.3} -> {after:.3}, detection score {score:.3}");

@@ -56,7 +56,8 @@ class LoadFacePack:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = sorted(pack_folders(), key=lambda name: (packs.PACKS.index(name) if name in packs.PACKS else len(packs.PACKS), name))
+        known = list(packs.PACKS)
+        names = sorted(pack_folders(), key=lambda name: (known.index(name) if name in known else len(known), name))
         return {
             "required": {
                 "pack": (names or [NO_PACK], {"tooltip": f"Nothing here? Then {ADVICE} and refresh (R)."}),
