@@ -69,7 +69,7 @@ def test_what_breaks_the_promise_is_named(change: str, tmp_path: Path) -> None:
 
 def test_growing_is_allowed(tmp_path: Path) -> None:
     text = PROMISED.read_text()
-    for at, more in [("  int64_t samples;\n} facegrad_result", "  int64_t samples;\n  double more;\n} facegrad_result"), ("#define FACEGRAD_SAMPLE_STEP 9", "#define FACEGRAD_SAMPLE_STEP 9\n#define FACEGRAD_SAMPLE_NEW 99")]:
+    for at, more in [("\n} facegrad_result;", "\n  double more;\n} facegrad_result;"), ("#define FACEGRAD_SAMPLE_STEP 9", "#define FACEGRAD_SAMPLE_STEP 9\n#define FACEGRAD_SAMPLE_NEW 99")]:
         assert text.count(at) == 1
         text = text.replace(at, more)
     (tmp_path / "new.h").write_text(text)
