@@ -1,18 +1,23 @@
-# make demo   sets everything up and shows the loss at work: out/demo.png
+# make demo   sets everything up and trains a LoRA without and with the face loss: out/demo.png
 # make test   sets everything up and runs every suite
-# Further: setup, build, fixtures, header, bench, clean. Variables: MODELS and PHOTOS for the demo,
-# FACEGRAD_TEST_DATA for the tests that use real models.
+# make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
+# Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
+# freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 LIBRARY := target/release/libfacegrad.so
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# Before 1.0 the ABI is the minor version.
+ABI := $(basename $(VERSION))
 FIXTURES := target/fixtures
 DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo test setup build fixtures header bench clean prerequisites
+.PHONY: demo demo-pixels results test setup build install fixtures header freeze bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -37,10 +42,35 @@ setup: $(VENV)/.ready
 
 build: setup
 	cargo build --release
-	ln -sfn libfacegrad.so $(LIBRARY).0.1
+	ln -sfn libfacegrad.so $(LIBRARY).$(ABI)
 
-demo: build
-	$(RUN) examples/demo/demo.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+PREFIX ?= /usr/local
+INSTALLED := $(DESTDIR)$(PREFIX)
+TORCH = $(realpath $(or $(LIBTORCH),$(VENV)/torch))
+TORCH_VERSION := $(shell sed -n 's/^pub const TORCH_VERSION: &str = "\(.*\)";/\1/p' src/tensor/mod.rs)
+PACKAGE = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@ABI@|$(ABI)|g' -e 's|@TORCH@|$(TORCH)|g' -e 's|@TORCH_VERSION@|$(TORCH_VERSION)|g'
+
+# Works where it lands: nothing in it names PREFIX. It does not build, so that root need not.
+install:
+	@test -f $(LIBRARY) || { echo "$(LIBRARY) is missing: run \`make build\` first"; exit 1; }
+	install -d $(INSTALLED)/include $(INSTALLED)/lib/pkgconfig $(INSTALLED)/lib/cmake/facegrad
+	install -m 755 $(LIBRARY) $(INSTALLED)/lib/libfacegrad.so.$(VERSION)
+	ln -sfn libfacegrad.so.$(VERSION) $(INSTALLED)/lib/libfacegrad.so.$(ABI)
+	ln -sfn libfacegrad.so.$(ABI) $(INSTALLED)/lib/libfacegrad.so
+	install -m 644 include/facegrad.h bindings/cpp/*.hpp $(INSTALLED)/include
+	$(PACKAGE) bindings/cpp/package/facegrad.pc.in > $(INSTALLED)/lib/pkgconfig/facegrad.pc
+	for name in Config ConfigVersion Torch; do \
+		$(PACKAGE) bindings/cpp/package/facegrad$$name.cmake.in > $(INSTALLED)/lib/cmake/facegrad/facegrad$$name.cmake || exit 1; done
+
+# With models or photographs of your own it is the pixels that are trained: the small FLUX draws cartoons only.
+demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
+	$(if $(MODELS)$(PHOTOS),,$(RUN) examples/demo/demo.py)
+
+demo-pixels: build
+	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+results: build
+	$(RUN) examples/demo/results.py
 
 $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/make.py $(FIXTURES) $(DATA)
@@ -57,6 +87,10 @@ test: build fixtures
 
 header: setup
 	FACEGRAD_UPDATE_HEADER=1 cargo test --release --test header
+
+# The header as this version promises it; only ever grows within an ABI version.
+freeze:
+	$(PYTHON) tests/hosts/header.py freeze include/facegrad.h abi
 
 bench: build $(VENV)/.ready-tests
 	cargo bench --bench abi

@@ -140,6 +140,31 @@
 #define FACEGRAD_ALIGNMENT_BBOX_FALLBACK 3
 
 /**
+ * `facegrad_sample.decoded`: nothing was decoded of the sample: it was gated out, or came as an image.
+ */
+#define FACEGRAD_DECODED_NOTHING 0
+
+/**
+ * All of its image.
+ */
+#define FACEGRAD_DECODED_FULL 1
+
+/**
+ * A window of it, exact but for the gradient through GroupNorm's statistics, if there is any.
+ */
+#define FACEGRAD_DECODED_WINDOW_EXACT 2
+
+/**
+ * A window of it with GroupNorm's statistics from an earlier step.
+ */
+#define FACEGRAD_DECODED_WINDOW_CACHED 3
+
+/**
+ * A window of it with GroupNorm's statistics from that window.
+ */
+#define FACEGRAD_DECODED_WINDOW 4
+
+/**
  * Something was lost or refused that the caller may not see otherwise.
  */
 #define FACEGRAD_LOG_ERROR 1
@@ -209,7 +234,8 @@ typedef int32_t facegrad_status;
 
 /**
  * Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
- * any thread, must not call facegrad, and must not throw or longjmp.
+ * any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
+ * exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.
  */
 typedef void (*facegrad_log_callback)(int32_t level, const char *message, void *user_data);
 
@@ -335,6 +361,11 @@ typedef struct facegrad_targets {
    * `[N]` weights ≥ 0. NULL: 1 each.
    */
   const struct facegrad_tensor *sample_weights;
+  /**
+   * N names that tell the training's samples apart, for statistics that `norm_stats` remembers; a NULL
+   * entry, or NULL: the sample's reference image tells.
+   */
+  const char *const *sample_ids;
 } facegrad_targets;
 
 /**
@@ -385,6 +416,22 @@ typedef struct facegrad_sample {
    * Its landmarks, pixels, as in `facegrad_face`.
    */
   float landmarks[10];
+  /**
+   * `FACEGRAD_DECODED_*`.
+   */
+  int32_t decoded;
+  /**
+   * 1 where the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+   */
+  int32_t exact_pass;
+  /**
+   * At steps that audit: cosine of the window's gradient and the whole image's; else NaN.
+   */
+  float audit_cosine;
+  /**
+   * The norm of the window's gradient in units of the whole image's; else NaN.
+   */
+  float audit_norm_ratio;
 } facegrad_sample;
 
 /**
@@ -412,6 +459,18 @@ typedef struct facegrad_result {
    * How many samples there are.
    */
   int64_t samples;
+  /**
+   * How many whole images were decoded without a gradient for the sake of windows.
+   */
+  int64_t exact_passes;
+  /**
+   * At steps that audit: `audit_cosine` of the sample with the least one; else NaN.
+   */
+  double audit_cosine;
+  /**
+   * `audit_norm_ratio` of the same sample; else NaN.
+   */
+  double audit_norm_ratio;
 } facegrad_result;
 
 /**
@@ -447,7 +506,7 @@ typedef struct facegrad_step {
    */
   int64_t latent_width;
   /**
-   * The number of the step, for `every_n_steps`.
+   * The number of the step, for `every_n_steps` and `audit_every`.
    */
   uint64_t number;
   /**
@@ -732,6 +791,11 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_POISONED 12
 
 /**
+ * A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
+ */
+#define FACEGRAD_ERR_CALLBACK 13
+
+/**
  * A file cannot be found or read.
  */
 #define FACEGRAD_ERR_IO 100
@@ -798,7 +862,7 @@ const char *facegrad_version(void);
 /**
  * What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
  * `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
- * (devices that torch sees; 0 while its CUDA half is not loaded).
+ * (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -991,7 +1055,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
  * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
- * `norm_num_groups`; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+ * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
+ * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
  * @param[out] out the new decoder; NULL on failure
  *
  * Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
@@ -1032,7 +1097,7 @@ facegrad_status facegrad_vae_decode(struct facegrad_vae *vae,
 
 /**
  * What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
- * pixels per latent pixel), `latent_format` (null where the files do not tell).
+ * pixels per latent pixel), `latent_format` as a loss's config takes it (null where the files do not tell).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -1055,7 +1120,7 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
  * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
  * one
- * @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
+ * @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
  * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
  * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
  * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
@@ -1068,7 +1133,11 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
  * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
  * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
+ * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
+ * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
+ * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
+ * samples), `window_halo` in latent pixels (the receptive field), `audit_every` (0: never), `audit_cosine`
+ * (0.9) and `audit_norm_ratio` (1.5)
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -1422,8 +1491,8 @@ facegrad_status facegrad_evaluator_compare(struct facegrad_evaluator *evaluator,
  * @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
  * @param[in] ids `people` ids that `facegrad_evaluator_set_reference` registered
  * @param[out] samples `N · people` reports, image after image, the people in the order of `ids`; a person
- * without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set
- * @param[in] samples_capacity elements of `samples`
+ * without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set; may be NULL
+ * @param[in] samples_capacity elements of `samples`, at least `N · people` unless it is NULL
  * @param[out] result over all of them; may be NULL; its `struct_size` must be set
  * @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
  */

@@ -68,6 +68,8 @@ errors! {
     Forked = 11, "context made before fork";
     /// An earlier panic left the context in a state that cannot be trusted.
     Poisoned = 12, "context poisoned";
+    /// A C++ exception left a callback of the host.
+    Callback = 13, "callback threw";
     /// A file cannot be found or read.
     Io = 100, "file cannot be read";
     /// A file is not of the expected kind, or is damaged.

@@ -89,7 +89,10 @@ impl Worker {
                     tch::set_num_threads(threads);
                 }
                 let _stream = stream.enter(device)?;
-                job()
+                THREW.set(false);
+                let result = job()?;
+                check_callbacks()?;
+                Ok(result)
             }));
             // The host is waiting for exactly this, so the receiver is there.
             let _ = reply.send(outcome);
@@ -207,6 +210,7 @@ impl<T: Send + 'static> Drop for Owned<T> {
 
 thread_local! {
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+    static THREW: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether this thread is inside a callback of the host.
@@ -214,11 +218,24 @@ pub fn in_callback() -> bool {
     IN_CALLBACK.get()
 }
 
-/// Runs a callback of the host; calls into the library from inside are refused.
-pub fn callback(f: impl FnOnce()) {
+/// Runs a callback of the host, which tells whether it threw; calls into the library from inside are refused.
+pub fn callback(f: impl FnOnce() -> bool) {
     let outer = IN_CALLBACK.replace(true);
-    f();
+    if f() {
+        THREW.set(true);
+    }
     IN_CALLBACK.set(outer);
+}
+
+/// Fails where a callback threw on this thread since the last look.
+pub fn check_callbacks() -> Result<()> {
+    if THREW.replace(false) {
+        bail!(
+            Callback,
+            "an exception left the log callback; a callback must catch its own"
+        );
+    }
+    Ok(())
 }
 
 /// What a panic said.
@@ -277,7 +294,19 @@ mod tests {
         callback(|| {
             let error = worker.run(Stream::default(), || Ok(())).unwrap_err();
             assert_eq!(error.status(), 10);
+            false
         });
+        assert!(worker.run(Stream::default(), || Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_callback_that_threw_fails_the_call_that_it_was_part_of() {
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let threw = worker.run(Stream::default(), || {
+            callback(|| true);
+            Ok(())
+        });
+        assert_eq!(threw.unwrap_err().status(), 13);
         assert!(worker.run(Stream::default(), || Ok(())).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! The C ABI as a host meets it: bad input, lifetimes, panics, forks, growing structs. Called through
 //! the table of functions, as a plugin host does.
+#![cfg(feature = "torch")]
 
 mod common;
 
@@ -193,6 +194,9 @@ fn result() -> facegrad_result {
         mean_distance: -1.0,
         counted: -1,
         samples: -1,
+        exact_passes: -1,
+        audit_cosine: -1.0,
+        audit_norm_ratio: -1.0,
     }
 }
 

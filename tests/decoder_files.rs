@@ -1,4 +1,5 @@
 //! Decoders from real files: TAEF2's golden decode, a photographic KL decoder, diffusers' folders.
+#![cfg(feature = "torch")]
 
 mod common;
 

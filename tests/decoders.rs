@@ -1,4 +1,5 @@
 //! The decoders against diffusers' own classes, in every dialect and under every memory policy.
+#![cfg(feature = "torch")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Detection and alignment against insightface, cv2 and PyTorch.
+#![cfg(feature = "torch")]
 
 mod common;
 

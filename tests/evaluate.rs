@@ -1,4 +1,5 @@
 //! The evaluator against insightface's FaceAnalysis, and what it compares.
+#![cfg(feature = "torch")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The header and the symbol list are what the sources make them. `make header` writes both anew.
+#![cfg(feature = "torch")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! x0, packing, formats and the clamp against PyTorch, diffusers and finite differences.
+#![cfg(feature = "torch")]
 
 mod common;
 

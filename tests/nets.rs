@@ -1,4 +1,5 @@
 //! Recognisers and ONNX graphs against PyTorch and ONNX Runtime.
+#![cfg(feature = "torch")]
 
 mod common;
 

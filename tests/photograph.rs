@@ -1,5 +1,6 @@
 //! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
 //! decoders that share one latent space.
+#![cfg(feature = "torch")]
 
 mod common;
 
@@ -53,7 +54,7 @@ impl World {
         let (_, latent) = arrays.into_iter().find(|(n, _)| n == "latent").unwrap();
         let other = tch::vision::image::load(data("golden/aligned112/B_lady_1.png")?).unwrap();
         Some(World {
-            detector: shared(Detector::load(&detector, Device::Cpu).unwrap()),
+            detector: shared(Detector::new(&detector, Device::Cpu).unwrap()),
             recogniser: shared(Recogniser::load(&recogniser, Device::Cpu).unwrap()),
             latent,
             other: other.to_kind(Kind::Float).unsqueeze(0) / 255.0,
@@ -114,21 +115,21 @@ fn low_precision_keeps_the_directions() {
         bbox: None,
         landmarks: Some(LANDMARKS),
     };
-    for path in ["models/kl_photo_decoder", "models/taef2_decoder.pth"] {
-        let Some(path) = data(path) else { return };
-        let run = |dtype: &str| {
-            let vae = decoder(path.clone(), dtype);
-            let targets = world.targets(vec![known]);
-            step(&loss, &vae, latents(&world.latent), targets, true).unwrap()
-        };
-        let (want, want_gradient) = run("f32");
-        for dtype in ["bf16", "f16"] {
-            let (report, gradient) = run(dtype);
-            let same = cosine(&gradient.unwrap(), want_gradient.as_ref().unwrap());
-            println!("{} {dtype}: {same:.5}", path.display());
-            assert!(same >= 0.99, "{} {dtype}: {same}", path.display());
-            assert!((report.mean_distance - want.mean_distance).abs() < 0.01);
-        }
+    let Some(path) = data("models/kl_photo_decoder") else {
+        return;
+    };
+    let run = |dtype: &str| {
+        let vae = decoder(path.clone(), dtype);
+        let targets = world.targets(vec![known]);
+        step(&loss, &vae, latents(&world.latent), targets, true).unwrap()
+    };
+    let (want, want_gradient) = run("f32");
+    for dtype in ["bf16", "f16"] {
+        let (report, gradient) = run(dtype);
+        let same = cosine(&gradient.unwrap(), want_gradient.as_ref().unwrap());
+        println!("{dtype}: {same:.5}");
+        assert!(same >= 0.99, "{dtype}: {same}");
+        assert!((report.mean_distance - want.mean_distance).abs() < 0.01);
     }
 }
 
@@ -176,7 +177,7 @@ fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
         assert_eq!(report.samples[0].outcome, Outcome::Counted);
         let gradient = gradient.unwrap();
         let norm = gradient.norm();
-        x = x - gradient / norm * 2.0;
+        x = &x - gradient / norm * 2.0;
     }
     let (after, score) = judge(&x);
     println!("similarity {before:.3} -> {after:.3}, detection score {score:.3}");

@@ -1,231 +1,184 @@
-"""See facegrad work: turn the picture of one person toward another by the gradient of the identity loss.
+"""See facegrad work: the same LoRA of one person trained twice, without and with the face loss, and judged.
 
-    python examples/demo/demo.py                                  # drawn people, models of this repository
-    python examples/demo/demo.py --models ~/.insightface/models/buffalo_l --photos my_photos/
+    python examples/demo/demo.py                # three drawn people, out/demo.png and a verdict
+    python examples/demo/demo.py --people 1     # one of them: a third of the time
 
-Nothing is trained and no generator is involved: the pixels themselves are the parameters, and the only thing
-that moves them is d(1 − cos)/d(pixels). A second recogniser, whose gradient is never used, judges the result.
+The base model is a small FLUX that has learnt to draw people, none of them this one. Both trainings see the same
+five pictures, noise and noise levels; only the loss differs. The verdict comes from a recogniser of another
+architecture that never gave a gradient, on samples with captions that were not trained on. Ctrl-C stops it, the
+same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parent / "demo_assets"
 sys.path[:0] = [str(HERE), str(ASSETS)]
 
 try:
-    import numpy as np
     import torch
-    import torch.nn.functional as F
-    from PIL import Image
     from tqdm import tqdm
-except ImportError as missing:
-    sys.exit(f"The demo needs the Python package {missing.name!r}: pip install numpy torch pillow tqdm")
-try:
+
     import facegrad
+    import world
+    from judge import Judge
+    from lora import History, LoraRun, Settings
+    from sheet import draw_sheet
 except ImportError as missing:
-    sys.exit(f"The demo needs facegrad's Python package ({missing}): build it with `make build`, then try again.")
+    sys.exit(f"The demo needs {missing.name!r} ({missing}): run `make setup build`, or `make demo`.")
 
-import faces
-from models import find_models
-from panel import draw_panel
-
-SMOOTH, SMALL = 4.0, 15.0    # weights of the correction's total variation and of its mean square
-DRAWN = 5_000_000          # drawn people from this seed on were never shown to the shipped models in training
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+NEW_PEOPLE = 9_000_000       # no network of the demo has ever seen anybody from here on
+SAMPLES, JUDGE_EVERY = 16, 25
+ARMS = {"without": 0.0, "with": 0.1}
 
 
-class Pyramid(torch.nn.Module):
-    """A picture plus corrections at several resolutions. A step at a coarse level moves a whole feature of the
-    face, where the same gradient applied to single pixels would only write noise that one recogniser reads."""
+class World:
+    """The models that every run shares."""
 
-    def __init__(self, picture: torch.Tensor, face_box: torch.Tensor) -> None:
-        super().__init__()
-        size = picture.shape[-1]
-        self.register_buffer("picture", picture)
-        self.register_buffer("mask", soft_mask(face_box, size))
-        cells = [c for c in (6, 12, 24, 48, 96) if c <= size // 2]
-        self.levels = torch.nn.ParameterList([torch.zeros(1, 3, c, c) for c in cells])
+    def __init__(self) -> None:
+        self.vae = world.load_vae()
+        self.detector = facegrad.Detector(str(ASSETS / "detector.onnx"), det_sizes=[160])
+        self.recogniser = facegrad.Recogniser(str(ASSETS / "recogniser.safetensors"))
+        self.judge = facegrad.Recogniser(str(ASSETS / "judge.onnx"))
+        self.decoder = facegrad.Vae(self.vae)
 
-    def correction(self) -> torch.Tensor:
-        size = self.picture.shape[-1]
-        return sum(F.interpolate(v, size=(size, size), mode="bicubic", align_corners=False) for v in self.levels)
+    def face_loss(self, weight: float):
+        """The face loss of a FLUX trainer whose pictures are their own references: the generated face is where
+        the training picture has it, at every noise level."""
+        if not weight:
+            return None
+        config = {"face_loss_weight": weight, "face_align_mode": "kps", "landmarks": "reference", "packing": "flux"}
+        return facegrad.FaceIdentityLoss(config, vae=self.decoder, detector=self.detector, recogniser=self.recogniser)
 
-    def forward(self) -> torch.Tensor:
-        return (self.picture + self.mask * self.correction()).clamp(0, 1)
-
-    def groups(self, rate: float) -> list[dict]:
-        """Coarse levels move faster: one of their cells stands for many pixels."""
-        return [{"params": [v], "lr": rate * (6 / v.shape[-1]) ** .5} for v in self.levels]
-
-
-def soft_mask(box: torch.Tensor, size: int) -> torch.Tensor:
-    """[1, 1, S, S]: 1 on the head, falling to 0 around it, so that the background stays as it was."""
-    x1, y1, x2, y2 = box.tolist()
-    axis = torch.arange(size, dtype=torch.float32)
-    u = (axis - (x1 + x2) / 2) / (.5 * (x2 - x1))
-    v = (axis - (y1 + y2) / 2 + .08 * (y2 - y1)) / (.5 * (y2 - y1))
-    far = (u[None] ** 2 + v[:, None] ** 2).sqrt()
-    return ((1.4 - far) / .4).clamp(0, 1)[None, None]
+    def judge_of(self, person: int) -> Judge:
+        """Knows the person from twelve pictures that no training sees."""
+        images, _, _ = world.pictures([person], range(500, 512))
+        return Judge(self.judge, self.detector, images.float() / 255)
 
 
-def disturbed(picture: torch.Tensor, copies: int, g: torch.Generator) -> torch.Tensor:
-    """`copies` of the picture, each moved by some pixels, re-lit and grained a little: what survives all of
-    them is a change of the face, not a trick on one network."""
-    out = []
-    for _ in range(copies):
-        dx, dy = (int(v) for v in torch.randint(-4, 5, (2,), generator=g))
-        y = F.pad(picture, (4, 4, 4, 4), mode="replicate")
-        y = y[..., 4 + dy:4 + dy + picture.shape[-2], 4 + dx:4 + dx + picture.shape[-1]]
-        gain = 1 + .1 * (torch.rand(1, 3, 1, 1, generator=g) * 2 - 1)
-        out.append(y * gain + .03 * torch.randn(y.shape, generator=g))
-    return torch.cat(out).clamp(0, 1)
+@dataclass
+class Result:
+    """One arm of one person: samples [16, 3, 64, 64] in [0, 1] and the judge's cosine for each, nan without a face."""
+
+    samples: torch.Tensor
+    cosines: list[float]
+    history: History
+
+    @property
+    def similarity(self) -> float:
+        return mean(self.cosines)
 
 
-def total_variation(x: torch.Tensor) -> torch.Tensor:
-    return x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
+def mean(cosines: list[float]) -> float:
+    """A sample without a face resembles nobody: it counts as 0."""
+    return fmean(0.0 if math.isnan(c) else c for c in cosines)
 
 
-def to_tensor(picture: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+def draw(world_: World, transformer, captions: torch.Tensor, seed: int) -> torch.Tensor:
+    return world.decode(world_.vae, world.sample(transformer, captions, seed=seed))
 
 
-def load_photo(path: Path, size: int) -> torch.Tensor:
-    """The middle square of a photo as [1, 3, size, size] in [0, 1]."""
+def train(world_: World, run: LoraRun, judge: Judge, captions: torch.Tensor, bar) -> Result:
+    """Trains what is left of a run, saves on the way, and draws the samples."""
+    seed = 1000 + run.settings.seed
     try:
-        photo = Image.open(path).convert("RGB")
-    except OSError as error:
-        sys.exit(f"{path} cannot be read as a picture: {error}")
-    side = min(photo.size)
-    left, top = (photo.width - side) // 2, (photo.height - side) // 2
-    photo = photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return to_tensor(np.asarray(photo))
+        while True:
+            judged = run.history.judged
+            if run.step % JUDGE_EVERY == 0 and (not judged or judged[-1][0] < run.step):
+                judged.append((run.step, mean(judge(draw(world_, run.transformer, captions[:8], seed)))))
+                run.save()
+            if run.finished:
+                break
+            figures = run.advance()
+            bar.set_postfix({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in figures.items()}, refresh=False)
+            bar.update()
+    finally:
+        run.save()
+    samples = draw(world_, run.transformer, captions, seed)
+    return Result(samples, judge(samples), run.history)
 
 
-def load_pair(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """(start, reference), each [1, 3, size, size] in [0, 1]."""
-    if args.photos is None:
-        look = faces.Look(smile=.5)
-        draw = lambda k: to_tensor(faces.portrait(DRAWN + 2 * args.seed + k, args.size, look).image)
-        return draw(0), draw(1)
-    if not args.photos.is_dir():
-        sys.exit(f"--photos {args.photos} is not a folder.")
-    found = sorted(p for p in args.photos.iterdir() if p.suffix.lower() in SUFFIXES)
-    if len(found) < 2:
-        sys.exit(f"--photos {args.photos} holds {len(found)} picture(s); the demo needs two: in the order of their names, "
-                 "the one to change and the reference.")
-    print(f"start {found[0].name}, reference {found[1].name}")
-    return load_photo(found[0], args.size), load_photo(found[1], args.size)
+def compare(world_: World, person: int, folder: Path, bar, arms=ARMS, **settings) -> dict[str, Result]:
+    """All arms of one person, each from the same seed."""
+    judge = world_.judge_of(person)
+    _, _, captions = world.pictures([person], range(100, 100 + SAMPLES))
+    results = {}
+    for arm, weight in arms.items():
+        wanted = Settings(person, seed=person - NEW_PEOPLE, face_weight=weight, **settings)
+        run = LoraRun(wanted, world_.vae, world_.face_loss(weight), folder / f"{person}-{arm}.pt")
+        bar.set_description(f"person {person - NEW_PEOPLE}, {arm:7} face loss")
+        bar.update(run.step)
+        results[arm] = train(world_, run, judge, captions, bar)
+    return results
 
 
-def largest_face(detector, picture: torch.Tensor):
-    """(box [4], landmarks [1, 5, 2]) of the largest face, or None."""
-    found = detector.detect(picture)[0]
-    if not found:
-        return None
-    area = lambda f: (float(f.bbox[2]) - float(f.bbox[0])) * (float(f.bbox[3]) - float(f.bbox[1]))
-    best = max(found, key=area)
-    as_tensor = lambda v, *shape: torch.as_tensor(np.asarray(v), dtype=torch.float32).reshape(*shape)
-    return as_tensor(best.bbox, 4), as_tensor(best.landmarks, 1, 5, 2)
+def spread(values: list[float]) -> str:
+    return f"{fmean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}"
 
 
-class Scale:
-    """Cosine similarity to the reference in the eyes of one recogniser."""
-
-    def __init__(self, recogniser, detector, reference: torch.Tensor, landmarks: torch.Tensor) -> None:
-        self.recogniser, self.detector = recogniser, detector
-        self.target = recogniser.embed(reference, landmarks)
-
-    @torch.no_grad()
-    def __call__(self, picture: torch.Tensor) -> float:
-        """nan where the detector sees no face in the picture any more."""
-        face = largest_face(self.detector, picture)
-        if face is None:
-            return float("nan")
-        return float(F.cosine_similarity(self.recogniser.embed(picture, face[1]), self.target)[0])
+def verdict(results: list[dict[str, Result]], base: list[float], real: list[float]) -> str:
+    without, with_ = ([r[arm].similarity for r in results] for arm in ARMS)
+    gains = [b - a for a, b in zip(without, with_)]
+    shown = sum(not math.isnan(c) for r in results for arm in ARMS for c in r[arm].cosines)
+    seconds = lambda arm: [sum(r[arm].history.seconds.values()) / max(len(r[arm].history.mse), 1) for r in results]
+    slower = fmean(seconds("with")) / fmean(seconds("without"))
+    error = stdev(gains) / len(gains) ** .5 if len(gains) > 1 else math.inf
+    helps = ("the face loss helps" if fmean(gains) > 2 * error else "more people are needed to tell whether the face loss helps"
+             if abs(fmean(gains)) <= 2 * error else "the face loss does not help")
+    return "\n".join([
+        f"An independent judge's similarity to the person: {spread(without)} without, {spread(with_)} with the face loss "
+        f"(mean ± deviation over {len(results)} people and seeds).",
+        f"Gain {spread(gains)}, {sum(g > 0 for g in gains)} of {len(gains)} better: {helps}. For scale: base model "
+        f"{spread(base)}, other pictures of the person {spread(real)}.",
+        f"{shown} of {2 * len(results) * SAMPLES} samples show a face; {sum(sum(r['with'].history.skipped) for r in results)} "
+        f"training samples skipped; a step with the face loss takes {slower:.1f} times one without."])
 
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--models", type=Path, default=os.environ.get("MODELS") or None,
-                   help="an InsightFace pack's folder (also the environment variable MODELS); default: the shipped models")
-    p.add_argument("--photos", type=Path, help="a folder with two photos; default: two drawn people")
-    p.add_argument("--steps", type=int, default=100, help="optimisation steps (default 100)")
-    p.add_argument("--size", type=int, default=192, help="side of the pictures in pixels (default 192)")
-    p.add_argument("--rate", type=float, default=.006, help="step size (default 0.006)")
-    p.add_argument("--seed", type=int, default=0, help="which drawn people, and the random numbers")
-    p.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the picture to write")
+    p.add_argument("--people", type=int, default=3, help="how many new people, each with a seed of its own (default 3)")
+    p.add_argument("--first", type=int, default=0, help="the first of them (default 0)")
+    p.add_argument("--steps", type=int, default=100, help="optimiser steps of each training (default 100)")
+    p.add_argument("--fresh", action="store_true", help="forget trainings that are in the state folder")
+    p.add_argument("--state", type=Path, default=Path("out/demo"), help="where stopped trainings lie (default out/demo)")
+    p.add_argument("--out", type=Path, default=Path("out/demo.png"), help="the picture to write (default out/demo.png)")
     args = p.parse_args()
-    if not 64 <= args.size <= 1024:
-        p.error(f"--size must be between 64 and 1024, not {args.size}")
-    if args.steps < 1:
-        p.error(f"--steps must be at least 1, not {args.steps}")
-    args.models = Path(args.models).expanduser() if args.models else None
+    if args.people < 1 or args.steps < 1:
+        p.error("--people and --steps must be at least 1")
     return args
-
-
-def optimise(args, loss, picture: Pyramid, reference: torch.Tensor, judge: Scale) -> tuple[list, list]:
-    """Runs gradient descent on the pyramid; returns the losses of every step and (step, judge's similarity) now and then."""
-    g = torch.Generator().manual_seed(args.seed)
-    descent = torch.optim.SGD(picture.groups(args.rate), momentum=.8)
-    fade = torch.optim.lr_scheduler.CosineAnnealingLR(descent, args.steps, eta_min=args.rate * .02)
-    strongest = [0.] * len(picture.levels)
-    copies = 2
-    losses, judged = [], [(0, judge(picture()))]
-    bar = tqdm(range(1, args.steps + 1), desc="optimising pixels", unit="step")
-    for step in bar:
-        identity = loss(reference.expand(copies, -1, -1, -1), disturbed(picture(), copies, g))
-        smooth = total_variation(picture.correction())
-        descent.zero_grad()
-        (identity + SMOOTH * smooth + SMALL * picture.correction().square().mean()).backward()
-        # One scale a level keeps the shape of the gradient; Adam's scale a cell would turn it into noise.
-        for k, level in enumerate(picture.levels):
-            strongest[k] = max(strongest[k], float(level.grad.square().mean().sqrt()), 1e-12)
-            level.grad /= strongest[k]
-        descent.step()
-        fade.step()
-        losses.append(float(identity.detach()))
-        if step % max(1, args.steps // 40) == 0 or step == args.steps:
-            judged.append((step, judge(picture().detach())))
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", judge=f"{judged[-1][1]:.3f}")
-    return losses, judged
 
 
 def main() -> None:
     args = parse()
-    torch.manual_seed(args.seed)
-    models = find_models(args.models, ASSETS)
-    print(f"detector {models.detector.name}, recogniser {models.recogniser.name}, judge {models.judge.name}"
-          + ("" if models.independent else " (the recogniser itself: put a second recogniser into the folder "
-             "for an independent judge)"))
-    detector = facegrad.Detector(str(models.detector), det_sizes=models.det_sizes)
-    loss = facegrad.DifferentiableFaceLoss(model_name=None, pretrained_path=str(models.recogniser), device="cpu",
-                                           det_size=models.det_sizes, align_mode="kps", detector=str(models.detector))
-    start, reference = load_pair(args)
-    face, wanted = largest_face(detector, start), largest_face(detector, reference)
-    for name, found in (("start", face), ("reference", wanted)):
-        if found is None:
-            sys.exit(f"No face was found in the {name} picture: try a photo with one larger face in the middle"
-                     + ("." if args.photos else " (or another --seed)."))
-    judge = Scale(facegrad.Recogniser(str(models.judge)), detector, reference, wanted[1])
-    seen = Scale(facegrad.Recogniser(str(models.recogniser)), detector, reference, wanted[1])
-    picture = Pyramid(start, face[0])
-
-    began = time.time()
-    losses, judged = optimise(args, loss, picture, reference, judge)
-    after = picture().detach()
-    report = {"optimised recogniser": (seen(start), seen(after)), "judge": (judged[0][1], judged[-1][1])}
-    print(f"\n{args.steps} steps in {time.time() - began:.1f} s. Cosine similarity to the reference:")
-    for name, (a, b) in report.items():
-        print(f"  {name:22} before {a:+.3f}   after {b:+.3f}")
-    draw_panel(args.out, start, after, reference, losses, judged, report)
-    print(f"Look at {args.out}")
+    people = [NEW_PEOPLE + args.first + k for k in range(args.people)]
+    if args.fresh:
+        for person in people:
+            for arm in ARMS:
+                (args.state / f"{person}-{arm}.pt").unlink(missing_ok=True)
+    began, world_ = time.time(), World()
+    results, base, real = [], [], []
+    with tqdm(total=len(people) * len(ARMS) * args.steps, unit="step") as bar:
+        try:
+            for person in people:
+                results.append(compare(world_, person, args.state, bar, steps=args.steps))
+                judge = world_.judge_of(person)
+                _, _, captions = world.pictures([person], range(100, 100 + SAMPLES))
+                base.append(mean(judge(draw(world_, world.load_transformer(), captions, 1000 + person - NEW_PEOPLE))))
+                real.append(mean(judge(world.pictures([person], range(600, 600 + SAMPLES))[0].float() / 255)))
+        except KeyboardInterrupt:
+            sys.exit(f"\nStopped; the same command goes on from here (state in {args.state}).")
+    words = verdict(results, base, real)
+    references = world.pictures([people[0]], range(5))[0].float() / 255
+    draw_sheet(args.out, references, results, words)
+    print(f"\n{words}\n\n{time.time() - began:.0f} s. Look at {args.out}")
 
 
 if __name__ == "__main__":

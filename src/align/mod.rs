@@ -4,6 +4,7 @@ mod pixels;
 
 pub use pixels::align_pixels;
 
+use crate::config::Rect;
 use crate::error::{Result, bail};
 use crate::face::{Affine, invert};
 use tch::{Kind, Tensor};
@@ -36,6 +37,29 @@ const PAD_ZEROS: i64 = 0;
 /// `[M,3,size,size]` float32 in the images' units. The gradient flows back to `images`. Sampling is
 /// bilinear without antialiasing, whatever the scale, as insightface aligns.
 pub fn align(images: &Tensor, crops: &[Crop], size: i64) -> Result<Tensor> {
+    align_within(images, crops, &[], size)
+}
+
+/// Where a window lies in its picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// The window.
+    pub window: Rect,
+    /// Height of the picture.
+    pub height: i64,
+    /// Its width.
+    pub width: i64,
+}
+
+/// As [`align`] from windows of pictures, `[N,3,height,width]`, with a frame for every window; the crops
+/// are those of the pictures and may lie outside: each window holds what its crops show, see
+/// [`Crop::support`]. No frames: the pictures themselves.
+pub fn align_within(
+    images: &Tensor,
+    crops: &[Crop],
+    frames: &[Frame],
+    size: i64,
+) -> Result<Tensor> {
     let &[count, channels, height, width] = images.size().as_slice() else {
         bail!(Shape, "images: expected [N,C,H,W], got {:?}", images.size());
     };
@@ -63,34 +87,87 @@ pub fn align(images: &Tensor, crops: &[Crop], size: i64) -> Result<Tensor> {
     } else {
         images.f_index_select(0, &Tensor::f_from_slice(&samples)?.f_to_device(device)?)?
     };
-    let grid = grid(crops, size, width as f64, height as f64)?.f_to_device(device)?;
+    let whole = Frame {
+        window: Rect {
+            x: 0,
+            y: 0,
+            width,
+            height,
+        },
+        height,
+        width,
+    };
+    let frame = |crop: &Crop| *frames.get(crop.sample as usize).unwrap_or(&whole);
+    let frames: Vec<Frame> = crops.iter().map(frame).collect();
+    let grid = grid(crops, &frames, size)?.f_to_device(device)?;
     Ok(source
         .f_to_kind(Kind::Float)?
         .f_grid_sampler(&grid, BILINEAR, PAD_ZEROS, false)?)
 }
 
-/// Where every crop pixel lies in its image, `[M,size,size,2]` in grid_sampler's units: −1 and 1 are
-/// the outer edges of the image. Worked out in f64 on the CPU, rounded once.
-fn grid(crops: &[Crop], size: i64, width: f64, height: f64) -> Result<Tensor> {
+/// Where every crop pixel lies in its image or window, `[M,size,size,2]` in grid_sampler's units: −1 and 1
+/// are the outer edges. Worked out in f64 on the CPU, rounded once.
+fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
     let mut points = Vec::with_capacity(crops.len() * (size * size * 2) as usize);
-    for crop in crops {
-        let [[a, b, c], [d, e, f]] = invert(&crop.transform);
-        let place = |value: f64, length: f64| {
-            let at = match crop.border {
-                Border::Zeros => value,
-                Border::Reflect => mirrored(value, length),
-            };
-            ((2.0 * at + 1.0) / length - 1.0) as f32
+    for (crop, frame) in crops.iter().zip(frames) {
+        let window = &frame.window;
+        let place = |at: f64, first: i64, length: i64| {
+            ((2.0 * (at - first as f64) + 1.0) / length as f64 - 1.0) as f32
+        };
+        crop.sample_points(size, frame.width as f64, frame.height as f64, |x, y| {
+            points.push(place(x, window.x, window.width));
+            points.push(place(y, window.y, window.height));
+        });
+    }
+    Ok(Tensor::f_from_slice(&points)?.f_view([crops.len() as i64, size, size, 2])?)
+}
+
+impl Crop {
+    /// Calls `visit` with the place of every pixel of a crop of `size` in a picture of `width`×`height`,
+    /// row after row.
+    fn sample_points(&self, size: i64, width: f64, height: f64, mut visit: impl FnMut(f64, f64)) {
+        let [[a, b, c], [d, e, f]] = invert(&self.transform);
+        let place = |value: f64, length: f64| match self.border {
+            Border::Zeros => value,
+            Border::Reflect => mirrored(value, length),
         };
         for v in 0..size {
             for u in 0..size {
                 let (u, v) = (u as f64, v as f64);
-                points.push(place(a * u + b * v + c, width));
-                points.push(place(d * u + e * v + f, height));
+                visit(
+                    place(a * u + b * v + c, width),
+                    place(d * u + e * v + f, height),
+                );
             }
         }
     }
-    Ok(Tensor::f_from_slice(&points)?.f_view([crops.len() as i64, size, size, 2])?)
+
+    /// The pixels of a picture of (height, width) that a crop of `size` shows, and one more around them.
+    /// It reaches out of the picture by at most two pixels, and lies there wholly for a crop that shows
+    /// none of it.
+    pub fn support(&self, size: i64, (height, width): (i64, i64)) -> Rect {
+        let (mut x, mut y) = (
+            (f64::INFINITY, f64::NEG_INFINITY),
+            (f64::INFINITY, f64::NEG_INFINITY),
+        );
+        self.sample_points(size, width as f64, height as f64, |px, py| {
+            x = (x.0.min(px), x.1.max(px));
+            y = (y.0.min(py), y.1.max(py));
+        });
+        let span = |(least, most): (f64, f64), length: i64| {
+            let end = length as f64 + 1.0;
+            let first = (least.floor() - 1.0).clamp(-2.0, end) as i64;
+            let last = (most.ceil() + 1.0).clamp(-2.0, end) as i64;
+            (first, last - first + 1)
+        };
+        let ((x, width), (y, height)) = (span(x, width), span(y, height));
+        Rect {
+            x,
+            y,
+            width,
+            height,
+        }
+    }
 }
 
 /// A coordinate folded into `0..=length - 1` by mirrors at both ends.

@@ -1,4 +1,4 @@
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What a diffusion model predicts. The named models stand for flow matching with the sign and
 /// the time as their transformer has them.
@@ -67,7 +67,7 @@ pub enum Packing {
     Flux2Tokens,
 }
 
-/// A rectangle in latent pixels of the unpacked `[B,C,H,W]` latent.
+/// A rectangle of pixels: in a configuration, of the unpacked `[B,C,H,W]` latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rect {
@@ -82,7 +82,7 @@ pub struct Rect {
 }
 
 /// How a model's latents relate to those that its VAE decodes.
-#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum LatentFormat {
     /// Already as the decoder takes them (also every TAESD decoder with model-space latents).
@@ -107,7 +107,7 @@ pub enum LatentFormat {
 }
 
 /// The numbers of [`LatentFormat::Custom`].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CustomFormat {
     /// What the trainer multiplied the VAE's latents by; not 0.

@@ -42,6 +42,37 @@ pub enum ReferenceMode {
     Best,
 }
 
+/// What of an image is decoded for the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Decode {
+    /// All of it.
+    #[default]
+    Full,
+    /// What the face's crop shows; all of it, with one line in the log, where the decoder allows no window.
+    Window,
+    /// What the face's crop shows; an error where the decoder allows no window.
+    WindowOnly,
+}
+
+/// Where the GroupNorms of a window get the statistics of the whole map from. Decoders without GroupNorm
+/// need none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum NormStats {
+    /// `cached` where sample and noise level are known and the level is at most `norm_stats_t_max`, else
+    /// `exact`.
+    #[default]
+    Auto,
+    /// From decoding the whole image without a gradient in the same step, as detection needs it anyway.
+    Exact,
+    /// From an earlier step with the same sample at a near noise level; from this step where there was
+    /// none, or above `norm_stats_t_max`. An error where sample or noise level are not known.
+    Cached,
+    /// From the window itself: nothing else is decoded, and the gradient is the least exact.
+    Window,
+}
+
 /// The method's name for what this library computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -122,6 +153,27 @@ pub struct LossConfig {
     pub latent_format: Option<LatentFormat>,
     /// How the decoded image is brought into [0, 1].
     pub clamp: ClampPolicy,
+    /// What of the image is decoded.
+    pub decode: Decode,
+    /// Largest distance from a window, in latent pixels, of what is computed around it. Left out: the
+    /// decoder's receptive field, with which the window shows what the whole image shows.
+    pub window_halo: Option<i64>,
+    /// Where the GroupNorms of a window get their statistics from.
+    pub norm_stats: NormStats,
+    /// Noise level above which statistics are never remembered ones.
+    pub norm_stats_t_max: f64,
+    /// How often statistics are used before they are taken anew.
+    pub norm_stats_refresh: u64,
+    /// How many samples' statistics are remembered, those used last; some ten kilobytes each.
+    pub norm_stats_cache: usize,
+    /// Every so many steps the whole image is decoded with a gradient, which is compared with that of the
+    /// windows and used; 0: never.
+    pub audit_every: u64,
+    /// Least cosine of a sample's two gradients. Below it remembered statistics are given up, and if that
+    /// is not enough, windows.
+    pub audit_cosine: f64,
+    /// Largest ratio of the norms of a sample's two gradients, whichever is the longer.
+    pub audit_norm_ratio: f64,
     /// Least noise level that counts. The level is t for flow matching, √(1 − ᾱ) for epsilon and v.
     pub t_min: f64,
     /// Largest noise level that counts.
@@ -158,6 +210,15 @@ impl Default for LossConfig {
             latent_crop: None,
             latent_format: None,
             clamp: ClampPolicy::default(),
+            decode: Decode::default(),
+            window_halo: None,
+            norm_stats: NormStats::default(),
+            norm_stats_t_max: 0.6,
+            norm_stats_refresh: 32,
+            norm_stats_cache: 4096,
+            audit_every: 0,
+            audit_cosine: 0.9,
+            audit_norm_ratio: 1.5,
             t_min: 0.0,
             t_max: 1.0,
             time_weight: TimeWeight::default(),
@@ -217,6 +278,36 @@ impl LossConfig {
         {
             bail!(Config, "loss config: gradient_limit: expected a number > 0");
         }
+        config.check_windows()?;
         Ok(config)
+    }
+
+    fn check_windows(&self) -> Result<()> {
+        if self
+            .window_halo
+            .is_some_and(|halo| !(0..=1024).contains(&halo))
+        {
+            bail!(
+                Config,
+                "loss config: window_halo: expected 0 to 1024 latent pixels"
+            );
+        }
+        if self.norm_stats_refresh == 0 || self.norm_stats_cache == 0 {
+            bail!(
+                Config,
+                "loss config: norm_stats_refresh, norm_stats_cache: expected at least 1; `norm_stats` \"exact\" \
+                 remembers nothing"
+            );
+        }
+        if !(self.audit_cosine <= 1.0 && self.audit_norm_ratio >= 1.0) {
+            bail!(
+                Config,
+                "loss config: audit_cosine: expected a cosine, got {}; audit_norm_ratio: expected at least 1, \
+                 got {}",
+                self.audit_cosine,
+                self.audit_norm_ratio
+            );
+        }
+        Ok(())
     }
 }

@@ -20,7 +20,8 @@ pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
 pub use loss::{
-    AlignMode, DetectorChoice, Locate, LossConfig, LossType, ReferenceMode, TimeWeight, VaeChoice,
+    AlignMode, Decode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
+    TimeWeight, VaeChoice,
 };
 pub use runtime::{Engine, Provider, Runtime};
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
@@ -42,6 +43,16 @@ pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
     }
     serde_json::from_str(text)
         .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
+}
+
+/// The keys of a configuration: serde names them when it refuses one.
+pub fn keys<T: DeserializeOwned>() -> Vec<String> {
+    let Err(refusal) = serde_json::from_str::<T>(r#"{"": 0}"#) else {
+        return vec![];
+    };
+    let text = refusal.to_string();
+    let names = text.split('`').skip(1).step_by(2).skip(1);
+    names.map(str::to_string).collect()
 }
 
 /// serde's "unknown field `x`, expected one of `a`, `b`" with the nearest known name added.
@@ -75,6 +86,13 @@ mod tests {
             error.message().contains("did you mean `threshold`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn keys_are_the_fields() {
+        let keys = keys::<LossConfig>();
+        assert!(keys.len() > 20, "{keys:?}");
+        assert_eq!(keys[..2], ["use_face_loss", "face_loss_weight"]);
     }
 
     #[test]

@@ -67,7 +67,10 @@ pub struct VaeConfig {
     pub recompute: Recompute,
     /// Decode one sample at a time.
     pub slicing: bool,
-    /// Groups of the KL families' GroupNorm. Default: `config.json` beside the file, else 32.
+    /// What diffusers' `config.json` says of the VAE: for tensors that a host has in memory, or in place
+    /// of the one beside the file.
+    pub model_config: Option<serde_json::Value>,
+    /// Groups of the KL families' GroupNorm. Default: the model's `config.json`, else 32.
     pub norm_num_groups: Option<i64>,
     /// TorchScript only: channels of the latent.
     pub latent_channels: Option<i64>,

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::log::{Level, emit};
-use crate::worker::{in_callback, panic_text};
+use crate::worker::{check_callbacks, in_callback, panic_text};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +24,8 @@ pub fn call(body: impl FnOnce() -> Result<()>) -> i32 {
                 "a callback of facegrad must not call back into facegrad".into(),
             ));
         }
-        body()
+        body()?;
+        check_callbacks()
     }));
     INSIDE.set(outer);
     let error = match outcome {

@@ -305,8 +305,8 @@ pub unsafe extern "C" fn facegrad_evaluator_compare(
 /// @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
 /// @param[in] ids `people` ids that `facegrad_evaluator_set_reference` registered
 /// @param[out] samples `N · people` reports, image after image, the people in the order of `ids`; a person
-/// without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set
-/// @param[in] samples_capacity elements of `samples`
+/// without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set; may be NULL
+/// @param[in] samples_capacity elements of `samples`, at least `N · people` unless it is NULL
 /// @param[out] result over all of them; may be NULL; its `struct_size` must be set
 /// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
 #[unsafe(no_mangle)]
@@ -322,8 +322,14 @@ pub unsafe extern "C" fn facegrad_evaluator_find(
 ) -> facegrad_status {
     call(|| {
         let evaluator = handle::get::<EvaluatorObject, _>("evaluator", evaluator)?;
-        if ids.is_null() || people == 0 {
-            bail!(Argument, "ids: expected at least one registered id");
+        if ids.is_null() {
+            bail!(Null, "ids: expected an array, got NULL");
+        }
+        if people == 0 {
+            bail!(
+                Argument,
+                "people: expected at least one registered id, got 0"
+            );
         }
         // SAFETY: the host's promises are those of the functions called; `ids` has `people` strings.
         let (images, ids, sink) = unsafe {

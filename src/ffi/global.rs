@@ -4,6 +4,7 @@ use super::boundary::{call, copy_text, last_error};
 use super::handle;
 use super::read::{optional_text, output};
 use super::types::*;
+use crate::config::{LossConfig, keys};
 use crate::error::status_name;
 use crate::log::{Level, Sink, set_sink};
 use crate::tensor::{TORCH_VERSION, cuda_devices};
@@ -30,7 +31,7 @@ pub extern "C" fn facegrad_version() -> *const c_char {
 
 /// What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
 /// `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
-/// (devices that torch sees; 0 while its CUDA half is not loaded).
+/// (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -47,6 +48,7 @@ pub unsafe extern "C" fn facegrad_build_info(
             "torch": TORCH_VERSION,
             "onnxruntime_api": ort::MINOR_VERSION,
             "cuda_devices": cuda_devices(),
+            "loss_keys": keys::<LossConfig>(),
         });
         // SAFETY: the host's promise is `copy_text`'s.
         unsafe { copy_text(&info.to_string(), buffer, capacity, needed) };
@@ -109,6 +111,16 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
         }
     }
 
+    unsafe extern "C" {
+        /// Calls `log`; not 0 where it threw (callback.cc).
+        fn facegrad_call_log(
+            log: unsafe extern "C" fn(i32, *const c_char, *mut c_void),
+            level: i32,
+            message: *const c_char,
+            user_data: *mut c_void,
+        ) -> i32;
+    }
+
     call(|| {
         let level = match max_level {
             FACEGRAD_LOG_ERROR => Level::Error,
@@ -123,7 +135,9 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
                 let message = CString::new(message.replace('\0', "?")).unwrap_or_default();
                 // SAFETY: the host promises that function and data stay valid; the text is
                 // NUL-terminated and lives until the callback returns.
-                callback(|| unsafe { log(level as i32, message.as_ptr(), user_data.get()) });
+                callback(|| unsafe {
+                    facegrad_call_log(log, level as i32, message.as_ptr(), user_data.get()) != 0
+                });
             });
             (level, sink)
         }));

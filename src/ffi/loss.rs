@@ -43,7 +43,7 @@ impl Object for LossObject {
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
 /// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
 /// one
-/// @param[in] config JSON, all keys optional: `use_face_loss` (true); `face_loss_weight` (0.1; usually
+/// @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
 /// 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
 /// "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
 /// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
@@ -56,7 +56,11 @@ impl Object for LossObject {
 /// `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
 /// {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
 /// `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
-/// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`
+/// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
+/// `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
+/// "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
+/// samples), `window_halo` in latent pixels (the receptive field), `audit_every` (0: never), `audit_cosine`
+/// (0.9) and `audit_norm_ratio` (1.5)
 /// @param[out] out the new loss; NULL on failure
 ///
 /// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.

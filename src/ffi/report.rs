@@ -56,12 +56,16 @@ impl ReportSink {
             }
         }
         if let Some((result, size)) = self.result {
+            let audit = report.worst_audit();
             let value = facegrad_result {
                 struct_size: size,
                 loss: report.loss,
                 mean_distance: report.mean_distance,
                 counted: report.counted() as i64,
                 samples: report.samples.len() as i64,
+                exact_passes: report.exact_passes() as i64,
+                audit_cosine: audit.map_or(f64::NAN, |a| a.cosine),
+                audit_norm_ratio: audit.map_or(f64::NAN, |a| a.norm_ratio),
             };
             // SAFETY: the caller's promise is the same.
             unsafe { write_versioned(result, size, &value) };
@@ -82,5 +86,9 @@ fn c_sample(sample: &Sample) -> facegrad_sample {
         score: sample.score as f32,
         bbox: sample.bbox.unwrap_or_default().map(|v| v as f32),
         landmarks: flat(sample.landmarks.as_ref()),
+        decoded: sample.decoded as i32,
+        exact_pass: sample.exact_pass as i32,
+        audit_cosine: sample.audit.map_or(f32::NAN, |a| a.cosine as f32),
+        audit_norm_ratio: sample.audit.map_or(f32::NAN, |a| a.norm_ratio as f32),
     }
 }

@@ -19,6 +19,7 @@ pub(super) struct RawTargets {
     reference_landmarks: Option<View>,
     reference_boxes: Option<View>,
     weights: Option<View>,
+    sample_ids: Vec<Option<String>>,
 }
 
 impl RawTargets {
@@ -70,6 +71,7 @@ impl RawTargets {
                     4,
                 )?,
                 weights: views::optional_numbers("sample_weights", raw.sample_weights, 1)?,
+                sample_ids: texts("sample_ids", raw.sample_ids, samples)?,
             })
         }
     }
@@ -90,6 +92,7 @@ impl RawTargets {
                 None => vec![],
             },
             numbers: vec![],
+            sample_ids: self.sample_ids,
         })
     }
 }

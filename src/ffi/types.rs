@@ -35,6 +35,8 @@ pub const FACEGRAD_ERR_REENTRANT: facegrad_status = 10;
 pub const FACEGRAD_ERR_FORKED: facegrad_status = 11;
 /// An earlier call on this context ended in `FACEGRAD_ERR_PANIC`.
 pub const FACEGRAD_ERR_POISONED: facegrad_status = 12;
+/// A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
+pub const FACEGRAD_ERR_CALLBACK: facegrad_status = 13;
 /// A file cannot be found or read.
 pub const FACEGRAD_ERR_IO: facegrad_status = 100;
 /// A file is of the wrong kind, or damaged.
@@ -95,6 +97,17 @@ pub const FACEGRAD_ALIGNMENT_BBOX: i32 = 2;
 /// By the box, since the face has no usable landmarks.
 pub const FACEGRAD_ALIGNMENT_BBOX_FALLBACK: i32 = 3;
 
+/// `facegrad_sample.decoded`: nothing was decoded of the sample: it was gated out, or came as an image.
+pub const FACEGRAD_DECODED_NOTHING: i32 = 0;
+/// All of its image.
+pub const FACEGRAD_DECODED_FULL: i32 = 1;
+/// A window of it, exact but for the gradient through GroupNorm's statistics, if there is any.
+pub const FACEGRAD_DECODED_WINDOW_EXACT: i32 = 2;
+/// A window of it with GroupNorm's statistics from an earlier step.
+pub const FACEGRAD_DECODED_WINDOW_CACHED: i32 = 3;
+/// A window of it with GroupNorm's statistics from that window.
+pub const FACEGRAD_DECODED_WINDOW: i32 = 4;
+
 /// Something was lost or refused that the caller may not see otherwise.
 pub const FACEGRAD_LOG_ERROR: i32 = 1;
 /// A sample was skipped or a fallback taken; training goes on.
@@ -142,7 +155,8 @@ pub struct facegrad_evaluator {
 }
 
 /// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
-/// any thread, must not call facegrad, and must not throw or longjmp.
+/// any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
+/// exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.
 pub type facegrad_log_callback =
     Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
@@ -190,6 +204,9 @@ pub struct facegrad_targets {
     pub reference_boxes: *const RawTensor,
     /// `[N]` weights ≥ 0. NULL: 1 each.
     pub sample_weights: *const RawTensor,
+    /// N names that tell the training's samples apart, for statistics that `norm_stats` remembers; a NULL
+    /// entry, or NULL: the sample's reference image tells.
+    pub sample_ids: *const *const c_char,
 }
 
 /// What one sample did for the loss.
@@ -218,6 +235,14 @@ pub struct facegrad_sample {
     pub bbox: [f32; 4],
     /// Its landmarks, pixels, as in `facegrad_face`.
     pub landmarks: [f32; 10],
+    /// `FACEGRAD_DECODED_*`.
+    pub decoded: i32,
+    /// 1 where the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+    pub exact_pass: i32,
+    /// At steps that audit: cosine of the window's gradient and the whole image's; else NaN.
+    pub audit_cosine: f32,
+    /// The norm of the window's gradient in units of the whole image's; else NaN.
+    pub audit_norm_ratio: f32,
 }
 
 /// The value of a loss.
@@ -235,6 +260,12 @@ pub struct facegrad_result {
     pub counted: i64,
     /// How many samples there are.
     pub samples: i64,
+    /// How many whole images were decoded without a gradient for the sake of windows.
+    pub exact_passes: i64,
+    /// At steps that audit: `audit_cosine` of the sample with the least one; else NaN.
+    pub audit_cosine: f64,
+    /// `audit_norm_ratio` of the same sample; else NaN.
+    pub audit_norm_ratio: f64,
 }
 
 /// What a trainer knows at one step, for a batch of N. Zero every field that is not used.
@@ -255,7 +286,7 @@ pub struct facegrad_step {
     pub latent_height: i64,
     /// Its width.
     pub latent_width: i64,
-    /// The number of the step, for `every_n_steps`.
+    /// The number of the step, for `every_n_steps` and `audit_every`.
     pub number: u64,
     /// The norm of the main loss's gradient with respect to the prediction, for `gradient_limit`; 0 where
     /// not known.
@@ -289,10 +320,8 @@ const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<RawTensor>() == 48 && offset_of!(RawTensor, byte_offset) == 40);
     assert!(size_of::<facegrad_face>() == 80 && offset_of!(facegrad_face, landmarks) == 40);
-    assert!(
-        size_of::<facegrad_targets>() == 72 && offset_of!(facegrad_targets, sample_weights) == 64
-    );
-    assert!(size_of::<facegrad_sample>() == 96 && offset_of!(facegrad_sample, landmarks) == 56);
+    assert!(size_of::<facegrad_targets>() == 80 && offset_of!(facegrad_targets, sample_ids) == 72);
+    assert!(size_of::<facegrad_sample>() == 112 && offset_of!(facegrad_sample, decoded) == 96);
     assert!(size_of::<facegrad_step>() == 72 && offset_of!(facegrad_step, gradient_norm) == 64);
-    assert!(size_of::<facegrad_result>() == 40 && offset_of!(facegrad_result, samples) == 32);
+    assert!(size_of::<facegrad_result>() == 64 && offset_of!(facegrad_result, exact_passes) == 40);
 };

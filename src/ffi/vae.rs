@@ -31,7 +31,7 @@ fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
             "description": decoder.description(),
             "channels": decoder.channels(),
             "scale_factor": decoder.scale_factor(),
-            "latent_format": decoder.format().map(|format| format!("{format:?}").to_lowercase()),
+            "latent_format": decoder.format(),
         });
         Ok(info.to_string())
     })?;
@@ -46,7 +46,8 @@ fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
 /// @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
 /// "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
 /// "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
-/// `norm_num_groups`; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+/// `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
+/// the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
 /// @param[out] out the new decoder; NULL on failure
 ///
 /// Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
@@ -154,7 +155,7 @@ pub unsafe extern "C" fn facegrad_vae_decode(
 }
 
 /// What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
-/// pixels per latent pixel), `latent_format` (null where the files do not tell).
+/// pixels per latent pixel), `latent_format` as a loss's config takes it (null where the files do not tell).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

@@ -4,7 +4,7 @@ use super::{Local, Operation};
 use crate::config::{ClampPolicy, LatentFormat, Packing, Rect};
 use crate::error::{Result, bail};
 use crate::latent;
-use crate::nets::vae::{Decoder, Recording};
+use crate::nets::vae::{Decoder, Recording, Statistics};
 use crate::shared::{Shared, lock};
 use crate::tensor::vjp;
 use tch::Tensor;
@@ -67,10 +67,23 @@ pub fn unpack(unpacking: Unpacking, decoder: &Shared<Decoder>) -> Result<Box<dyn
     )))
 }
 
-/// VAE-space latents → images in [0, 1].
+/// One window a sample; the fields are the arguments of [`Decoder::record_windows`].
+#[derive(Debug)]
+pub struct Windows {
+    /// As [`Decoder::windows`] gives them.
+    pub rects: Vec<Rect>,
+    /// Most latent pixels around a window.
+    pub halo: Option<i64>,
+    /// Of whole maps.
+    pub statistics: Option<Statistics>,
+}
+
+/// VAE-space latents → images in [0, 1], or windows of them.
 pub struct Decode {
     decoder: Shared<Decoder>,
     clamp: ClampPolicy,
+    rows: Option<Vec<i64>>,
+    windows: Option<Windows>,
     recording: Option<Recording>,
     /// The decoder's image as a leaf, and the clamped one with its graph.
     clamped: Option<(Tensor, Tensor)>,
@@ -82,8 +95,61 @@ impl Decode {
         Self {
             decoder,
             clamp,
+            rows: None,
+            windows: None,
             recording: None,
             clamped: None,
+        }
+    }
+
+    /// Decodes only some samples of the batch: no row twice.
+    pub fn of_rows(self, rows: Vec<i64>) -> Self {
+        Self {
+            rows: Some(rows),
+            ..self
+        }
+    }
+
+    /// Decodes only windows of the samples.
+    pub fn of_windows(self, windows: Windows) -> Self {
+        Self {
+            windows: Some(windows),
+            ..self
+        }
+    }
+
+    fn index(&self, like: &Tensor) -> Result<Option<Tensor>> {
+        let rows = self.rows.as_ref();
+        let index = rows.map(|rows| Tensor::f_from_slice(rows)?.f_to_device(like.device()));
+        Ok(index.transpose()?)
+    }
+
+    fn latents(&self, input: &Tensor) -> Result<Tensor> {
+        Ok(match self.index(input)? {
+            None => input.shallow_clone(),
+            Some(index) => input.f_index_select(0, &index)?,
+        })
+    }
+
+    fn record(&self, decoder: &Decoder, latents: &Tensor) -> Result<Recording> {
+        match &self.windows {
+            None => decoder.record(latents),
+            Some(Windows {
+                rects,
+                halo,
+                statistics,
+            }) => decoder.record_windows(latents, rects, *halo, statistics.as_ref()),
+        }
+    }
+
+    fn decode(&self, decoder: &Decoder, latents: &Tensor) -> Result<Tensor> {
+        match &self.windows {
+            None => decoder.decode(latents),
+            Some(Windows {
+                rects,
+                halo,
+                statistics,
+            }) => decoder.decode_windows(latents, rects, *halo, statistics.as_ref()),
         }
     }
 }
@@ -94,15 +160,17 @@ impl Operation for Decode {
     }
 
     fn forward(&mut self, inputs: &[&Tensor], needs_gradient: bool) -> Result<Tensor> {
+        let latents = self.latents(inputs[0])?;
         let decoder = lock(&self.decoder);
         if !needs_gradient {
             let _frozen = tch::no_grad_guard();
-            return latent::clamp_image(&decoder.decode(inputs[0])?, self.clamp);
+            return latent::clamp_image(&self.decode(&decoder, &latents)?, self.clamp);
         }
-        let recording = decoder.record(inputs[0])?;
+        let recording = self.record(&decoder, &latents)?;
         let leaf = recording.image().detach().f_set_requires_grad(true)?;
         let clamped = latent::clamp_image(&leaf, self.clamp)?;
         let value = clamped.detach();
+        drop(decoder);
         self.recording = Some(recording);
         self.clamped = Some((leaf, clamped));
         Ok(value)
@@ -113,11 +181,22 @@ impl Operation for Decode {
             bail!(Internal, "the image was decoded without a graph");
         };
         let gradient = vjp(clamped, &[leaf], gradient, true)?.swap_remove(0);
+        let recording = self.recording.take();
         let decoder = lock(&self.decoder);
         // The recording is used up by the first walk; another one decodes again.
-        Ok(vec![Some(match self.recording.take() {
-            Some(recording) => decoder.backward(recording, &gradient)?,
-            None => decoder.vjp(inputs[0], &gradient)?,
+        let gradient = match (recording, &self.windows) {
+            (Some(recording), _) => decoder.backward(recording, &gradient)?,
+            (None, None) => decoder.vjp(&self.latents(inputs[0])?, &gradient)?,
+            (None, Some(_)) => {
+                let recording = self.record(&decoder, &self.latents(inputs[0])?)?;
+                decoder.backward(recording, &gradient)?
+            }
+        };
+        Ok(vec![Some(match self.index(inputs[0])? {
+            None => gradient,
+            Some(index) => inputs[0]
+                .f_zeros_like()?
+                .f_index_copy(0, &index, &gradient)?,
         })])
     }
 }

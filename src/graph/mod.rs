@@ -5,7 +5,7 @@
 mod latents;
 mod local;
 
-pub use latents::{Decode, Unpacking, predict_x0, unpack};
+pub use latents::{Decode, Unpacking, Windows, predict_x0, unpack};
 pub use local::Local;
 
 use crate::error::{Result, bail};

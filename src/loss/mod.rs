@@ -1,36 +1,47 @@
 //! The identity loss on images: gate, references, locate, align, embed, compare, differentiate; and
 //! around it the fused step from a model's prediction. Beside it the score that needs no gradient.
 
+mod audit;
 mod evaluate;
 mod operation;
+mod pictures;
 mod pipeline;
 mod references;
 mod report;
 mod schedule;
+mod statistics;
 mod step;
 mod targets;
+mod way;
+mod window;
 
 pub use evaluate::{Evaluator, Found};
 pub use operation::FaceLoss;
 pub use pipeline::{Pipeline, crop};
-pub use report::{Alignment, Located, Outcome, Report, Sample};
+pub use report::{Alignment, Audit, Decoded, Located, Outcome, Report, Sample};
 pub use step::{Step, step};
 pub use targets::{Known, Targets};
 
 use crate::config::{Locate, LossConfig};
 use crate::error::{Result, bail};
 use crate::tensor::vjp;
+use audit::Trust;
+use pictures::{Pictures, Shown, select_rows};
 use references::{Reference, References};
+use statistics::Remembered;
 use tch::{Kind, Tensor};
 
-/// A loss: its configuration, networks and remembered references.
+/// A loss: its configuration, networks and what it remembers.
 pub struct Loss {
     config: LossConfig,
     pipeline: Pipeline,
     references: References,
+    statistics: Remembered,
+    trust: Trust,
 }
 
 /// A live sample on its way through the loss.
+#[derive(Clone)]
 struct Candidate {
     sample: usize,
     reference: Reference,
@@ -42,6 +53,8 @@ impl Loss {
     pub fn new(config: LossConfig, pipeline: Pipeline) -> Self {
         Self {
             references: References::new(config.reference_mode, config.reference_cache),
+            statistics: Remembered::new(config.norm_stats_refresh, config.norm_stats_cache),
+            trust: Trust::new(&config),
             config,
             pipeline,
         }
@@ -80,10 +93,28 @@ impl Loss {
             samples: self.gate(targets, count as usize),
             ..Report::default()
         };
-        let candidates = self.locate(images, targets, &mut report.samples)?;
-        let gradient = self.compare(images, &candidates, &mut report, with_gradient)?;
+        let mut pictures = images.detach();
+        let candidates = self.locate(&mut pictures, targets, &mut report.samples)?;
+        let rows: Vec<i64> = candidates.iter().map(|c| c.sample as i64).collect();
+        let shown = Shown {
+            images: select_rows(&pictures, &rows)?,
+            frames: vec![],
+            candidates,
+        };
+        let gradient = self.compare(&[shown], &mut report, with_gradient)?;
         report.warn(|at| targets.number(at));
-        Ok((report, gradient))
+        if !with_gradient {
+            return Ok((report, None));
+        }
+        let gradient = match gradient.map(|mut of_shown| of_shown.swap_remove(0)) {
+            None => images.f_zeros_like()?,
+            Some(gradient) if rows.len() == count as usize => gradient,
+            Some(gradient) => {
+                let index = Tensor::f_from_slice(&rows)?.f_to_device(images.device())?;
+                images.f_zeros_like()?.f_index_copy(0, &index, &gradient)?
+            }
+        };
+        Ok((report, Some(gradient)))
     }
 
     /// Decides what needs no network to be decided.
@@ -116,14 +147,14 @@ impl Loss {
     /// them is marked and left out.
     fn locate(
         &mut self,
-        images: &Tensor,
+        pictures: &mut dyn Pictures,
         targets: &Targets,
         samples: &mut [Sample],
     ) -> Result<Vec<Candidate>> {
         let live: Vec<usize> = (0..samples.len())
             .filter(|&at| samples[at].outcome == Outcome::Counted)
             .collect();
-        let live = finite_rows(images, live, samples)?;
+        let live = finite_rows(pictures, live, samples)?;
         let mut found = vec![];
         let references = self.references.resolve(&self.pipeline, targets, &live)?;
         for (at, reference) in live.into_iter().zip(references) {
@@ -132,7 +163,7 @@ impl Loss {
                 None => samples[at].outcome = Outcome::NoReferenceFace,
             }
         }
-        let places = self.places(images, targets, samples, &found)?;
+        let places = self.places(pictures, targets, samples, &found)?;
         let mut candidates = vec![];
         for ((at, reference), place) in found.into_iter().zip(places) {
             let sample = &mut samples[at];
@@ -160,13 +191,13 @@ impl Loss {
     /// Where the generated face of every entry of `found` is.
     fn places(
         &self,
-        images: &Tensor,
+        pictures: &mut dyn Pictures,
         targets: &Targets,
         samples: &mut [Sample],
         found: &[(usize, Reference)],
     ) -> Result<Vec<Option<Known>>> {
-        let size = images.size();
-        let (height, width) = (size[2] as f64, size[3] as f64);
+        let (height, width) = pictures.size();
+        let (height, width) = (height as f64, width as f64);
         let in_reference = |reference: &Reference| {
             let face = reference.face.as_ref()?;
             Some(face.place_in(width, height))
@@ -197,7 +228,7 @@ impl Loss {
             return Ok(places);
         }
         let rows: Vec<i64> = unknown.iter().map(|&slot| found[slot].0 as i64).collect();
-        let batch = select_rows(images, &rows)?;
+        let batch = pictures.show(&rows)?;
         for (&slot, face) in unknown.iter().zip(self.pipeline.detect(&batch)?) {
             let (at, reference) = &found[slot];
             if let Some(face) = face {
@@ -219,67 +250,54 @@ impl Loss {
         report.total(self.config.face_loss_weight, self.config.target_similarity);
     }
 
-    /// Embeds the candidates, fills in the report's values and returns the gradient.
+    /// Embeds the candidates and fills in the report's values; where asked for, the gradient with respect
+    /// to what is shown of each, `None` where none counts.
     fn compare(
         &self,
-        images: &Tensor,
-        candidates: &[Candidate],
+        shown: &[Shown],
         report: &mut Report,
         with_gradient: bool,
-    ) -> Result<Option<Tensor>> {
-        let nothing = || -> Result<Option<Tensor>> {
-            Ok(if with_gradient {
-                Some(images.f_zeros_like()?)
-            } else {
-                None
-            })
-        };
+    ) -> Result<Option<Vec<Tensor>>> {
+        let candidates: Vec<&Candidate> = shown.iter().flat_map(|s| &s.candidates).collect();
         if candidates.is_empty() {
-            return nothing();
+            return Ok(None);
         }
-        let rows: Vec<i64> = candidates.iter().map(|c| c.sample as i64).collect();
-        let leaf = select_rows(&images.detach(), &rows)?
-            .f_to_kind(Kind::Float)?
-            .f_set_requires_grad(with_gradient)?;
-        let crops: Vec<_> = (0i64..)
-            .zip(candidates)
-            .map(|(row, candidate)| crate::align::Crop {
-                sample: row,
-                ..candidate.crop.clone()
-            })
-            .collect();
-        let embeddings = self.pipeline.embed(&leaf, &crops)?;
-        let similarities = similarities(&embeddings, candidates)?;
+        let leaf = |s: &Shown| -> Result<Tensor> {
+            let leaf = s.images.detach().f_to_kind(Kind::Float)?;
+            Ok(leaf.f_set_requires_grad(with_gradient)?)
+        };
+        let leaves = shown.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+        let embeddings = self.pipeline.embed_shown(&leaves, shown)?;
+        let similarities = similarities(&embeddings, &candidates)?;
         let weights: Vec<f32> = candidates
             .iter()
             .map(|c| report.samples[c.sample].weight as f32)
             .collect();
-        let weights = Tensor::f_from_slice(&weights)?.f_to_device(images.device())?;
+        let weights = Tensor::f_from_slice(&weights)?.f_to_device(embeddings.device())?;
         let capped = similarities.f_clamp_max(self.config.target_similarity)?;
         let losses = weights.f_mul(&capped.f_neg()?.f_add_scalar(1.0)?)?;
 
         let mut finite = losses.f_isfinite()?;
-        let mut gradient = None;
+        let mut gradients = vec![];
         if with_gradient {
             let ones = losses.f_ones_like()?;
             let scale = self.config.face_loss_weight / candidates.len() as f64;
-            let mut raw = vjp(&losses, &[&leaf], &ones, false)?
-                .remove(0)
-                .f_mul_scalar(scale)?
-                .f_to_kind(images.kind())?;
-            let whole = raw.f_flatten(1, -1)?.f_isfinite()?.f_all_dim(1, false)?;
-            finite = finite.f_logical_and(&whole)?;
-            raw = raw.f_masked_fill(&finite.f_logical_not()?.f_view([-1, 1, 1, 1])?, 0.0)?;
-            gradient = Some(raw);
+            let all = vjp(&losses, &leaves.iter().collect::<Vec<_>>(), &ones, false)?;
+            for (raw, shown) in all.into_iter().zip(shown) {
+                gradients.push(raw.f_mul_scalar(scale)?.f_to_kind(shown.images.kind())?);
+            }
+            let whole = |g: &Tensor| Ok(g.f_flatten(1, -1)?.f_isfinite()?.f_all_dim(1, false)?);
+            let whole = gradients.iter().map(whole).collect::<Result<Vec<_>>>()?;
+            finite = finite.f_logical_and(&Tensor::f_cat(&whole, 0)?)?;
         }
-        let finite: Vec<bool> = Vec::try_from(finite.f_to_device(tch::Device::Cpu)?)?;
+        let flags: Vec<bool> = Vec::try_from(finite.f_to_device(tch::Device::Cpu)?)?;
         let cosines: Vec<f64> = Vec::try_from(
             similarities
                 .detach()
                 .f_to_device(tch::Device::Cpu)?
                 .f_to_kind(Kind::Double)?,
         )?;
-        for ((candidate, finite), cosine) in candidates.iter().zip(finite).zip(cosines) {
+        for ((candidate, finite), cosine) in candidates.iter().zip(flags).zip(cosines) {
             let sample = &mut report.samples[candidate.sample];
             sample.similarity = cosine;
             if !finite {
@@ -288,38 +306,34 @@ impl Loss {
         }
         self.total(report);
         let counted = report.counted() as f64;
-        if counted == 0.0 {
-            return nothing();
-        }
-        let Some(gradient) = gradient else {
+        if counted == 0.0 || !with_gradient {
             return Ok(None);
-        };
-        let gradient = match candidates.len() as f64 / counted {
-            1.0 => gradient,
-            dropped => gradient.f_mul_scalar(dropped)?,
-        };
-        if rows.len() == images.size()[0] as usize {
-            return Ok(Some(gradient));
         }
-        let index = Tensor::f_from_slice(&rows)?.f_to_device(images.device())?;
-        Ok(Some(
-            images.f_zeros_like()?.f_index_copy(0, &index, &gradient)?,
-        ))
+        // The mean is over those that are left.
+        let dropped = finite.f_logical_not()?.f_view([-1, 1, 1, 1])?;
+        let factor = candidates.len() as f64 / counted;
+        let mut first = 0;
+        for gradient in &mut gradients {
+            let rows = gradient.size()[0];
+            let cleared = gradient.f_masked_fill(&dropped.f_narrow(0, first, rows)?, 0.0)?;
+            *gradient = cleared.f_mul_scalar(factor)?;
+            first += rows;
+        }
+        Ok(Some(gradients))
     }
 }
 
-/// The live samples whose images are finite; the others are marked. A detector would call them
+/// The live samples whose pictures are finite; the others are marked. A detector would call them
 /// faceless, which says nothing about the cause.
-fn finite_rows(images: &Tensor, live: Vec<usize>, samples: &mut [Sample]) -> Result<Vec<usize>> {
+fn finite_rows(
+    pictures: &dyn Pictures,
+    live: Vec<usize>,
+    samples: &mut [Sample],
+) -> Result<Vec<usize>> {
     if live.is_empty() {
         return Ok(live);
     }
-    let finite = images
-        .detach()
-        .f_isfinite()?
-        .f_flatten(1, -1)?
-        .f_all_dim(1, false)?;
-    let finite: Vec<bool> = Vec::try_from(finite.f_to_device(tch::Device::Cpu)?)?;
+    let finite = pictures.finite()?;
     let (good, bad): (Vec<usize>, Vec<usize>) = live.into_iter().partition(|&at| finite[at]);
     for at in bad {
         samples[at].outcome = Outcome::NonFinite;
@@ -327,17 +341,8 @@ fn finite_rows(images: &Tensor, live: Vec<usize>, samples: &mut [Sample]) -> Res
     Ok(good)
 }
 
-/// Rows of a batch; the batch itself where all are asked for in order.
-fn select_rows(images: &Tensor, rows: &[i64]) -> Result<Tensor> {
-    if rows.len() as i64 == images.size()[0] && rows.is_sorted() {
-        return Ok(images.shallow_clone());
-    }
-    let index = Tensor::f_from_slice(rows)?.f_to_device(images.device())?;
-    Ok(images.f_index_select(0, &index)?)
-}
-
 /// `[M]` cosines of every embedding with its reference: the largest over the reference's rows.
-fn similarities(embeddings: &Tensor, candidates: &[Candidate]) -> Result<Tensor> {
+fn similarities(embeddings: &Tensor, candidates: &[&Candidate]) -> Result<Tensor> {
     if candidates
         .iter()
         .all(|c| c.reference.embeddings.size()[0] == 1)

@@ -1,6 +1,8 @@
 //! The loss as a node of the graph.
 
-use super::{Loss, Report, Targets};
+use super::pictures::Shown;
+use super::{Candidate, Loss, Report, Targets};
+use crate::align::Frame;
 use crate::error::Result;
 use crate::graph::Operation;
 use crate::shared::{Shared, lock};
@@ -52,5 +54,71 @@ impl Operation for FaceLoss {
             Some(own) => Some(own.f_mul(&gradient.f_to_kind(own.kind())?)?),
             None => None,
         }])
+    }
+}
+
+/// `windows, … → loss`, a scalar, over faces that are found already: one input a group of windows, or one
+/// input with whole pictures.
+pub(super) struct CompareFaces {
+    loss: Shared<Loss>,
+    faces: Faces,
+    report: Shared<Report>,
+    gradients: Option<Vec<Tensor>>,
+}
+
+/// Where the inputs of [`CompareFaces`] show faces.
+pub(super) enum Faces {
+    /// In windows that lie in their pictures as the frames say.
+    Windows(Vec<(Vec<Frame>, Vec<Candidate>)>),
+    /// One in every picture.
+    Whole(Vec<Candidate>),
+}
+
+impl CompareFaces {
+    /// A node that is not computed yet; `report` holds the samples that the faces belong to.
+    pub(super) fn new(loss: Shared<Loss>, faces: Faces, report: Shared<Report>) -> Self {
+        Self {
+            loss,
+            faces,
+            report,
+            gradients: None,
+        }
+    }
+}
+
+impl Operation for CompareFaces {
+    fn name(&self) -> &'static str {
+        "face_loss"
+    }
+
+    fn forward(&mut self, inputs: &[&Tensor], needs_gradient: bool) -> Result<Tensor> {
+        let shown: Vec<Shown> = match &self.faces {
+            Faces::Windows(groups) => groups
+                .iter()
+                .zip(inputs)
+                .map(|((frames, candidates), images)| Shown {
+                    images: images.shallow_clone(),
+                    frames: frames.clone(),
+                    candidates: candidates.clone(),
+                })
+                .collect(),
+            Faces::Whole(candidates) => vec![Shown {
+                images: inputs[0].shallow_clone(),
+                frames: vec![],
+                candidates: candidates.clone(),
+            }],
+        };
+        let mut report = lock(&self.report);
+        self.gradients = lock(&self.loss).compare(&shown, &mut report, needs_gradient)?;
+        let device = inputs[0].device();
+        Ok(Tensor::f_full([], report.loss, (Kind::Float, device))?)
+    }
+
+    fn vjp(&mut self, inputs: &[&Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let Some(gradients) = &self.gradients else {
+            return Ok(inputs.iter().map(|_| None).collect());
+        };
+        let scaled = |own: &Tensor| Ok(Some(own.f_mul(&gradient.f_to_kind(own.kind())?)?));
+        gradients.iter().map(scaled).collect()
     }
 }

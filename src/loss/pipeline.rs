@@ -1,10 +1,11 @@
 //! From images to embeddings: find a face, choose one, cut it out, embed it.
 
+use super::pictures::Shown;
 use super::references::ReferenceFace;
 use super::report::Alignment;
 use super::targets::Known;
-use crate::align::{Border, Crop, align};
-use crate::config::{AlignMode, FaceChoice};
+use crate::align::{Border, Crop, align, align_within};
+use crate::config::{AlignMode, FaceChoice, Rect};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::face::{Face, bbox_transform, choose, kps_transform};
@@ -63,6 +64,33 @@ impl Pipeline {
     pub fn embed(&self, images: &Tensor, crops: &[Crop]) -> Result<Tensor> {
         let recogniser = lock(&self.recogniser);
         recogniser.embed(&align(images, crops, recogniser.input_size())?)
+    }
+
+    /// Embeddings `[M,D]` of all that is shown, whose images are `leaves`.
+    pub(super) fn embed_shown(&self, leaves: &[Tensor], shown: &[Shown]) -> Result<Tensor> {
+        let recogniser = lock(&self.recogniser);
+        let mut crops = vec![];
+        for (leaf, shown) in leaves.iter().zip(shown) {
+            let rows = (0i64..)
+                .zip(&shown.candidates)
+                .map(|(sample, candidate)| Crop {
+                    sample,
+                    ..candidate.crop.clone()
+                });
+            let rows: Vec<Crop> = rows.collect();
+            crops.push(align_within(
+                leaf,
+                &rows,
+                &shown.frames,
+                recogniser.input_size(),
+            )?);
+        }
+        recogniser.embed(&Tensor::f_cat(&crops, 0)?)
+    }
+
+    /// What of a picture of (height, width) a crop shows.
+    pub(super) fn support(&self, crop: &Crop, picture: (i64, i64)) -> Rect {
+        crop.support(lock(&self.recogniser).input_size(), picture)
     }
 
     /// The face of every reference image; detection runs only where `known` is empty.

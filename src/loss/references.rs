@@ -38,8 +38,11 @@ impl ReferenceFace {
                 .map(|points| points.map(|p| [x(p[0]), y(p[1])])),
         }
     }
+}
 
-    fn copy(&self) -> ReferenceFace {
+/// The embedding is shared.
+impl Clone for ReferenceFace {
+    fn clone(&self) -> ReferenceFace {
         ReferenceFace {
             embedding: self.embedding.shallow_clone(),
             place: self.place,
@@ -54,6 +57,16 @@ pub struct Reference {
     pub embeddings: Tensor,
     /// The face, where it comes from one image.
     pub face: Option<ReferenceFace>,
+}
+
+/// The embeddings are shared.
+impl Clone for Reference {
+    fn clone(&self) -> Reference {
+        Reference {
+            embeddings: self.embeddings.shallow_clone(),
+            face: self.face.clone(),
+        }
+    }
 }
 
 #[derive(PartialEq, Eq, Hash, Clone)]
@@ -167,7 +180,7 @@ impl References {
                     None => None,
                     Some(face) => Some(Reference {
                         embeddings: face.embedding.f_unsqueeze(0)?,
-                        face: Some(face.copy()),
+                        face: Some(face.clone()),
                     }),
                 })
             })
@@ -212,7 +225,7 @@ impl References {
                 .zip(pipeline.reference_faces(&batch, &places)?)
             {
                 if let Some(key) = keys[at].take() {
-                    self.remember(key, face.as_ref().map(ReferenceFace::copy));
+                    self.remember(key, face.clone());
                 }
                 found[at] = Some(face);
             }
@@ -224,7 +237,7 @@ impl References {
         self.clock += 1;
         let (used, face) = self.cache.get_mut(key)?;
         *used = self.clock;
-        Some(face.as_ref().map(ReferenceFace::copy))
+        Some(face.clone())
     }
 
     fn remember(&mut self, key: Key, face: Option<ReferenceFace>) {

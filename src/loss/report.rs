@@ -78,6 +78,32 @@ pub enum Alignment {
     BboxFallback = 3,
 }
 
+/// What was decoded of the generated image to get a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(i32)]
+pub enum Decoded {
+    /// Nothing: the sample was gated out, or came as an image.
+    #[default]
+    Nothing = 0,
+    /// All of it.
+    Full = 1,
+    /// A window, exact but for the gradient through GroupNorm's statistics, if there is any.
+    WindowExact = 2,
+    /// A window with statistics of an earlier step.
+    WindowCached = 3,
+    /// A window with statistics of its own.
+    Window = 4,
+}
+
+/// The gradient of a window against that of the whole image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Audit {
+    /// Their cosine.
+    pub cosine: f64,
+    /// ‖window's‖ / ‖whole image's‖.
+    pub norm_ratio: f64,
+}
+
 /// One sample's part in a loss.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
@@ -97,6 +123,12 @@ pub struct Sample {
     pub bbox: Option<[f64; 4]>,
     /// Its landmarks in pixels.
     pub landmarks: Option<Landmarks>,
+    /// What was decoded of it.
+    pub decoded: Decoded,
+    /// Whether the whole image was decoded without a gradient, for detection or statistics.
+    pub exact_pass: bool,
+    /// Filled in at steps that audit.
+    pub audit: Option<Audit>,
 }
 
 /// The value of a loss and what every sample did for it.
@@ -139,6 +171,17 @@ impl Report {
                 );
             }
         }
+    }
+
+    /// How many whole images were decoded without a gradient for the sake of windows.
+    pub fn exact_passes(&self) -> usize {
+        self.samples.iter().filter(|s| s.exact_pass).count()
+    }
+
+    /// The least cosine of the audited samples.
+    pub fn worst_audit(&self) -> Option<Audit> {
+        let audits = self.samples.iter().filter_map(|s| s.audit);
+        audits.min_by(|a, b| a.cosine.total_cmp(&b.cosine))
     }
 
     /// How many samples count.

@@ -1,15 +1,14 @@
 //! The fused step: prediction in, weighted loss and its gradient with respect to the prediction out.
 //! What is gated out is gated before x0, so it costs nothing.
 
-use super::{FaceLoss, Loss, Outcome, Report, Targets, schedule};
+use super::way::{Way, index};
+use super::{Loss, Outcome, Report, Targets, schedule};
 use crate::config::Prediction;
 use crate::error::{Result, bail};
-use crate::graph::{Decode, Graph, Unpacking, predict_x0, unpack};
 use crate::latent::coefficients;
-use crate::log::warn_host;
 use crate::nets::vae::Decoder;
 use crate::shared::{Shared, lock};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// What a trainer knows at one step, for a batch of N.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub struct Step {
     pub coefficients: Vec<(f64, f64)>,
     /// (H, W) of the latent in latent pixels, where the layout does not tell.
     pub size: Option<(i64, i64)>,
-    /// The number of the step, for `every_n_steps`.
+    /// The number of the step, for `every_n_steps` and `audit_every`.
     pub number: u64,
     /// What `gradient_limit` is relative to.
     pub gradient_norm: Option<f64>,
@@ -45,7 +44,8 @@ pub fn step(
     let count = step.prediction.size().first().copied().unwrap_or(0) as usize;
     targets.check(count)?;
     let pairs = pairs(&lock(loss), &step, count)?;
-    let mut report = gate(&lock(loss), &step, &targets, &pairs)?;
+    let noises = schedule::noises(lock(loss).config(), &pairs, &step.times)?;
+    let mut report = gate(&lock(loss), &step, &targets, noises.as_deref())?;
     let live: Vec<usize> = (0..count)
         .filter(|&at| report.samples[at].outcome == Outcome::Counted)
         .collect();
@@ -60,11 +60,15 @@ pub fn step(
             loss,
             decoder,
             step: &step,
+            rows,
             pairs: rows.iter().map(|&at| pairs[at]).collect(),
+            levels: noises
+                .as_ref()
+                .map(|noises| rows.iter().map(|&at| noises[at].level).collect()),
             with_gradient,
         };
         let weights = rows.iter().map(|&at| report.samples[at].weight).collect();
-        let (part, gradient) = way.go(rows, targets.select(rows, weights)?)?;
+        let (part, gradient) = way.go(targets.select(rows, weights)?)?;
         for (&at, sample) in rows.iter().zip(part.samples) {
             report.samples[at] = sample;
         }
@@ -90,68 +94,6 @@ pub fn step(
     }
     let gradient = limit(&lock(loss), gradient, step.gradient_norm)?;
     Ok((report, Some(gradient)))
-}
-
-/// From the prediction of some samples to their loss and back.
-struct Way<'a> {
-    loss: &'a Shared<Loss>,
-    decoder: &'a Shared<Decoder>,
-    step: &'a Step,
-    pairs: Vec<(f64, f64)>,
-    with_gradient: bool,
-}
-
-impl Way<'_> {
-    /// The samples' reports, and where any counts the gradient of their mean loss with the number that
-    /// it is a mean of.
-    fn go(self, rows: &[usize], targets: Targets) -> Result<(Report, Option<(Tensor, f64)>)> {
-        let whole = self.pairs.len() as i64 == self.step.prediction.size()[0];
-        let select = |x: &Tensor| -> Result<Tensor> {
-            Ok(match whole {
-                true => x.shallow_clone(),
-                false => x.f_index_select(0, &index(rows, x)?)?,
-            })
-        };
-        let (unpacking, clamp) = {
-            let loss = lock(self.loss);
-            let config = loss.config();
-            let unpacking = Unpacking {
-                packing: config.packing,
-                size: self.step.size,
-                crop: config.latent_crop,
-                format: config.latent_format.clone(),
-            };
-            (unpacking, config.clamp)
-        };
-        let mut graph = Graph::new();
-        let prediction = graph.input(select(&self.step.prediction)?, self.with_gradient);
-        let mut inputs = vec![prediction];
-        if let Some(x_t) = &self.step.x_t {
-            inputs.insert(0, graph.input(select(x_t)?, false));
-        }
-        let x0 = graph.apply(predict_x0(self.pairs), &inputs)?;
-        let latents = graph.apply(unpack(unpacking, self.decoder)?, &[x0])?;
-        let images = graph.apply(
-            Box::new(Decode::new(self.decoder.clone(), clamp)),
-            &[latents],
-        )?;
-        let operation = FaceLoss::new(self.loss.clone(), targets);
-        let report = operation.report();
-        let value = graph.apply(Box::new(operation), &[images])?;
-        let mut report = std::mem::take(&mut *lock(&report));
-        let mean_of = report.counted() as f64;
-        if !self.with_gradient || mean_of == 0.0 {
-            return Ok((report, None));
-        }
-        graph.backward(value, None)?;
-        let gradient = drop_non_finite(graph.gradient(prediction)?, rows, &mut report)?;
-        Ok((report, Some((gradient, mean_of))))
-    }
-}
-
-fn index(rows: &[usize], like: &Tensor) -> Result<Tensor> {
-    let rows: Vec<i64> = rows.iter().map(|&at| at as i64).collect();
-    Ok(Tensor::f_from_slice(&rows)?.f_to_device(like.device())?)
 }
 
 /// The pair (a, b) of every sample.
@@ -187,7 +129,12 @@ fn pairs(loss: &Loss, step: &Step, count: usize) -> Result<Vec<(f64, f64)>> {
 }
 
 /// Decides what needs no network to be decided.
-fn gate(loss: &Loss, step: &Step, targets: &Targets, pairs: &[(f64, f64)]) -> Result<Report> {
+fn gate(
+    loss: &Loss,
+    step: &Step,
+    targets: &Targets,
+    noises: Option<&[schedule::Noise]>,
+) -> Result<Report> {
     let config = loss.config();
     if config.gradient_limit.is_some() && step.gradient_norm.is_none() {
         bail!(
@@ -195,15 +142,15 @@ fn gate(loss: &Loss, step: &Step, targets: &Targets, pairs: &[(f64, f64)]) -> Re
             "gradient_norm: `gradient_limit` is relative to it; expected the norm of the main loss's gradient"
         );
     }
-    let noises = schedule::noises(config, pairs, &step.times)?;
-    let mut samples = loss.gate(targets, pairs.len());
+    let count = step.prediction.size().first().copied().unwrap_or(0) as usize;
+    let mut samples = loss.gate(targets, count);
     for (at, sample) in samples.iter_mut().enumerate() {
         if sample.outcome != Outcome::Counted {
             continue;
         }
         if !step.number.is_multiple_of(config.every_n_steps) {
             sample.outcome = Outcome::Step;
-        } else if let Some(noises) = &noises {
+        } else if let Some(noises) = noises {
             sample.weight *= schedule::weight(config, noises[at]);
             if !schedule::inside(config, noises[at].level) {
                 sample.outcome = Outcome::Time;
@@ -216,27 +163,6 @@ fn gate(loss: &Loss, step: &Step, targets: &Targets, pairs: &[(f64, f64)]) -> Re
         samples,
         ..Report::default()
     })
-}
-
-/// A sample whose gradient overflowed on its way through the decoder is dropped as if it had never
-/// counted.
-fn drop_non_finite(gradient: Tensor, rows: &[usize], report: &mut Report) -> Result<Tensor> {
-    let finite = gradient
-        .f_isfinite()?
-        .f_flatten(1, -1)?
-        .f_all_dim(1, false)?;
-    let flags: Vec<bool> = Vec::try_from(finite.f_to_device(Device::Cpu)?)?;
-    if flags.iter().all(|&finite| finite) {
-        return Ok(gradient);
-    }
-    for (slot, at) in rows.iter().enumerate().filter(|(slot, _)| !flags[*slot]) {
-        report.samples[slot].outcome = Outcome::NonFinite;
-        warn_host!("sample {at} counts nothing: {}", Outcome::NonFinite.text());
-    }
-    let mut shape = vec![1; gradient.dim()];
-    shape[0] = -1;
-    let dropped = finite.f_logical_not()?.f_view(shape.as_slice())?;
-    Ok(gradient.f_masked_fill(&dropped, 0.0)?)
 }
 
 /// Scales a gradient down to the configured part of the norm that the host gave.

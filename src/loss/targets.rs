@@ -43,6 +43,8 @@ pub struct Targets {
     pub weights: Vec<f64>,
     /// Per sample: its number in the host's batch, for messages; its position where empty.
     pub numbers: Vec<usize>,
+    /// Per sample: a name that tells it from all others of the training set.
+    pub sample_ids: Vec<Option<String>>,
 }
 
 impl Targets {
@@ -51,6 +53,7 @@ impl Targets {
         let per_sample = [
             ("reference_ids", self.reference_ids.len()),
             ("data_types", self.data_types.len()),
+            ("sample_ids", self.sample_ids.len()),
             ("landmarks or boxes", self.faces.len()),
             ("sample_weights", self.weights.len()),
         ];
@@ -123,6 +126,7 @@ impl Targets {
             },
             weights,
             numbers: samples.iter().map(|&at| self.number(at)).collect(),
+            sample_ids: pick(&self.sample_ids, samples),
         })
     }
 
@@ -141,6 +145,11 @@ impl Targets {
     /// The registered id of a sample's reference.
     pub fn reference_id(&self, sample: usize) -> Option<&str> {
         self.reference_ids.get(sample).and_then(|id| id.as_deref())
+    }
+
+    /// The name of a sample.
+    pub fn sample_id(&self, sample: usize) -> Option<&str> {
+        self.sample_ids.get(sample).and_then(|id| id.as_deref())
     }
 
     /// The row of `references` that a sample uses.

@@ -85,6 +85,9 @@ fn candidates(configured: Option<&Path>) -> Result<Vec<PathBuf>> {
     let named = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
     let mut all: Vec<PathBuf> = named.map(PathBuf::from).into_iter().collect();
     all.extend(NAMES.map(PathBuf::from));
+    all.extend(
+        option_env!("FACEGRAD_ONNXRUNTIME").and_then(|built| in_folder(Path::new(built)).ok()),
+    );
     Ok(all)
 }
 

@@ -185,7 +185,7 @@ static void chain(facegrad_context *context, const char *fixtures) {
         norm += (double)want.data[i] * want.data[i];
     }
     check(sqrt(error / norm) <= 1e-5, "the gradient is PyTorch's");
-    finite_difference(loss, &images, &targets, &gradient, 0.05, 2e-3, "synthetic batch");
+    finite_difference(loss, &images, &targets, &gradient, 0.01, 2e-3, "synthetic batch");
 
     free(images.data), free(references.data), free(landmarks.data), free(reference_landmarks.data);
     free(weights.data), free(want.data), free(gradient.data);

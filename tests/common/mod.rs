@@ -1,9 +1,12 @@
 //! Where tests find fixtures and real data, and how they compare tensors.
 #![allow(dead_code)]
 
+#[cfg(feature = "torch")]
 use facegrad::tensor::from_array;
+#[cfg(feature = "torch")]
 use facegrad::weights::{self, Weights};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "torch")]
 use tch::{Device, Kind, Tensor};
 
 /// A file that `tests/fixtures/make.py` wrote.
@@ -52,9 +55,11 @@ pub fn onnxruntime() -> PathBuf {
         .expect("onnxruntime is not in .venv; run `make setup`")
 }
 
+#[cfg(feature = "torch")]
 /// The tensors of a safetensors fixture.
 pub struct Tensors(Weights);
 
+#[cfg(feature = "torch")]
 impl Tensors {
     pub fn open(name: &str) -> Tensors {
         Tensors(weights::load(&fixture(name), &|_| true).unwrap())
@@ -78,6 +83,7 @@ impl Tensors {
     }
 }
 
+#[cfg(feature = "torch")]
 pub fn numbers(tensor: &Tensor) -> Vec<f64> {
     let flat = tensor
         .f_to_kind(Kind::Double)
@@ -87,6 +93,7 @@ pub fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(flat).unwrap()
 }
 
+#[cfg(feature = "torch")]
 /// The largest difference of two tensors.
 pub fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
@@ -94,6 +101,7 @@ pub fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+#[cfg(feature = "torch")]
 /// ‖a − b‖ / ‖b‖.
 pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
@@ -105,6 +113,7 @@ pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     (difference / norm.max(1e-300)).sqrt()
 }
 
+#[cfg(feature = "torch")]
 /// The cosine of two tensors taken as vectors.
 pub fn cosine(a: &Tensor, b: &Tensor) -> f64 {
     let (mut dot, mut na, mut nb) = (0.0, 0.0, 0.0);

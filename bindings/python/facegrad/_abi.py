@@ -61,6 +61,7 @@ class Targets(c.Structure):
         ("reference_landmarks", TensorPointer),
         ("reference_boxes", TensorPointer),
         ("sample_weights", TensorPointer),
+        ("sample_ids", c.POINTER(Text)),
     ]
 
 
@@ -95,6 +96,10 @@ class Sample(c.Structure):
         ("score", c.c_float),
         ("bbox", c.c_float * 4),
         ("landmarks", c.c_float * 10),
+        ("decoded", c.c_int32),
+        ("exact_pass", c.c_int32),
+        ("audit_cosine", c.c_float),
+        ("audit_norm_ratio", c.c_float),
     ]
 
 
@@ -107,6 +112,9 @@ class Result(c.Structure):
         ("mean_distance", c.c_double),
         ("counted", c.c_int64),
         ("samples", c.c_int64),
+        ("exact_passes", c.c_int64),
+        ("audit_cosine", c.c_double),
+        ("audit_norm_ratio", c.c_double),
     ]
 
 

@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from . import _abi
 from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
-from .loss import FaceLoss, Report, Sample, _sample, _sizes, _Targets
 from .models import Face, _face, _faces
+from .modules import _sizes
 from .packs import find_pack
+from .report import Report, Sample, Sink
+from .targets import Targets
 
 #: Where a detector at 640 finds nothing: smaller canvases, on which a face that fills the picture looks usual.
 RETRY_SIZES = (320, 160, 128)
@@ -155,38 +157,21 @@ class Evaluator(Owner):
         self,
         images: torch.Tensor,
         references: torch.Tensor | None = None,
-        *,
-        reference_ids: Sequence[str | None] | None = None,
-        data_types: Sequence[str] | None = None,
-        landmarks: torch.Tensor | None = None,
-        boxes: torch.Tensor | None = None,
-        reference_landmarks: torch.Tensor | None = None,
-        reference_boxes: torch.Tensor | None = None,
-        sample_weights: torch.Tensor | None = None,
+        **targets: Any,
     ) -> Report:
         """Compares one face of every image with its reference. ``report.similarity`` is the mean cosine.
 
         Args:
             images: ``[N,3,H,W]``, RGB, uint8, or floats in [0, 1]
             references: ``[N,3,H,W]`` or ``[1,3,H,W]``, any size
-            reference_ids: per sample an id of :meth:`set_reference`; None: its row of ``references``
-            data_types: per sample, checked against ``face_types``
-            landmarks, boxes: ``[N,5,2]``, ``[N,4]``, pixels: of the faces that are found the nearest one is meant
-            reference_landmarks, reference_boxes: the same of the references
-            sample_weights: ``[N]``, ≥ 0; only ``report.loss`` is weighted
+            targets: the arguments of :class:`facegrad.targets.Targets`. Landmarks and boxes say which of the faces that are
+                found is meant: the nearest one. Only ``report.loss`` is weighted
         """
         images = self._here(images)
         references = None if references is None else self._here(references)
-        # Of the loss only its own run() would use it.
-        targets = _Targets(
-            cast(FaceLoss, self), images, references, reference_ids, data_types, landmarks, boxes,
-            reference_landmarks, reference_boxes, sample_weights,
-        )  # fmt: skip
-        view = View("images", images)
-        return self._report(
-            images.shape[0] if images.dim() else 0,
-            lambda *out: call("evaluator_compare", self._handle, view.pointer, c.byref(targets._struct), *out),
-        )
+        count = images.shape[0] if images.dim() else 0
+        told, view = Targets(count, references, **targets), View("images", images)
+        return self._report(count, lambda *out: call("evaluator_compare", self._handle, view.pointer, c.byref(told.struct), *out))
 
     def find(self, images: torch.Tensor, ids: Sequence[str]) -> list[dict[str, Sample]]:
         """Who of the registered people is where: for every image of ``[N,3,H,W]`` every person's face, matched one
@@ -202,11 +187,9 @@ class Evaluator(Owner):
 
     def _report(self, count: int, run: Callable[..., None]) -> Report:
         """The report of a call that ends in samples, their number, result and stream."""
-        samples = (_abi.Sample * max(1, count))()
-        samples[0].struct_size = c.sizeof(_abi.Sample)
-        result = _abi.Result(struct_size=c.sizeof(_abi.Result))
-        run(samples, len(samples), c.byref(result), self._context.stream)
-        return Report(result.loss, result.mean_distance, result.counted, tuple(_sample(s) for s in samples[:count]))
+        sink = Sink(count)
+        run(sink.samples, sink.capacity, c.byref(sink.result), self._context.stream)
+        return sink.report()
 
 
 class ArcFaceLoss(torch.nn.Module):

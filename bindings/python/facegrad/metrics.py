@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .loss import Located, Outcome, Report
+from .report import Located, Outcome, Report
 
 
 def copy_paste(generated: torch.Tensor, references: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,11 @@ class Detector(Owner):
         super().__init__(lambda out: call("detector_new", self._context._handle, text, out))
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._context.device
+
+    @property
     def description(self) -> str:
         """File, engine and why, sizes and thresholds."""
         return read_text(library.facegrad_detector_info, self._handle)
@@ -143,6 +148,11 @@ class Recogniser(Owner):
         self.dim: int = info["dim"]
         #: Side of the network's input, pixels.
         self.input_size: int = info["input_size"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._context.device
 
     def embed(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings of length 1, ``[M,D]`` float32, without a gradient.

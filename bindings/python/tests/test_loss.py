@@ -42,7 +42,7 @@ def test_value_and_gradient_are_pytorchs(loss, chain):
 def test_the_loss_scales_like_any_other(loss, chain):
     images, value, _ = run(loss, chain)
     (3 * value + images.sum() * 0).backward()
-    assert torch.allclose(images.grad, 3 * chain["gradient"], rtol=1e-4, atol=1e-9)
+    assert (images.grad / 3 - chain["gradient"]).norm() <= 1e-5 * chain["gradient"].norm()
 
 
 def test_no_grad_and_inference_mode_give_the_value(loss, chain):

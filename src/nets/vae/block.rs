@@ -1,22 +1,79 @@
 //! A decoder is a chain of blocks. A block can be run, and can give its gradient from its input
 //! alone, which is what lets the decoder forget everything else between the two.
 
+use super::part::Part;
+use super::statistics::Norms;
 use crate::error::Result;
 use crate::tensor;
 use tch::Tensor;
 
+/// What of its input a block needs for one pixel of its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The pixels up to `margin` away, counted in those of the output, which is `scale` times as
+    /// large as the input. GroupNorm's statistics do not count here.
+    Near { margin: i64, scale: i64 },
+    /// The whole map, of which it is given all.
+    Whole,
+    /// The whole map too, but [`Block::forward_part`] computes no more than a part of the output.
+    Attends,
+}
+
+impl Reach {
+    /// That of blocks one after the other, all of scale 1.
+    pub(super) fn sum(blocks: &[Box<dyn Block>]) -> Reach {
+        let margins = blocks.iter().map(|block| match block.reach() {
+            Reach::Near { margin, scale: 1 } => Some(margin),
+            _ => None,
+        });
+        match margins.sum::<Option<i64>>() {
+            Some(margin) => Reach::Near { margin, scale: 1 },
+            None => Reach::Whole,
+        }
+    }
+}
+
 /// One step of a frozen network.
 pub(super) trait Block: Send {
     /// `[B,C,h,w]` → `[B,C',h',w']`; differentiable when grad mode is on.
-    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor>;
 
     /// `∂⟨forward(x), grad⟩/∂x`, computing the activations again.
-    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let _grad_mode = tensor::GradGuard::new();
-        let x = x.f_detach()?.f_set_requires_grad(true)?;
-        let y = self.forward(&x)?;
-        Ok(tensor::vjp(&y, &[&x], grad, false)?.swap_remove(0))
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
+        differentiate(x, grad, |x| self.forward(x, norms))
     }
+
+    /// What of its input the block needs.
+    fn reach(&self) -> Reach;
+
+    /// The blocks that this one is nothing but a sequence of.
+    fn parts(&self) -> &[Box<dyn Block>] {
+        &[]
+    }
+
+    /// What the block makes of a part of `x`, as if that were all; where it [`Reach::Attends`], the
+    /// same part of what it makes of `x`.
+    fn forward_part(&self, x: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
+        self.forward(&part.of(x)?, norms)
+    }
+
+    /// The gradient of [`Block::forward_part`] with respect to all of `x`.
+    fn vjp_part(&self, x: &Tensor, grad: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
+        let grad = self.vjp(&part.of(&x.f_detach()?)?, grad, norms)?;
+        part.adjoint(&grad, &x.size())
+    }
+}
+
+/// `∂⟨function(x), grad⟩/∂x` by autograd.
+pub(super) fn differentiate(
+    x: &Tensor,
+    grad: &Tensor,
+    function: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let _grad_mode = tensor::GradGuard::new();
+    let x = x.f_detach()?.f_set_requires_grad(true)?;
+    let y = function(&x)?;
+    Ok(tensor::vjp(&y, &[&x], grad, false)?.swap_remove(0))
 }
 
 /// Blocks one after the other.
@@ -29,7 +86,7 @@ impl Chain {
         let mut inputs = Vec::with_capacity(self.0.len());
         let mut x = x.f_detach()?;
         for block in &self.0 {
-            let y = block.forward(&x)?;
+            let y = block.forward(&x, &Norms::Own)?;
             inputs.push(std::mem::replace(&mut x, y));
         }
         Ok((x, inputs))
@@ -39,22 +96,37 @@ impl Chain {
     pub(super) fn replay(&self, inputs: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
         let mut grad = grad.shallow_clone();
         for (block, x) in self.0.iter().zip(inputs).rev() {
-            grad = block.vjp(&x, &grad)?;
+            grad = block.vjp(&x, &grad, &Norms::Own)?;
         }
         Ok(grad)
+    }
+
+    /// The innermost blocks, in order.
+    pub(super) fn flat(&self) -> Vec<&dyn Block> {
+        fn collect<'a>(blocks: &'a [Box<dyn Block>], into: &mut Vec<&'a dyn Block>) {
+            for block in blocks {
+                match block.parts() {
+                    [] => into.push(block.as_ref()),
+                    parts => collect(parts, into),
+                }
+            }
+        }
+        let mut all = vec![];
+        collect(&self.0, &mut all);
+        all
     }
 }
 
 impl Block for Chain {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
         let mut x = x.shallow_clone();
         for block in &self.0 {
-            x = block.forward(&x)?;
+            x = block.forward(&x, norms)?;
         }
         Ok(x)
     }
 
-    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
         let Some((last, body)) = self.0.split_last() else {
             return Ok(grad.shallow_clone());
         };
@@ -63,14 +135,22 @@ impl Block for Chain {
         let mut inputs = Vec::with_capacity(body.len());
         let mut x = x.f_detach()?;
         for block in body {
-            let y = block.forward(&x)?;
+            let y = block.forward(&x, norms)?;
             inputs.push(std::mem::replace(&mut x, y));
         }
-        let mut grad = last.vjp(&x, grad)?;
+        let mut grad = last.vjp(&x, grad, norms)?;
         drop(x);
         for (block, x) in body.iter().zip(inputs).rev() {
-            grad = block.vjp(&x, &grad)?;
+            grad = block.vjp(&x, &grad, norms)?;
         }
         Ok(grad)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::sum(&self.0)
+    }
+
+    fn parts(&self) -> &[Box<dyn Block>] {
+        &self.0
     }
 }

@@ -1,9 +1,10 @@
 //! The layers that the decoders share.
 
-use super::block::{Block, Chain};
+use super::block::{Block, Chain, Reach, differentiate};
+use super::part::Part;
 use super::source::Source;
+use super::statistics::{GroupNorm, Norms};
 use crate::error::{Result, bail};
-use crate::tensor;
 use tch::{Kind, Tensor};
 
 /// eps of every GroupNorm of the KL decoders (diffusers autoencoders/vae.py).
@@ -63,27 +64,35 @@ impl Conv {
     pub(super) fn outputs(&self) -> i64 {
         self.weight.size().first().copied().unwrap_or(0)
     }
+
+    /// How many pixels away from its own the kernel looks.
+    pub(super) fn padding(&self) -> i64 {
+        self.padding
+    }
 }
 
 impl Block for Conv {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, _: &Norms) -> Result<Tensor> {
         Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), 1, self.padding, 1, 1)?)
     }
     /// A convolution is linear: its gradient needs neither the input nor the output.
-    fn vjp(&self, _: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn vjp(&self, _: &Tensor, grad: &Tensor, _: &Norms) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         Ok(grad.f_conv_transpose2d::<Tensor>(&self.weight, None, 1, self.padding, 0, 1, 1)?)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Near {
+            margin: self.padding,
+            scale: 1,
+        }
     }
 }
 
 /// The normalisation in front of a convolution.
 pub(super) enum Norm {
     /// GroupNorm with weight and bias (KL families).
-    Group {
-        groups: i64,
-        weight: Tensor,
-        bias: Tensor,
-    },
+    Group(GroupNorm),
     /// `x/‖x‖·√C·gamma` over the channels (Qwen-Image, Wan).
     Rms { gamma: Tensor },
 }
@@ -110,20 +119,18 @@ impl Norm {
                 "{name}: {channels} channels cannot be split into {groups} groups; set `norm_num_groups` or put the model's config.json beside the file"
             );
         }
-        Ok(Norm::Group {
+        Ok(Norm::Group(GroupNorm {
+            id: source.next_norm(),
             groups,
+            eps: GROUP_NORM_EPS,
             weight: source.take_shape(&format!("{name}.weight"), &[channels])?,
             bias: source.take_shape(&format!("{name}.bias"), &[channels])?,
-        })
+        }))
     }
 
-    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    fn apply(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
         Ok(match self {
-            Norm::Group {
-                groups,
-                weight,
-                bias,
-            } => x.f_group_norm(*groups, Some(weight), Some(bias), GROUP_NORM_EPS, true)?,
+            Norm::Group(norm) => norm.apply(x, norms)?,
             Norm::Rms { gamma } => {
                 // The sum of squares of a 16-bit map needs more range than 16 bits have.
                 let wide = x.f_to_kind(Kind::Float)?;
@@ -147,16 +154,18 @@ pub(super) struct NormConv {
 }
 
 impl Block for NormConv {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.conv.forward(&self.norm.apply(x)?.f_silu()?)
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let active = self.norm.apply(x, norms)?.f_silu()?;
+        self.conv.forward(&active, norms)
     }
 
-    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let grad = self.conv.vjp(x, grad)?;
-        let _grad_mode = tensor::GradGuard::new();
-        let x = x.f_detach()?.f_set_requires_grad(true)?;
-        let y = self.norm.apply(&x)?.f_silu()?;
-        Ok(tensor::vjp(&y, &[&x], &grad, false)?.swap_remove(0))
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let grad = self.conv.vjp(x, grad, norms)?;
+        differentiate(x, &grad, |x| Ok(self.norm.apply(x, norms)?.f_silu()?))
+    }
+
+    fn reach(&self) -> Reach {
+        self.conv.reach()
     }
 }
 
@@ -167,21 +176,26 @@ pub(super) struct Residual {
 }
 
 impl Block for Residual {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let branch = self.branch.forward(x)?;
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let branch = self.branch.forward(x, norms)?;
         Ok(match &self.shortcut {
-            Some(conv) => branch.f_add(&conv.forward(x)?)?,
+            Some(conv) => branch.f_add(&conv.forward(x, norms)?)?,
             None => branch.f_add(x)?,
         })
     }
 
-    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let branch = self.branch.vjp(x, grad)?;
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let branch = self.branch.vjp(x, grad, norms)?;
         let _no_grad = tch::no_grad_guard();
         Ok(match &self.shortcut {
-            Some(conv) => branch.f_add(&conv.vjp(x, grad)?)?,
+            Some(conv) => branch.f_add(&conv.vjp(x, grad, norms)?)?,
             None => branch.f_add(grad)?,
         })
+    }
+
+    /// The shortcut's convolution is no wider than the branch's.
+    fn reach(&self) -> Reach {
+        self.branch.reach()
     }
 }
 
@@ -203,29 +217,53 @@ pub(super) enum Qkv {
 }
 
 impl Block for Attention {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let size = x.size();
-        let &[b, c, h, w] = size.as_slice() else {
-            bail!(Internal, "attention over a map of shape {size:?}");
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
+        self.attend(x, None, norms)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Attends
+    }
+
+    fn forward_part(&self, x: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
+        self.attend(x, Some(part), norms)
+    }
+
+    fn vjp_part(&self, x: &Tensor, grad: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
+        differentiate(x, grad, |x| self.attend(x, Some(part), norms))
+    }
+}
+
+impl Attention {
+    /// What the pixels of `part`, or all, find in all pixels of `x`.
+    fn attend(&self, x: &Tensor, part: Option<&Part>, norms: &Norms) -> Result<Tensor> {
+        let tokens = |map: &Tensor| -> Result<Tensor> {
+            Ok(map.f_flatten(2, 3)?.f_transpose(1, 2)?.f_unsqueeze(1)?)
         };
-        let tokens = self
-            .norm
-            .apply(x)?
-            .f_flatten(2, 3)?
-            .f_transpose(1, 2)?
-            .f_reshape([b, 1, h * w, c])?;
+        let normed = self.norm.apply(x, norms)?;
+        let keys = tokens(&normed)?;
+        let (queries, x) = match part {
+            None => (keys.shallow_clone(), x.shallow_clone()),
+            Some(part) => (tokens(&part.of(&normed)?)?, part.of(x)?),
+        };
+        let size = x.size();
+        let c = size[1];
         let [q, k, v] = match &self.qkv {
             Qkv::Split([q, k, v]) => [
-                tokens.f_linear(&q.0, Some(&q.1))?,
-                tokens.f_linear(&k.0, Some(&k.1))?,
-                tokens.f_linear(&v.0, Some(&v.1))?,
+                queries.f_linear(&q.0, Some(&q.1))?,
+                keys.f_linear(&k.0, Some(&k.1))?,
+                keys.f_linear(&v.0, Some(&v.1))?,
             ],
             Qkv::Joint(weight, bias) => {
-                let all = tokens.f_linear(weight, Some(bias))?;
+                let rows = |x: &Tensor, from: i64, count: i64| {
+                    let weight = weight.f_narrow(0, from, count)?;
+                    x.f_linear(&weight, Some(&bias.f_narrow(0, from, count)?))
+                };
+                let pairs = rows(&keys, c, 2 * c)?;
                 [
-                    all.f_narrow(3, 0, c)?,
-                    all.f_narrow(3, c, c)?,
-                    all.f_narrow(3, 2 * c, c)?,
+                    rows(&queries, 0, c)?,
+                    pairs.f_narrow(3, 0, c)?,
+                    pairs.f_narrow(3, c, c)?,
                 ]
             }
         };
@@ -234,10 +272,10 @@ impl Block for Attention {
         )?;
         let out = mixed
             .f_linear(&self.weight, Some(&self.bias))?
-            .f_reshape([b, h * w, c])?
+            .f_squeeze_dim(1)?
             .f_transpose(1, 2)?
-            .f_reshape([b, c, h, w])?;
-        Ok(out.f_add(x)?)
+            .f_reshape(size.as_slice())?;
+        Ok(out.f_add(&x)?)
     }
 }
 
@@ -245,20 +283,28 @@ impl Block for Attention {
 pub(super) struct Upsample(pub Conv);
 
 impl Block for Upsample {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
         let size = x.size();
         let [.., h, w] = size.as_slice() else {
             bail!(Internal, "upsampling a map of shape {size:?}");
         };
         let wide = x.f_upsample_nearest2d([2 * h, 2 * w], None, None)?;
-        self.0.forward(&wide)
+        self.0.forward(&wide, norms)
     }
-    fn vjp(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let wide = self.0.vjp(x, grad)?;
+
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let wide = self.0.vjp(x, grad, norms)?;
         let _no_grad = tch::no_grad_guard();
         // Four pixels came from one: their gradients add up.
         Ok(wide
             .f_avg_pool2d(2, 2, 0, false, true, None)?
             .f_mul_scalar(4.0)?)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Near {
+            margin: self.0.padding,
+            scale: 2,
+        }
     }
 }

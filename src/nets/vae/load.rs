@@ -33,7 +33,10 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
             }
             dialect::wanted(name)
         })?;
-        let sidecar = Sidecar::beside(&file)?;
+        let sidecar = match &config.model_config {
+            Some(given) => Sidecar::of(given.clone())?,
+            None => Sidecar::beside(&file)?,
+        };
         let tensors = arrays.into_iter().map(|(name, array)| {
             let tensor = tensor::from_array(&array, device)?.f_to_kind(kind(config.dtype))?;
             Ok((name, tensor))
@@ -49,7 +52,11 @@ pub(super) fn from_tensors(
     config: &VaeConfig,
     device: Device,
 ) -> Result<Decoder> {
-    build(tensors, config, &Sidecar::default(), None, device, true)
+    let sidecar = match &config.model_config {
+        Some(given) => Sidecar::of(given.clone())?,
+        None => Sidecar::default(),
+    };
+    build(tensors, config, &sidecar, None, device, true)
 }
 
 fn build(
@@ -90,6 +97,7 @@ fn build(
     } else {
         None
     };
+    let has_norms = source.next_norm() > 0;
     source.finish(&format!("{family:?} decoder"))?;
     let format = match family {
         VaeFamily::Tiny => Some(LatentFormat::None),
@@ -111,6 +119,7 @@ fn build(
         device,
         recompute: config.recompute,
         slicing: config.slicing,
+        has_norms,
         stats,
         format,
     })
@@ -183,6 +192,7 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
         device,
         recompute: config.recompute,
         slicing: config.slicing,
+        has_norms: false,
         stats: None,
         format: None,
     })

@@ -5,16 +5,22 @@ mod dialect;
 mod kl;
 mod layers;
 mod load;
+mod part;
 mod sidecar;
 mod source;
+mod statistics;
 mod tiny;
 mod torchscript;
+mod window;
 
-use crate::config::{ImageRange, LatentFormat, Precision, Recompute, VaeConfig, VaeFamily};
+pub use statistics::Statistics;
+
+use crate::config::{ImageRange, LatentFormat, Precision, Recompute, Rect, VaeConfig, VaeFamily};
 use crate::error::{Result, bail};
 use crate::latent::PatchStats;
 use crate::tensor::{self, device_name};
 use block::{Block, Chain};
+use statistics::Norms;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +35,8 @@ pub struct Decoder {
     device: Device,
     recompute: Recompute,
     slicing: bool,
+    /// Whether there are GroupNorms whose statistics windows need.
+    has_norms: bool,
     stats: Option<PatchStats>,
     format: Option<LatentFormat>,
 }
@@ -45,10 +53,12 @@ enum Tape {
     Graph(Tensor),
     /// The inputs of the blocks, for every part of the batch.
     Inputs(Vec<Vec<Tensor>>),
+    /// The inputs of the blocks for windows.
+    Windows(window::WindowTape),
 }
 
 impl Recording {
-    /// The image `[B,3,H,W]`, f32, without a graph; see [`Decoder::decode`].
+    /// The image or the windows of it, `[B,3,H,W]`, f32, without a graph; see [`Decoder::decode`].
     pub fn image(&self) -> &Tensor {
         &self.image
     }
@@ -88,9 +98,12 @@ impl Decoder {
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.check(latents)?;
         let parts = self.parts(latents)?;
-        let images = parts
-            .iter()
-            .map(|part| self.image(&self.chain.forward(&part.f_to_kind(self.kind)?)?));
+        let images = parts.iter().map(|part| {
+            let y = self
+                .chain
+                .forward(&part.f_to_kind(self.kind)?, &Norms::Own)?;
+            self.image(&y)
+        });
         join(images.collect::<Result<Vec<_>>>()?)
     }
 
@@ -154,14 +167,11 @@ impl Decoder {
             Tape::Inputs(parts) => {
                 let mut grads = Vec::with_capacity(parts.len());
                 for (inputs, grad) in parts.into_iter().zip(self.parts(&grad)?) {
-                    let grad = match self.range {
-                        ImageRange::Signed => grad.f_mul_scalar(0.5)?,
-                        ImageRange::Unit => grad,
-                    };
-                    grads.push(self.chain.replay(inputs, &grad.f_to_kind(self.kind)?)?);
+                    grads.push(self.chain.replay(inputs, &self.image_vjp(&grad)?)?);
                 }
                 join(grads)?
             }
+            Tape::Windows(tape) => self.replay_windows(tape, &self.image_vjp(&grad)?)?,
         };
         Ok(result
             .f_to_kind(Kind::Float)?
@@ -288,6 +298,15 @@ impl Decoder {
             ImageRange::Signed => y.f_add_scalar(1.0)?.f_mul_scalar(0.5)?,
             ImageRange::Unit => y,
         })
+    }
+
+    /// The gradient of [`Decoder::image`].
+    fn image_vjp(&self, grad: &Tensor) -> Result<Tensor> {
+        let grad = match self.range {
+            ImageRange::Signed => grad.f_mul_scalar(0.5)?,
+            ImageRange::Unit => grad.shallow_clone(),
+        };
+        Ok(grad.f_to_kind(self.kind)?)
     }
 
     /// A power of two that brings the gradient near 1 in f16, whose least number is 6e-8; 1

@@ -28,13 +28,17 @@ impl Sidecar {
         let Ok(text) = std::fs::read_to_string(&path) else {
             return Ok(Sidecar::default());
         };
-        let failed = |e: serde_json::Error| Error::Config(format!("{}: {e}", path.display()));
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(failed)?;
-        let class = value.get("_class_name").and_then(|c| c.as_str());
-        if !class.is_some_and(|c| c.starts_with("Autoencoder")) {
+        let value = serde_json::from_str(&text)
+            .map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
+        if !class_of(&value).is_some_and(|c| c.starts_with("Autoencoder")) {
             return Ok(Sidecar::default());
         }
-        serde_json::from_value(value).map_err(failed)
+        Sidecar::of(value).map_err(|e| e.context(path.display()))
+    }
+
+    /// From the file's content.
+    pub(super) fn of(value: serde_json::Value) -> Result<Sidecar> {
+        serde_json::from_value(value).map_err(|e| Error::Config(format!("model config: {e}")))
     }
 
     /// Checks that the file describes the family that its tensors are of.
@@ -102,6 +106,10 @@ impl Sidecar {
     pub(super) fn is_qwen_image(&self) -> bool {
         self.class.as_deref() == Some("AutoencoderKLQwenImage")
     }
+}
+
+fn class_of(value: &serde_json::Value) -> Option<&str> {
+    value.get("_class_name")?.as_str()
 }
 
 /// The weights file that a path means: itself, or what diffusers puts in a folder.

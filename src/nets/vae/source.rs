@@ -14,6 +14,7 @@ pub(super) struct Source {
     kind: Kind,
     device: Device,
     groups: i64,
+    norms: i64,
     shared: bool,
 }
 
@@ -31,6 +32,7 @@ impl Source {
             kind,
             device,
             groups,
+            norms: 0,
             shared,
         }
     }
@@ -38,6 +40,12 @@ impl Source {
     /// Groups of every GroupNorm.
     pub(super) fn groups(&self) -> i64 {
         self.groups
+    }
+
+    /// Numbers the GroupNorms whose statistics are recorded.
+    pub(super) fn next_norm(&mut self) -> i64 {
+        self.norms += 1;
+        self.norms - 1
     }
 
     /// Whether a tensor of that name is still there.

@@ -1,9 +1,10 @@
 //! The TAESD family: `tanh(x/3)·3`, convolutions and ReLU only, image in [0, 1] (diffusers
 //! `autoencoders/vae.py` class DecoderTiny; TAEF2 adds a GroupNorm branch to its first blocks).
 
-use super::block::{Block, Chain};
+use super::block::{Block, Chain, Reach};
 use super::layers::{Conv, Upsample};
 use super::source::Source;
+use super::statistics::Norms;
 use crate::error::{Result, bail};
 use tch::Tensor;
 
@@ -54,9 +55,13 @@ pub(super) fn build(source: &mut Source, layers: &[u32]) -> Result<(Chain, i64, 
 struct Stem(Conv);
 
 impl Block for Stem {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
         let clamped = x.f_div_scalar(3.0)?.f_tanh()?.f_mul_scalar(3.0)?;
-        Ok(self.0.forward(&clamped)?.f_relu()?)
+        Ok(self.0.forward(&clamped, norms)?.f_relu()?)
+    }
+
+    fn reach(&self) -> Reach {
+        self.0.reach()
     }
 }
 
@@ -119,27 +124,39 @@ impl TinyBlock {
 }
 
 impl Block for TinyBlock {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
         let x = match &self.pool {
             Some(pool) => {
-                let wide = pool.widen.forward(x)?.f_group_norm(
+                let wide = pool.widen.forward(x, norms)?.f_group_norm(
                     POOL_GROUPS,
                     Some(&pool.weight),
                     Some(&pool.bias),
                     POOL_EPS,
                     true,
                 )?;
-                x.f_add(&pool.narrow.forward(&wide.f_relu()?)?)?
+                x.f_add(&pool.narrow.forward(&wide.f_relu()?, norms)?)?
             }
             None => x.shallow_clone(),
         };
         let [conv0, conv2, conv4] = &self.convs;
-        let h = conv0.forward(&x)?.f_relu()?;
-        let h = conv4.forward(&conv2.forward(&h)?.f_relu()?)?;
+        let h = conv0.forward(&x, norms)?.f_relu()?;
+        let h = conv4.forward(&conv2.forward(&h, norms)?.f_relu()?, norms)?;
         let sum = match &self.skip {
-            Some(skip) => h.f_add(&skip.forward(&x)?)?,
+            Some(skip) => h.f_add(&skip.forward(&x, norms)?)?,
             None => h.f_add(&x)?,
         };
         Ok(sum.f_relu()?)
+    }
+
+    /// TAEF2's GroupNorm is in blocks of the latent's resolution, which cost little as a whole.
+    fn reach(&self) -> Reach {
+        let margins = self.convs.iter().map(Conv::padding);
+        match self.pool {
+            Some(_) => Reach::Whole,
+            None => Reach::Near {
+                margin: margins.sum(),
+                scale: 1,
+            },
+        }
     }
 }

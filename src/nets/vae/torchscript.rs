@@ -1,6 +1,7 @@
 //! Any other decoder as a TorchScript module. The file's code runs: load only what you trust.
 
-use super::block::Block;
+use super::block::{Block, Reach};
+use super::statistics::Norms;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::path::Path;
@@ -24,8 +25,12 @@ impl Script {
 }
 
 impl Block for Script {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, _: &Norms) -> Result<Tensor> {
         Ok(self.0.forward_ts(&[x])?)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Whole
     }
 }
 

@@ -1,0 +1,171 @@
+"""How near the gradient of a window comes to that of the whole image, on photographs: cosines over the noise levels for
+every policy of `norm_stats`, with a KL decoder that was trained on photographs.
+
+    PYTHONPATH=bindings/python python benches/window_photos.py [--levels 0.05 0.2 …] [--photos 9] [--size 256]
+    PYTHONPATH=bindings/python python benches/window_photos.py --share     how many steps of a training pay for a whole image
+
+The estimate of x0 is that of the linear denoiser with the least mean square error, from the latents' mean power spectrum.
+`cached` is filled with the same picture and another noise, at a level that is off by up to 0.1, as training would do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import facegrad
+
+DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
+POLICIES = ("window", "exact", "cached", "auto")
+
+
+def encode(x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
+    """TAEF2's encoder: `[B,3,H,W]` in [0, 1] → `[B,32,H/8,W/8]`."""
+    for layer in sorted({int(name.split(".")[0]) for name in w}):
+        if f"{layer}.weight" in w:
+            stride = 2 if f"{layer}.bias" not in w else 1
+            x = F.conv2d(x, w[f"{layer}.weight"], w.get(f"{layer}.bias"), stride, 1)
+            continue
+        if f"{layer}.pool.0.weight" in w:
+            wide = F.conv2d(x, w[f"{layer}.pool.0.weight"])
+            wide = F.group_norm(wide, 4, w[f"{layer}.pool.1.weight"], w[f"{layer}.pool.1.bias"]).relu()
+            x = x + F.conv2d(wide, w[f"{layer}.pool.3.weight"])
+        h = x
+        for i in (0, 2, 4):
+            h = F.conv2d(h if i == 0 else h.relu(), w[f"{layer}.conv.{i}.weight"], w[f"{layer}.conv.{i}.bias"], 1, 1)
+        x = (h + x).relu()
+    return x
+
+
+def pictures(count: int, size: int, detector: facegrad.Detector) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Squares of photographs around their first face, whose box is about a third of them, and its landmarks."""
+    found = []
+    for path in sorted((DATA / "photos").iterdir()):
+        image = Image.open(path).convert("RGB")
+        whole = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float() / 255
+        faces = detector.detect(whole)[0]
+        if not faces:
+            continue
+        x1, y1, x2, y2 = faces[0].bbox
+        side = min(3 * max(x2 - x1, y2 - y1), *image.size)
+        left = min(max((x1 + x2 - side) / 2, 0), image.width - side)
+        top = min(max((y1 + y2 - side) / 2, 0), image.height - side)
+        square = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        points = (torch.tensor(faces[0].landmarks) - torch.tensor([left, top])) * size / side
+        found.append((torch.from_numpy(numpy.array(square)).permute(2, 0, 1)[None].float() / 255, points[None].float()))
+    return found[:count]
+
+
+class Denoiser:
+    """E[z | x_t] among linear, stationary estimators."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self.mean = latents.mean((0, 2, 3), keepdim=True)
+        self.power = torch.fft.fft2(latents - self.mean).abs().square().mean(0, keepdim=True)
+        self.noise = latents.shape[2] * latents.shape[3]
+
+    def __call__(self, x_t: torch.Tensor, t: float) -> torch.Tensor:
+        gain = (1 - t) * self.power / ((1 - t) ** 2 * self.power + t**2 * self.noise)
+        return torch.fft.ifft2(gain * torch.fft.fft2(x_t - (1 - t) * self.mean)).real + self.mean
+
+
+def share(pictures: int = 20, steps: int = 2000) -> None:
+    """Counts the exact passes of a training whose noise levels are uniform, or logit-normal as FLUX's are; the decoder is a
+    small one of random weights, since the policy does not look at it."""
+    fixtures = Path(__file__).resolve().parent.parent / "target/fixtures/step"
+    vae = facegrad.Vae(fixtures / "kl.safetensors", config={"norm_num_groups": 8})
+    recogniser = facegrad.Recogniser(fixtures / "recogniser.safetensors")
+    template = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]])[None] / 112 * 16
+    keys = {"face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none", "landmarks": "reference", "decode": "window_only"}
+    references = torch.rand(pictures, 3, 16, 16)
+    for name, level in (("uniform", torch.rand(steps)), ("logit-normal", torch.randn(steps).sigmoid())):
+        loss = facegrad.FaceLoss(keys, recogniser=recogniser, vae=vae)
+        order = torch.cat([torch.randperm(pictures) for _ in range(steps // pictures)])
+        exact = {True: 0, False: 0}
+        for at, t in zip(order.tolist(), level.tolist(), strict=True):
+            _, report = loss.step(torch.randn(1, 4, 8, 8), None, t, references[at : at + 1], reference_landmarks=template)
+            exact[t <= 0.6] += report.exact_passes
+        low = int((level <= 0.6).sum())
+        print(f"{pictures} pictures, {steps} steps, {name} t: exact passes in {exact[True] / low:.1%} of the {low} steps with t <= 0.6, in all {steps}: {sum(exact.values()) / steps:.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95])
+    parser.add_argument("--photos", type=int, default=9)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--halo", type=int, help="window_halo; default: the receptive field")
+    parser.add_argument("--share", action="store_true", help="count exact passes instead")
+    args = parser.parse_args()
+    if args.share:
+        share()
+        return
+    detector = facegrad.Detector(DATA / "models/det_500m.onnx", det_sizes=[128, 640])
+    recogniser = facegrad.Recogniser(
+        DATA / "models/foamliu_mobilefacenet_128d_112.onnx", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    vae = facegrad.Vae(DATA / "models/kl_photo_decoder")
+    found = pictures(args.photos, args.size, detector)
+    weights = {n: w.float() for n, w in torch.load(DATA / "models/taef2_encoder.pth", weights_only=True).items()}
+    with torch.no_grad():
+        latents = torch.cat([encode(image, weights) for image, _ in found])
+    denoise = Denoiser(latents)
+    keys: dict[str, Any] = {
+        "face_align_mode": "kps", "face_loss_weight": 1.0, "prediction": {"kind": "sample"}, "latent_format": "none",
+        "landmarks": "reference",
+    }  # fmt: skip
+    if args.halo is not None:
+        keys["window_halo"] = args.halo
+    noise = torch.Generator().manual_seed(0)
+
+    def estimate(z: torch.Tensor, t: float) -> torch.Tensor:
+        return denoise((1 - t) * z + t * torch.randn(z.shape, generator=noise), t)
+
+    def loss(**more: Any) -> facegrad.FaceLoss:
+        return facegrad.FaceLoss(keys | more, recogniser=recogniser, vae=vae)
+
+    def run(loss: facegrad.FaceLoss, x0: torch.Tensor, t: float, at: int) -> tuple[torch.Tensor, facegrad.Report]:
+        leaf = x0.clone().requires_grad_()
+        value, report = loss.step(leaf, None, t, found[at][0], reference_landmarks=found[at][1])
+        value.backward()
+        assert leaf.grad is not None
+        return leaf.grad.flatten(), report
+
+    whole = loss()
+    print(f"{len(found)} photographs, {args.size} pixels, halo {args.halo}; mean (least) cosine, mean ratio of norms")
+    print("   t   loss " + "".join(f"{policy:>24}" for policy in POLICIES))
+    every: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    for t in args.levels:
+        row: dict[str, list[tuple[float, float]]] = {policy: [] for policy in POLICIES}
+        distances = []
+        for at in range(len(found)):
+            x0 = estimate(latents[at : at + 1], t)
+            want, report = run(whole, x0, t, at)
+            distances.append(report.mean_distance)
+            for policy in POLICIES:
+                limit = {"norm_stats_t_max": 1.0} if policy == "cached" else {}
+                windows = loss(decode="window_only", norm_stats=policy, **limit)
+                if policy in ("cached", "auto"):
+                    near = min(max(t + 0.2 * float(torch.rand((), generator=noise)) - 0.1, 0.0), 1.0)
+                    run(windows, estimate(latents[at : at + 1], near), near, at)
+                got, _ = run(windows, x0, t, at)
+                row[policy].append((float(F.cosine_similarity(got, want, dim=0)), float(got.norm() / want.norm())))
+        text = f"{t:5.2f}  {sum(distances) / len(distances):.2f} "
+        for policy in POLICIES:
+            cosines = [cosine for cosine, _ in row[policy]]
+            every[policy] += cosines
+            ratio = sum(norm for _, norm in row[policy]) / len(found)
+            text += f"    {sum(cosines) / len(cosines):.3f} ({min(cosines):.3f}) {ratio:5.2f}"
+        print(text, flush=True)
+    print("  all       " + "".join(f"    {sum(c) / len(c):.3f} ({min(c):.3f})      " for c in every.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The VAE that decodes for the loss, made from ComfyUI's own VAE object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import facegrad
+
+from .layout import probe
+
+
+class FaceDecoder:
+    """A frozen, differentiable decoder over the weights of a ComfyUI VAE.
+
+    ComfyUI's own `VAE.decode` cannot be walked back through: it moves devices, cuts the image to [0, 1] in place and may
+    decode in tiles.
+
+    Args:
+        vae: ComfyUI's VAE. Weights of the wanted dtype on the wanted device are used where they are; others are copied.
+        device: where to decode
+        dtype: `auto` is that of the weights on CUDA, `f32` on the CPU; else `f32`, `bf16` or `f16`
+        recompute: `blocks` keeps less for the backward pass and computes it again
+        slicing: one image at a time
+    """
+
+    def __init__(self, vae: Any, device: torch.device, dtype: str = "auto", recompute: str = "none", slicing: bool = False) -> None:
+        module = getattr(vae, "first_stage_model", None)
+        if module is None:
+            raise ValueError(
+                "expected ComfyUI's VAE with its weights, as VAE Loader or Load Checkpoint give it; the checkpoint may hold no VAE"
+            )
+        if dtype == "auto" and device.type == "cpu":
+            dtype = "f32"
+        weights = module.state_dict()
+        self.device = device
+        #: The TAESD family decodes the model's latents, all others those of the VAE.
+        self.tiny = any(name.startswith("taesd_decoder.") for name in weights)
+        if self.tiny:
+            # What ComfyUI keeps beside the network: the model's own latents need neither.
+            weights = {name.removeprefix("taesd_decoder."): tensor for name, tensor in weights.items() if name.startswith("taesd_decoder.")}
+        self.vae = facegrad.Vae(weights, device=device, dtype=None if dtype == "auto" else dtype, recompute=recompute, slicing=slicing)
+
+    def latents(self, latent_format: Any, in_vae_space: bool = False) -> dict[str, Any]:
+        """How a model's latents become the decoder's: `packing` and `latent_format` of the loss's configuration.
+
+        Args:
+            latent_format: ComfyUI's object of that name
+            in_vae_space: the latents are as the VAE made them, the model's scaling was not applied
+
+        Raises:
+            ValueError: the latents cannot be this VAE's
+        """
+        channels = int(latent_format.latent_channels)
+        if (channels, self.vae.channels) == (128, 32):  # FLUX.2: 2×2 patches as channels; its VAE holds the statistics.
+            return {"packing": "flux2", "latent_format": "none" if self.tiny else "flux2"}
+        if channels != self.vae.channels:
+            raise ValueError(
+                f"the model's latents ({type(latent_format).__name__}) have {channels} channels, this VAE's {self.vae.channels}; connect the VAE that belongs to the model"
+            )
+        to_vae = probe(latent_format.process_out, channels, int(getattr(latent_format, "latent_dimensions", 2)))
+        if self.tiny == in_vae_space:
+            return {"latent_format": to_vae.inverse().config() if self.tiny else to_vae.config()}
+        return {"latent_format": "none"}
+
+    def expect_device(self, device: torch.device) -> None:
+        """Raises where a training on `device` cannot use this decoder."""
+        if device.type != self.device.type:
+            raise ValueError(f"the training runs on {device}, the face models are on {self.device}; choose device `auto` in their loaders")

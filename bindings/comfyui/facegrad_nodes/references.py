@@ -1,0 +1,155 @@
+"""Whom the trainer's images are compared with, and references as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import facegrad
+from facegrad.graph import Graph
+
+from .decoder import FaceDecoder
+from .sockets import Reference
+
+_PERSON = "person"
+
+
+class OnePerson:
+    """The same person for every image of the training set."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._images, self._landmarks = stacked(reference)
+
+    def check(self, images: int) -> None:
+        """Fits every training."""
+
+    def register(self, loss: facegrad.FaceIdentityLoss) -> None:
+        loss.set_reference(_PERSON, self._images, self._landmarks)
+
+    def targets(self, indices: Sequence[int], target: torch.Tensor, latents: dict[str, Any]) -> dict[str, Any]:
+        return {"reference_ids": [_PERSON] * len(indices)}
+
+
+class PerImage:
+    """A reference image of its own for every image of the training set, or one for all.
+
+    Args:
+        images: `[N,3,H,W]` RGB in [0, 1], in the order of the training set, or `[1,3,H,W]`
+    """
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self._images = images
+
+    def check(self, images: int) -> None:
+        own = len(self._images)
+        if own not in (1, images):
+            raise ValueError(
+                f"Face Identity Loss: {own} reference images for a training set of {images}; give one an image in the same order, or one for all"
+            )
+
+    def register(self, loss: facegrad.FaceIdentityLoss) -> None:
+        """Nothing: the images go with every batch, and the library remembers their faces."""
+
+    def targets(self, indices: Sequence[int], target: torch.Tensor, latents: dict[str, Any]) -> dict[str, Any]:
+        rows = [0] * len(indices) if len(self._images) == 1 else list(indices)
+        return {"references": self._images[rows].to(target.device)}
+
+
+class TrueLatents:
+    """Every image of the training set is its own reference: the decode of its clean latent."""
+
+    def __init__(self, decoder: FaceDecoder) -> None:
+        self._decoder = decoder
+        self._decoded: dict[int, torch.Tensor] = {}
+
+    def check(self, images: int) -> None:
+        """Fits every training."""
+
+    def register(self, loss: facegrad.FaceIdentityLoss) -> None:
+        # A new training may have other latents.
+        self._decoded.clear()
+
+    def targets(self, indices: Sequence[int], target: torch.Tensor, latents: dict[str, Any]) -> dict[str, Any]:
+        for at, latent in zip(indices, target):
+            if at not in self._decoded:
+                graph = Graph(self._decoder.device)
+                space = graph.unpack(graph.input(latent[None]), self._decoder.vae, latents)
+                image = graph.read(graph.decode(space, self._decoder.vae))[0]
+                # 8 bits, as the pictures that recognisers see: a training set is held in a quarter of the memory.
+                self._decoded[at] = image.mul(255).round().byte()
+        return {"references": torch.stack([self._decoded[at] for at in indices]).to(target.device).float() / 255}
+
+
+def stacked(reference: Reference) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The pictures `[K,3,H,W]`, smaller ones with black below and to the right, and the landmarks `[K,5,2]`."""
+    height = max(image.shape[1] for image in reference.images)
+    width = max(image.shape[2] for image in reference.images)
+    images = torch.zeros(len(reference.images), 3, height, width)
+    for row, image in zip(images, reference.images):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    unknown = ((float("nan"),) * 2,) * 5
+    return images, torch.tensor([face.landmarks or unknown for face in reference.faces])
+
+
+def make(images: torch.Tensor, found: Sequence[facegrad.Face | None], recogniser: facegrad.Recogniser, device: torch.device) -> Reference:
+    """One person from the faces of several pictures `[K,3,H,W]`; pictures without a face are left out.
+
+    Raises:
+        ValueError: no picture has a face
+    """
+    kept = [(image, face) for image, face in zip(images, found) if face is not None]
+    if not kept:
+        raise ValueError(
+            f"no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold"
+        )
+    rows = torch.stack([image for image, _ in kept]).to(device)
+    embeddings = recogniser.embed(rows, [[face] for _, face in kept]).float().cpu()
+    return Reference(
+        images=[image.float().cpu() for image, _ in kept],
+        faces=[face for _, face in kept],
+        embedding=torch.nn.functional.normalize(embeddings.mean(0), dim=0),
+        recogniser=recogniser.description,
+    )
+
+
+def embedding(reference: Reference, recogniser: facegrad.Recogniser, device: torch.device) -> torch.Tensor:
+    """The person's embedding `[D]` in the eyes of `recogniser`: computed anew where another network made the kept one."""
+    if reference.recogniser == recogniser.description:
+        return reference.embedding
+    images, _ = stacked(reference)
+    return make(images, reference.faces, recogniser, device).embedding
+
+
+def save(reference: Reference, path: Path) -> None:
+    """Writes a safetensors file: pictures as 8 bits, faces, embedding. It shows the person: treat it as a photograph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"image.{at}": image.mul(255).round().byte() for at, image in enumerate(reference.images)}
+    tensors["embedding"] = reference.embedding
+    faces = [{"bbox": face.bbox, "score": face.score, "landmarks": face.landmarks} for face in reference.faces]
+    save_file(tensors, path, {"facegrad_reference": "1", "faces": json.dumps(faces), "recogniser": reference.recogniser})
+
+
+def load(path: Path) -> Reference:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: another kind of file
+    """
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        if about.get("facegrad_reference") != "1":
+            raise ValueError(f"{path} is not a face reference; make one with the Save Face Reference node")
+        images = [file.get_tensor(f"image.{at}").float() / 255 for at in range(len(file.keys()) - 1)]
+        kept = file.get_tensor("embedding")
+    faces = []
+    for face in json.loads(about["faces"]):
+        points = face["landmarks"]
+        x1, y1, x2, y2 = face["bbox"]
+        faces.append(facegrad.Face((x1, y1, x2, y2), face["score"], tuple((x, y) for x, y in points) if points else None))
+    return Reference(images, faces, kept, about["recogniser"])

@@ -1,0 +1,45 @@
+"""Fixtures of the nodes' suite: the repository's own small networks and drawings, and a real ComfyUI where there is one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+ASSETS = ROOT / "examples/demo_assets"
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ASSETS), str(ROOT / "bindings/python")]
+
+import faces as drawings  # noqa: E402
+
+import facegrad  # noqa: E402
+
+# Networks this small only wait for each other's threads.
+torch.set_num_threads(1)
+SIZE = 128
+
+
+def portrait(person: int, look: int = 0, size: int = SIZE) -> torch.Tensor:
+    """A drawn person as IMAGE `[1,H,W,3]`."""
+    views = [drawings.Look(smile=0.5), drawings.Look(smile=-0.1, yaw=0.15), drawings.Look(smile=0.9, light=(0.4, -0.3))]
+    return torch.from_numpy(drawings.portrait(person, size, views[look]).image.copy()).float()[None] / 255
+
+
+@pytest.fixture(scope="session")
+def detector() -> facegrad.Detector:
+    return facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[128])
+
+
+@pytest.fixture(scope="session")
+def recogniser() -> facegrad.Recogniser:
+    return facegrad.Recogniser(ASSETS / "recogniser.safetensors")
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory):
+    from inside import start
+
+    return start(tmp_path_factory.mktemp("comfyui"))

@@ -1,0 +1,524 @@
+/* facegrad for C++17: header only, over the C ABI of facegrad.h, whose text is the manual of every call.
+ *
+ * Linked (-lfacegrad), or loaded at run time: define FACEGRAD_DYNAMIC and call Plugin::load first.
+ *
+ * Objects are move-only and free their handle. They may be destroyed in any order and used from any
+ * thread. What can fail throws facegrad::Error; with FACEGRAD_NO_EXCEPTIONS it returns a Result instead:
+ *
+ *     auto context = facegrad::Context::make(R"({"device": "cuda"})");            // throws
+ *     auto context = facegrad::Context::make(R"({"device": "cuda"})");            // Result<Context>
+ *     if (!context) { puts(context.error().what()); }  else { use(context.value()); }
+ *
+ * Functions that came after this file are reached through facegrad::api() and facegrad::check().
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0 */
+
+#ifndef FACEGRAD_HPP
+#define FACEGRAD_HPP
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "facegrad_library.hpp"
+
+namespace facegrad {
+
+/* ---- tensors ------------------------------------------------------------------------------------- */
+
+/// A pointer and a length.
+template <class T> class Span {
+  public:
+    Span() = default;
+    Span(T *data, std::size_t size) : data_(data), size_(size) {}
+    template <class C, class = decltype(std::declval<C &>().data())>
+    Span(C &container) : data_(container.data()), size_(container.size()) {}
+    T *data() const { return data_; }
+    std::size_t size() const { return size_; }
+    bool empty() const { return size_ == 0; }
+    T *begin() const { return data_; }
+    T *end() const { return data_ + size_; }
+    T &operator[](std::size_t at) const { return data_[at]; }
+
+  private:
+    T *data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+/// A DLPack type code and its bits.
+struct Dtype {
+    std::uint8_t code, bits;
+};
+inline constexpr Dtype float32{2, 32}, float16{2, 16}, bfloat16{4, 16}, float64{2, 64}, int64{0, 64}, int32{0, 32};
+
+/// A DLPack device: 1 is the CPU, 2 is CUDA.
+struct Device {
+    std::int32_t type = 1, id = 0;
+};
+
+/// A strided view of memory that somebody else owns.
+class TensorView {
+  public:
+    /// Floats on the CPU, in C order.
+    TensorView(float *data, std::vector<std::int64_t> shape) : TensorView(data, float32, std::move(shape)) {}
+    TensorView(Span<float> data, std::vector<std::int64_t> shape) : TensorView(data.data(), float32, std::move(shape)) {}
+    /// Any memory; `strides` in elements, empty for C order.
+    TensorView(void *data, Dtype dtype, std::vector<std::int64_t> shape, std::vector<std::int64_t> strides = {}, Device device = {})
+        : data_(data), dtype_(dtype), device_(device), shape_(std::move(shape)), strides_(std::move(strides)) {}
+    /// A DLTensor of any dlpack.h, such as DLManagedTensor::dl_tensor.
+    template <class DLTensor> static TensorView dlpack(const DLTensor &tensor) {
+        const std::size_t rank = static_cast<std::size_t>(tensor.ndim);
+        TensorView view(tensor.data, Dtype{static_cast<std::uint8_t>(tensor.dtype.code), tensor.dtype.bits},
+                        {tensor.shape, tensor.shape + rank});
+        if (tensor.strides != nullptr) {
+            view.strides_.assign(tensor.strides, tensor.strides + rank);
+        }
+        view.device_ = {static_cast<std::int32_t>(tensor.device.device_type), tensor.device.device_id};
+        view.offset_ = tensor.byte_offset;
+        view.lanes_ = tensor.dtype.lanes;
+        return view;
+    }
+    const std::vector<std::int64_t> &shape() const { return shape_; }
+    /// The first size: samples of a batch.
+    std::size_t batch() const { return shape_.empty() ? 0 : static_cast<std::size_t>(shape_[0]); }
+    /// The view in C. It points into this object.
+    facegrad_tensor raw() const {
+        facegrad_tensor tensor{};
+        tensor.data = data_;
+        tensor.device_type = device_.type;
+        tensor.device_id = device_.id;
+        tensor.ndim = static_cast<std::int32_t>(shape_.size());
+        tensor.dtype_code = dtype_.code;
+        tensor.dtype_bits = dtype_.bits;
+        tensor.dtype_lanes = lanes_;
+        tensor.shape = const_cast<std::int64_t *>(shape_.data());
+        tensor.strides = strides_.empty() ? nullptr : const_cast<std::int64_t *>(strides_.data());
+        tensor.byte_offset = offset_;
+        return tensor;
+    }
+
+  private:
+    void *data_;
+    Dtype dtype_;
+    Device device_;
+    std::vector<std::int64_t> shape_, strides_;
+    std::uint64_t offset_ = 0;
+    std::uint16_t lanes_ = 1;
+};
+
+/// What the host says about a batch; fields as in facegrad_targets, what is not set is not known.
+struct Targets {
+    std::optional<TensorView> references, landmarks, boxes, reference_landmarks, reference_boxes, sample_weights;
+    /// N entries or none; nullopt means the sample's reference image.
+    std::vector<std::optional<std::string>> reference_ids;
+    /// N entries or none.
+    std::vector<std::string> data_types;
+    /// N entries or none; nullopt means the content of the sample's reference image.
+    std::vector<std::optional<std::string>> sample_ids;
+};
+
+/// What a trainer knows at one step; fields as in facegrad_step.
+struct Step {
+    TensorView prediction;
+    std::optional<TensorView> x_t, times, coefficients;
+    std::int64_t latent_height = 0, latent_width = 0;
+    std::uint64_t number = 0;
+    double gradient_norm = 0;
+};
+
+/// The value of a loss and what every sample did for it.
+struct Report {
+    facegrad_result result{};
+    std::vector<facegrad_sample> samples;
+};
+
+namespace detail {
+
+/// Optional views in C: NULL where not set. The addresses stay as long as the object.
+class Pointers {
+  public:
+    const facegrad_tensor *operator()(const std::optional<TensorView> &view) { return view ? keep(*view) : nullptr; }
+    const facegrad_tensor *operator()(const TensorView *view) { return view ? keep(*view) : nullptr; }
+
+  private:
+    const facegrad_tensor *keep(const TensorView &view) { return &kept_.emplace_back(view.raw()); }
+    std::deque<facegrad_tensor> kept_;
+};
+
+/// Targets in C.
+class RawTargets {
+  public:
+    explicit RawTargets(const Targets &targets) {
+        raw_.struct_size = sizeof raw_;
+        raw_.references = pointers_(targets.references);
+        raw_.landmarks = pointers_(targets.landmarks);
+        raw_.boxes = pointers_(targets.boxes);
+        raw_.reference_landmarks = pointers_(targets.reference_landmarks);
+        raw_.reference_boxes = pointers_(targets.reference_boxes);
+        raw_.sample_weights = pointers_(targets.sample_weights);
+        const auto text = [](const std::optional<std::string> &id) { return id ? id->c_str() : nullptr; };
+        for (const auto &id : targets.reference_ids) {
+            ids_.push_back(text(id));
+        }
+        for (const auto &id : targets.sample_ids) {
+            samples_.push_back(text(id));
+        }
+        for (const auto &type : targets.data_types) {
+            types_.push_back(type.c_str());
+        }
+        raw_.reference_ids = ids_.empty() ? nullptr : ids_.data();
+        raw_.data_types = types_.empty() ? nullptr : types_.data();
+        raw_.sample_ids = samples_.empty() ? nullptr : samples_.data();
+    }
+    RawTargets(const RawTargets &) = delete;
+    const facegrad_targets *get() const { return &raw_; }
+
+  private:
+    facegrad_targets raw_{};
+    Pointers pointers_;
+    std::vector<const char *> ids_, types_, samples_;
+};
+
+/// A report with room for `samples`.
+inline Report report(std::size_t samples) {
+    Report report;
+    report.result.struct_size = sizeof report.result;
+    report.samples.resize(samples);
+    if (samples > 0) {
+        report.samples[0].struct_size = sizeof report.samples[0];
+    }
+    return report;
+}
+
+} // namespace detail
+
+/* ---- objects ------------------------------------------------------------------------------------- */
+
+/// A device and its thread.
+class Context : public detail::Handle<facegrad_context, &facegrad_api::context_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_context_new.
+    static Outcome<Context> make(const std::string &config = "{}") {
+        if (auto error = detail::unusable(detail::table())) {
+            return detail::fail<Context>(error->status(), error->what());
+        }
+        facegrad_context *out = nullptr;
+        const auto status = api().context_new(config.c_str(), &out);
+        return detail::done(status, [&] { return Context(out); });
+    }
+};
+
+/// An SCRFD face detector.
+class Detector : public detail::Handle<facegrad_detector, &facegrad_api::detector_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_detector_new.
+    static Outcome<Detector> make(const Context &context, const std::string &config) {
+        facegrad_detector *out = nullptr;
+        const auto status = api().detector_new(context.get(), config.c_str(), &out);
+        return detail::done(status, [&] { return Detector(out); });
+    }
+    /// The faces of `[N,3,H,W]` images, at most `most` of them.
+    Outcome<std::vector<facegrad_face>> detect(const TensorView &images, void *stream = nullptr, std::size_t most = 256) {
+        std::vector<facegrad_face> faces(most == 0 ? 1 : most);
+        faces[0].struct_size = sizeof faces[0];
+        std::size_t count = 0;
+        const facegrad_tensor raw = images.raw();
+        const auto status = api().detector_detect(get(), &raw, faces.data(), faces.size(), &count, stream);
+        faces.resize(count < faces.size() ? count : faces.size());
+        return detail::done(status, [&] { return std::move(faces); });
+    }
+    /// What was loaded.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().detector_info(get(), b, c, n); });
+    }
+};
+
+/// A frozen face recogniser.
+class Backbone : public detail::Handle<facegrad_backbone, &facegrad_api::backbone_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_backbone_new.
+    static Outcome<Backbone> make(const Context &context, const std::string &config) {
+        facegrad_backbone *out = nullptr;
+        const auto status = api().backbone_new(context.get(), config.c_str(), &out);
+        return detail::done(status, [&] { return Backbone(out); });
+    }
+    /// `[count,D]` embeddings of faces; without faces the images are crops.
+    Outcome<void> embed(const TensorView &images, Span<const facegrad_face> faces, const TensorView &embeddings, void *stream = nullptr) {
+        const facegrad_tensor in = images.raw(), out = embeddings.raw();
+        return check(api().backbone_embed(get(), &in, faces.data(), faces.size(), &out, stream));
+    }
+    /// `[count,3,S,S]` crops as the recogniser sees them.
+    Outcome<void> align(const TensorView &images, Span<const facegrad_face> faces, const TensorView &crops, void *stream = nullptr) {
+        const facegrad_tensor in = images.raw(), out = crops.raw();
+        return check(api().backbone_align(get(), &in, faces.data(), faces.size(), &out, stream));
+    }
+    /// What was loaded, as JSON.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().backbone_info(get(), b, c, n); });
+    }
+};
+
+/// A frozen VAE decoder.
+class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_vae_new.
+    static Outcome<Vae> make(const Context &context, const std::string &config) {
+        facegrad_vae *out = nullptr;
+        const auto status = api().vae_new(context.get(), config.c_str(), &out);
+        return detail::done(status, [&] { return Vae(out); });
+    }
+    /// From named tensors of the host, which must outlive the decoder.
+    static Outcome<Vae> make(const Context &context, Span<const std::pair<std::string, TensorView>> tensors,
+                             const std::string &config = "{}") {
+        std::vector<const char *> names;
+        std::vector<facegrad_tensor> raw;
+        for (const auto &[name, tensor] : tensors) {
+            names.push_back(name.c_str());
+            raw.push_back(tensor.raw());
+        }
+        facegrad_vae *out = nullptr;
+        const auto status = api().vae_new_from_tensors(context.get(), names.data(), raw.data(), raw.size(), config.c_str(), &out);
+        return detail::done(status, [&] { return Vae(out); });
+    }
+    /// `[B,C,h,w]` latents to `[B,3,s·h,s·w]` images.
+    Outcome<void> decode(const TensorView &latents, const TensorView &images, void *stream = nullptr) {
+        const facegrad_tensor in = latents.raw(), out = images.raw();
+        return check(api().vae_decode(get(), &in, &out, stream));
+    }
+    /// What was loaded, as JSON.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().vae_info(get(), b, c, n); });
+    }
+};
+
+/// The identity loss.
+class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_loss_new; a network that is nullptr is named there.
+    static Outcome<Loss> make(const Context &context, const Detector *detector, const Backbone *backbone, const Vae *vae,
+                              const std::string &config = "{}") {
+        facegrad_loss *out = nullptr;
+        const auto status = api().loss_new(context.get(), detector ? detector->get() : nullptr, backbone ? backbone->get() : nullptr,
+                                           vae ? vae->get() : nullptr, config.c_str(), &out);
+        return detail::done(status, [&] { return Loss(out); });
+    }
+    /// Registers `[K,3,H,W]` images of a person, whose landmarks `[K,5,2]` may be known.
+    Outcome<void> set_reference(const std::string &id, const TensorView &images, const TensorView *landmarks = nullptr,
+                                void *stream = nullptr) {
+        detail::Pointers pointers;
+        return check(api().loss_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
+    }
+    Outcome<void> remove_reference(const std::string &id) { return check(api().loss_remove_reference(get(), id.c_str())); }
+    /// The loss of `[N,3,H,W]` images; `gradient` receives its gradient with respect to them.
+    Outcome<Report> images(const TensorView &images, const Targets &targets, const TensorView *gradient = nullptr,
+                           void *stream = nullptr) {
+        detail::Pointers pointers;
+        detail::RawTargets raw(targets);
+        Report report = detail::report(images.batch());
+        const auto status = api().loss_images(get(), pointers(&images), raw.get(), pointers(gradient), report.samples.data(),
+                                              report.samples.size(), &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// One training step; `gradient` receives the gradient with respect to the prediction.
+    Outcome<Report> step(const Step &step, const Targets &targets, const TensorView *gradient = nullptr, void *stream = nullptr) {
+        detail::Pointers pointers;
+        detail::RawTargets raw(targets);
+        facegrad_step c{};
+        c.struct_size = sizeof c;
+        c.prediction = pointers(&step.prediction);
+        c.x_t = pointers(step.x_t);
+        c.times = pointers(step.times);
+        c.coefficients = pointers(step.coefficients);
+        c.latent_height = step.latent_height;
+        c.latent_width = step.latent_width;
+        c.number = step.number;
+        c.gradient_norm = step.gradient_norm;
+        Report report = detail::report(step.prediction.batch());
+        const auto status = api().loss_step(get(), &c, raw.get(), pointers(gradient), report.samples.data(), report.samples.size(),
+                                            &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// What the loss uses, as JSON.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().loss_info(get(), b, c, n); });
+    }
+};
+
+/// Faces, embeddings and similarities as insightface computes them, without a gradient.
+class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evaluator_free> {
+  public:
+    using Handle::Handle;
+    /// `config` as in facegrad_evaluator_new.
+    static Outcome<Evaluator> make(const Context &context, const std::string &config) {
+        facegrad_evaluator *out = nullptr;
+        const auto status = api().evaluator_new(context.get(), config.c_str(), &out);
+        return detail::done(status, [&] { return Evaluator(out); });
+    }
+    /// The faces of `[N,3,H,W]` images, at most `most` of them; `embeddings` `[most,D]` receives a row for each.
+    Outcome<std::vector<facegrad_face>> faces(const TensorView &images, const TensorView *embeddings = nullptr, void *stream = nullptr,
+                                              std::size_t most = 256) {
+        detail::Pointers pointers;
+        std::vector<facegrad_face> faces(most == 0 ? 1 : most);
+        faces[0].struct_size = sizeof faces[0];
+        std::size_t count = 0;
+        const auto status =
+            api().evaluator_faces(get(), pointers(&images), faces.data(), faces.size(), pointers(embeddings), &count, stream);
+        faces.resize(count < faces.size() ? count : faces.size());
+        return detail::done(status, [&] { return std::move(faces); });
+    }
+    /// `[count,3,S,S]` crops as the recogniser sees them.
+    Outcome<void> align(const TensorView &images, Span<const facegrad_face> faces, const TensorView &crops, void *stream = nullptr) {
+        const facegrad_tensor in = images.raw(), out = crops.raw();
+        return check(api().evaluator_align(get(), &in, faces.data(), faces.size(), &out, stream));
+    }
+    /// Registers `[K,3,H,W]` images of a person, whose landmarks `[K,5,2]` may be known.
+    Outcome<void> set_reference(const std::string &id, const TensorView &images, const TensorView *landmarks = nullptr,
+                                void *stream = nullptr) {
+        detail::Pointers pointers;
+        return check(api().evaluator_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
+    }
+    Outcome<void> remove_reference(const std::string &id) { return check(api().evaluator_remove_reference(get(), id.c_str())); }
+    /// One face of every image with its reference.
+    Outcome<Report> compare(const TensorView &images, const Targets &targets, void *stream = nullptr) {
+        detail::Pointers pointers;
+        detail::RawTargets raw(targets);
+        Report report = detail::report(images.batch());
+        const auto status = api().evaluator_compare(get(), pointers(&images), raw.get(), report.samples.data(), report.samples.size(),
+                                                    &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// Several registered people in every image, one to one: `N · people` samples.
+    Outcome<Report> find(const TensorView &images, const std::vector<std::string> &people, void *stream = nullptr) {
+        detail::Pointers pointers;
+        std::vector<const char *> ids;
+        for (const auto &id : people) {
+            ids.push_back(id.c_str());
+        }
+        Report report = detail::report(images.batch() * ids.size());
+        const auto status = api().evaluator_find(get(), pointers(&images), ids.data(), ids.size(), report.samples.data(),
+                                                 report.samples.size(), &report.result, stream);
+        return detail::done(status, [&] { return std::move(report); });
+    }
+    /// What was loaded, as JSON.
+    std::string info() const {
+        return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().evaluator_info(get(), b, c, n); });
+    }
+};
+
+/// An autograd tape whose nodes are numbers. `config` everywhere as in the function of the C ABI.
+class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
+  public:
+    using Handle::Handle;
+    using Node = std::int64_t;
+    /// In place of a node that is not there.
+    static constexpr Node none = -1;
+    static Outcome<Graph> make(const Context &context) {
+        facegrad_graph *out = nullptr;
+        const auto status = api().graph_new(context.get(), &out);
+        return detail::done(status, [&] { return Graph(out); });
+    }
+    Outcome<Node> input(const TensorView &tensor, bool needs_gradient, void *stream = nullptr) {
+        const facegrad_tensor raw = tensor.raw();
+        return node([&](Node *out) { return api().graph_input(get(), &raw, needs_gradient, out, stream); });
+    }
+    Outcome<Node> predict_x0(Node x_t, Node prediction, const TensorView *times, const std::string &config = "{}", void *stream = nullptr) {
+        detail::Pointers pointers;
+        const facegrad_tensor *raw = pointers(times);
+        return node([&](Node *out) { return api().graph_predict_x0(get(), x_t, prediction, raw, config.c_str(), out, stream); });
+    }
+    Outcome<Node> unpack(Node latents, const Vae &vae, const std::string &config = "{}", std::int64_t height = 0, std::int64_t width = 0,
+                         void *stream = nullptr) {
+        return node([&](Node *out) { return api().graph_unpack(get(), latents, vae.get(), config.c_str(), height, width, out, stream); });
+    }
+    Outcome<Node> decode(Node latents, const Vae &vae, const std::string &config = "{}", void *stream = nullptr) {
+        return node([&](Node *out) { return api().graph_decode(get(), latents, vae.get(), config.c_str(), out, stream); });
+    }
+    /// A scalar; `report` may be nullptr.
+    Outcome<Node> face_loss(Node images, const Loss &loss, const Targets &targets, Report *report = nullptr, void *stream = nullptr) {
+        detail::RawTargets raw(targets);
+        if (report != nullptr) {
+            std::size_t rank = 0;
+            std::int64_t samples = 0;
+            api().graph_shape(get(), images, &samples, 1, &rank);
+            *report = detail::report(static_cast<std::size_t>(samples));
+        }
+        return node([&](Node *out) {
+            return api().graph_face_loss(get(), images, loss.get(), raw.get(), report ? report->samples.data() : nullptr,
+                                         report ? report->samples.size() : 0, report ? &report->result : nullptr, out, stream);
+        });
+    }
+    Outcome<std::vector<std::int64_t>> shape(Node node) const {
+        std::array<std::int64_t, 16> sizes{};
+        std::size_t rank = 0;
+        const auto status = api().graph_shape(get(), node, sizes.data(), sizes.size(), &rank);
+        return detail::done(status, [&] { return std::vector<std::int64_t>(sizes.begin(), sizes.begin() + rank); });
+    }
+    Outcome<void> read(Node node, const TensorView &out, void *stream = nullptr) const {
+        const facegrad_tensor raw = out.raw();
+        return check(api().graph_read(get(), node, &raw, stream));
+    }
+    /// `seed` nullptr: ones.
+    Outcome<void> backward(Node node, const TensorView *seed = nullptr, void *stream = nullptr) {
+        detail::Pointers pointers;
+        return check(api().graph_backward(get(), node, pointers(seed), stream));
+    }
+    Outcome<void> gradient(Node node, const TensorView &out, void *stream = nullptr) const {
+        const facegrad_tensor raw = out.raw();
+        return check(api().graph_gradient(get(), node, &raw, stream));
+    }
+
+  private:
+    template <class F> Outcome<Node> node(F &&call) {
+        Node out = none;
+        const auto status = call(&out);
+        return detail::done(status, [&] { return out; });
+    }
+};
+
+/* ---- the process --------------------------------------------------------------------------------- */
+
+/// `facegrad/x.y.z torch/x.y.z`.
+inline std::string version() { return api().version(); }
+
+/// What the library was built for and what it finds, as JSON.
+inline std::string build_info() { return detail::text(api().build_info); }
+
+/// How many handles are alive: of `context`, `detector`, …, or of all for nullptr.
+inline Outcome<std::int64_t> live(const char *kind = nullptr) {
+    std::int64_t count = 0;
+    const auto status = api().debug_live(kind, &count);
+    return detail::done(status, [&] { return count; });
+}
+
+/// Where messages go: `log` may be called from any thread and must not call facegrad. Where it throws, the
+/// call that sent the message fails with FACEGRAD_ERR_CALLBACK. An empty function ends the messages.
+inline Outcome<void> set_log(std::function<void(int level, std::string_view text)> log, int max_level = FACEGRAD_LOG_WARN) {
+    using Log = std::function<void(int, std::string_view)>;
+    if (!log) {
+        return check(api().set_log_callback(nullptr, nullptr, max_level));
+    }
+    // A message may be on its way to an older one, so none is ever freed.
+    static std::mutex lock;
+    static auto *all = new std::deque<Log>;
+    const std::lock_guard<std::mutex> guard(lock);
+    Log *kept = &all->emplace_back(std::move(log));
+    return check(api().set_log_callback([](std::int32_t level, const char *text, void *data) { (*static_cast<Log *>(data))(level, text); },
+                                        kept, max_level));
+}
+
+} // namespace facegrad
+
+#endif /* FACEGRAD_HPP */

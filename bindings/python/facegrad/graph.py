@@ -1,0 +1,110 @@
+"""The library's tape: the chain from a prediction to the loss, node by node."""
+
+from __future__ import annotations
+
+import ctypes as c
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ._library import Context, Owner, call
+from ._tensor import View, optional
+from .loss import FaceLoss
+from .report import Report, Sink
+from .targets import Targets
+from .vae import Vae
+
+
+class Graph(Owner):
+    """An autograd tape of the library. Nodes are numbers; each is computed when it is made and stays until the tape
+    goes. All objects that are used with it must live on its device.
+
+    >>> graph = Graph("cpu")
+    >>> prediction = graph.input(velocity, needs_gradient=True)  # doctest: +SKIP
+    >>> x0 = graph.predict_x0(graph.input(x_t), prediction, t)  # doctest: +SKIP
+    >>> images = graph.decode(graph.unpack(x0, vae, {"latent_format": "flux"}), vae)  # doctest: +SKIP
+    >>> loss, report = graph.face_loss(images, face_loss, references=references)  # doctest: +SKIP
+    >>> graph.backward(loss)  # doctest: +SKIP
+    >>> graph.gradient(prediction)  # doctest: +SKIP
+    """
+
+    _kind = "graph"
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self._context = Context.of(device)
+        super().__init__(lambda out: call("graph_new", self._context._handle, out))
+
+    def input(self, tensor: torch.Tensor, needs_gradient: bool = False) -> int:
+        """A copy of a tensor; float32, float16 or bfloat16, any shape. ``needs_gradient``: :meth:`gradient` will be asked for it."""
+        view = View("tensor", tensor)
+        return self._make("graph_input", view.pointer, int(needs_gradient))
+
+    def predict_x0(
+        self, x_t: int | None, prediction: int, times: torch.Tensor | None = None, config: Mapping[str, Any] | None = None
+    ) -> int:
+        """The clean latent ``a·x_t + b·prediction``, float32, in the prediction's layout.
+
+        Args:
+            x_t: None where the model predicts x0 itself
+            times: ``[N]``, or pairs a, b ``[N,2]`` for kind ``custom``; None for kind ``sample``
+            config: the object ``prediction`` of :class:`FaceIdentityLoss`'s configuration; None for flow matching
+        """
+        view = optional("times", times)
+        return self._make("graph_predict_x0", -1 if x_t is None else x_t, prediction, view.pointer if view else None, _json(config))
+
+    def unpack(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> int:
+        """Model-space latents in the host's packing → what the VAE decodes, ``[B,C,H,W]`` float32.
+
+        Args:
+            config: ``packing``, ``latent_crop``, ``latent_format``
+            size: height and width of the unpacked latent in latent pixels; needed for tokens alone
+        """
+        return self._make("graph_unpack", latents, vae._handle, _json(config), *size)
+
+    def decode(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None) -> int:
+        """VAE-space latents ``[B,C,h,w]`` → images ``[B,3,H,W]`` in [0, 1], float32. ``config``: ``clamp``."""
+        return self._make("graph_decode", latents, vae._handle, _json(config))
+
+    def face_loss(self, images: int, loss: FaceLoss, **targets: Any) -> tuple[int, Report]:
+        """The weighted loss of a node of images, a scalar node, and the report. ``targets``: as :class:`FaceLoss` takes them."""
+        count = self.shape(images)[0]
+        struct, sink = Targets(count, **targets).struct, Sink(count)
+        node = self._make("graph_face_loss", images, loss._handle, c.byref(struct), sink.samples, sink.capacity, c.byref(sink.result))
+        return node, sink.report()
+
+    def shape(self, node: int) -> tuple[int, ...]:
+        """The sizes of a node's value; empty for a scalar."""
+        ndim = c.c_size_t()
+        call("graph_shape", self._handle, node, None, 0, c.byref(ndim))
+        sizes = (c.c_int64 * ndim.value)()
+        call("graph_shape", self._handle, node, sizes, ndim.value, c.byref(ndim))
+        return tuple(sizes)
+
+    def read(self, node: int) -> torch.Tensor:
+        """A node's value, float32, on the tape's device."""
+        return self._copy("graph_read", node)
+
+    def backward(self, node: int, seed: torch.Tensor | None = None) -> None:
+        """Walks back from a node. ``seed``: the gradient with respect to it; None: ones. Forgets an earlier walk's gradients."""
+        view = optional("seed", seed)
+        call("graph_backward", self._handle, node, view.pointer if view else None, self._context.stream)
+
+    def gradient(self, node: int) -> torch.Tensor:
+        """What the last walk brought to a node, of its shape, float32; zeros where nothing arrived."""
+        return self._copy("graph_gradient", node)
+
+    def _make(self, name: str, *arguments: object) -> int:
+        node = c.c_int64()
+        call(name, self._handle, *arguments, c.byref(node), self._context.stream)
+        return node.value
+
+    def _copy(self, name: str, node: int) -> torch.Tensor:
+        out = torch.empty(self.shape(node), device=self._context.device)
+        call(name, self._handle, node, View("tensor", out).pointer, self._context.stream)
+        return out
+
+
+def _json(config: Mapping[str, Any] | None) -> bytes | None:
+    return None if config is None else json.dumps(dict(config)).encode()

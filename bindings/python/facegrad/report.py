@@ -1,0 +1,131 @@
+"""What a loss tells about every sample."""
+
+from __future__ import annotations
+
+import ctypes as c
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+from . import _abi
+
+
+class Outcome(IntEnum):
+    """Why a sample counts, or why not."""
+
+    COUNTED = 0
+    DISABLED = 1
+    DATA_TYPE = 2
+    ZERO_WEIGHT = 3
+    NO_REFERENCE_FACE = 4
+    NO_FACE = 5
+    DEGENERATE = 6
+    NON_FINITE = 7
+    TIME = 8
+    STEP = 9
+
+
+class Located(IntEnum):
+    """How the generated face was found."""
+
+    NOWHERE = 0
+    DETECTED = 1
+    GIVEN = 2
+    REFERENCE = 3
+
+
+class Alignment(IntEnum):
+    """How it was brought to the recogniser's input."""
+
+    NONE = 0
+    KPS = 1
+    BBOX = 2
+    BBOX_FALLBACK = 3
+
+
+class Decoded(IntEnum):
+    """What was decoded of the generated image."""
+
+    NOTHING = 0
+    FULL = 1
+    WINDOW_EXACT = 2
+    WINDOW_CACHED = 3
+    WINDOW = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one sample did for the loss. Pixels; NaN and None where a number was not computed.
+
+    ``exact_pass``: the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
+    ``audit_cosine``, ``audit_norm_ratio``: the window's gradient against the whole image's, at steps that audit.
+    """
+
+    outcome: Outcome
+    located: Located
+    alignment: Alignment
+    similarity: float
+    weight: float
+    score: float
+    bbox: tuple[float, ...] | None
+    landmarks: tuple[tuple[float, float], ...] | None
+    decoded: Decoded = Decoded.NOTHING
+    exact_pass: bool = False
+    audit_cosine: float = math.nan
+    audit_norm_ratio: float = math.nan
+
+
+@dataclass(frozen=True)
+class Report:
+    """The value of a loss and what every sample did for it.
+
+    Attributes:
+        loss: the weighted loss, what the gradient belongs to
+        mean_distance: mean of 1 − cos over the counted samples, in [0, 2]
+        counted: how many samples count
+        samples: one a generated image
+        exact_passes: how many whole images were decoded without a gradient for the sake of windows
+        audit_cosine, audit_norm_ratio: of the audited sample with the least cosine; NaN where none was audited
+    """
+
+    loss: float
+    mean_distance: float
+    counted: int
+    samples: tuple[Sample, ...]
+    exact_passes: int = 0
+    audit_cosine: float = math.nan
+    audit_norm_ratio: float = math.nan
+
+    @property
+    def similarity(self) -> float:
+        """Mean cosine similarity of the counted samples; NaN where none counts."""
+        return 1 - self.mean_distance if self.counted else math.nan
+
+
+class Sink:
+    """The ABI's arrays that a call fills in, for a batch of ``count``."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.capacity = max(1, count)
+        self.samples = (_abi.Sample * self.capacity)()
+        self.samples[0].struct_size = c.sizeof(_abi.Sample)
+        self.result = _abi.Result(struct_size=c.sizeof(_abi.Result))
+
+    def report(self) -> Report:
+        """What the call left."""
+        result = self.result
+        samples = tuple(_sample(s) for s in self.samples[: self._count])
+        return Report(
+            result.loss, result.mean_distance, result.counted, samples,
+            result.exact_passes, result.audit_cosine, result.audit_norm_ratio,
+        )  # fmt: skip
+
+
+def _sample(s: _abi.Sample) -> Sample:
+    points = tuple((s.landmarks[2 * i], s.landmarks[2 * i + 1]) for i in range(5))
+    return Sample(
+        Outcome(s.outcome), Located(s.located), Alignment(s.alignment), s.similarity, s.weight, s.score,
+        tuple(s.bbox) if s.has_bbox else None, points if s.has_landmarks else None,
+        Decoded(s.decoded), bool(s.exact_pass), s.audit_cosine, s.audit_norm_ratio,
+    )  # fmt: skip

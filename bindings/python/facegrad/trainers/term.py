@@ -1,0 +1,170 @@
+"""The face loss as one more term of a trainer's loss, with what a long run needs around it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from ..identity import FaceIdentityLoss
+from ..report import Outcome, Report
+
+log = logging.getLogger("facegrad")
+
+
+class FaceTerm:
+    """Wraps a :class:`facegrad.FaceIdentityLoss` for a training loop: counts the steps, keeps statistics for the
+    trainer's log, warns when nothing has counted for long, and can be saved and restored.
+
+    >>> face = FaceTerm(loss)  # doctest: +SKIP
+    >>> total = mse + face(x_t=x_t, prediction=v, t=t, references=pictures, size=(h, w))  # doctest: +SKIP
+
+    Nothing is synchronised between processes: every rank has its own term over its own samples.
+
+    Args:
+        loss: λ and all weights are its own. Or a function without arguments that makes it, called at the first step:
+            the models are loaded then, in every process on its own device
+        average: ``"counted"``, the method's mean over the samples that count; ``"batch"``, their sum over the
+            batch's size. Only the latter makes equal batches add up: with it the mean over ranks or over
+            accumulated batches is exactly the value of one large batch, however the faces are spread
+        warn_after: a warning that names the reasons after so many calls in a row without one counted sample, and
+            again after as many; calls that ``every_n_steps`` leaves out are not counted
+        enabled: False makes every call return 0 without work, as for a validation pass
+    """
+
+    def __init__(
+        self,
+        loss: FaceIdentityLoss | Callable[[], FaceIdentityLoss],
+        *,
+        average: Literal["counted", "batch"] = "counted",
+        warn_after: int = 100,
+        enabled: bool = True,
+    ) -> None:
+        if average not in ("counted", "batch"):
+            raise ValueError(f'average: expected "counted" or "batch", got {average!r}')
+        if warn_after < 1:
+            raise ValueError(f"warn_after: expected at least 1, got {warn_after}")
+        self._source, self.average, self.warn_after, self.enabled = loss, average, warn_after, enabled
+        self.step = 0
+        self.report: Report | None = None
+        self._quiet = 0
+        self._reasons: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+
+    @property
+    def loss(self) -> FaceIdentityLoss:
+        """The loss, made now if it has not been."""
+        if not isinstance(self._source, FaceIdentityLoss):
+            self._source = self._source()
+        return self._source
+
+    def __call__(
+        self,
+        *,
+        prediction: torch.Tensor,
+        x_t: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        target: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        step: int | None = None,
+        **targets: Any,
+    ) -> torch.Tensor:
+        """The weighted face loss of one batch: a scalar to be added to the trainer's own loss before ``backward``.
+
+        Args:
+            prediction: the model's output, in the layout and dtype that the trainer has it in
+            x_t: the noisy latents. A flow-matching trainer that keeps only the clean ``latents`` and the ``target``
+                ``noise − latents`` may give these two instead: ``x_t = latents + t·target``
+            t: noise levels ``[N]`` as the loss's ``prediction.time`` says
+            step: the optimiser's step, for ``every_n_steps``; None: the calls are counted
+            targets: what else :class:`facegrad.FaceIdentityLoss` takes, ``references``, ``reference_ids``,
+                ``data_types``, ``size``, ``landmarks``, …
+        """
+        if not self.enabled:
+            return prediction.new_zeros((), dtype=torch.float32)
+        if x_t is None and latents is not None and target is not None and t is not None:
+            x_t = noisy_latents(latents, target, t)
+        number = self.step if step is None else step
+        value, report = self.loss(x_t=x_t, prediction=prediction, t=t, step=number, **targets)
+        self.step = number + 1
+        self._remember(report)
+        if self.average == "batch" and report.counted:
+            value = value * (report.counted / len(report.samples))
+        return value
+
+    def _remember(self, report: Report) -> None:
+        self.report = report
+        outcomes = Counter(sample.outcome for sample in report.samples)
+        for outcome, count in outcomes.items():
+            self._totals[outcome.name.lower()] += count
+        self._totals["similarity"] += report.similarity * report.counted if report.counted else 0  # type: ignore[assignment]
+        if report.counted:
+            self._quiet = 0
+            self._reasons.clear()
+            return
+        waiting = set(outcomes) <= {Outcome.STEP}
+        if waiting or not report.samples:
+            return
+        self._quiet += 1
+        self._reasons.update({outcome.name.lower(): count for outcome, count in outcomes.items()})
+        if self._quiet % self.warn_after == 0:
+            reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())
+            log.warning("no sample has counted for the face loss in the last %d steps (%s): it trains nothing", self._quiet, reasons)
+
+    def logs(self) -> dict[str, float]:
+        """Figures of the last call for a trainer's log: ``face/loss``, ``face/similarity`` (where any sample
+        counted), ``face/counted``, and ``face/skipped_…`` per reason."""
+        if self.report is None:
+            return {}
+        figures = {"face/loss": self.report.loss, "face/counted": float(self.report.counted)}
+        if self.report.counted:
+            figures["face/similarity"] = self.report.similarity
+        for outcome, count in Counter(sample.outcome for sample in self.report.samples).items():
+            if outcome is not Outcome.COUNTED:
+                figures[f"face/skipped_{outcome.name.lower()}"] = float(count)
+        return figures
+
+    def summary(self) -> dict[str, float]:
+        """Over the whole run: samples by outcome, and ``similarity``, the mean over the counted ones (NaN without)."""
+        counted = self._totals["counted"]
+        return {**{k: float(v) for k, v in self._totals.items()}, "similarity": self._totals["similarity"] / counted if counted else math.nan}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings: the step and the statistics. References are not in it: the library remembers
+        them by content and finds them again, and those of ``set_reference`` are set anew by the script that set them."""
+        return {"step": self.step, "quiet": self._quiet, "reasons": dict(self._reasons), "totals": dict(self._totals)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was taken."""
+        missing = {"step", "quiet", "reasons", "totals"} - set(state)
+        if missing:
+            raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
+        self.step, self._quiet = int(state["step"]), int(state["quiet"])
+        self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
+
+
+def noisy_latents(latents: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """``x_t = (1 − t)·x0 + t·x1 = x0 + t·(x1 − x0)`` from clean latents and the flow target, float32.
+
+    Args:
+        latents, target: of one shape, the batch first
+        t: ``[N]`` in [0, 1]
+    """
+    if latents.shape != target.shape or t.shape != latents.shape[:1]:
+        raise ValueError(f"latents, target, t: expected one shape and [N], got {list(latents.shape)}, {list(target.shape)}, {list(t.shape)}")
+    levels = t.detach().float().reshape(-1, *[1] * (latents.dim() - 1)).to(latents.device)
+    return latents.detach().float() + levels * target.detach().float()
+
+
+def person_types(names: Sequence[str], face_types: Sequence[str] = ("person", "person_head")) -> list[str]:
+    """Data types from the names of pictures or folders: ``person_head`` or ``person`` where a path's folder is called
+    so, ``other`` elsewhere. For trainers whose data sets have no field for it."""
+    found = []
+    for name in names:
+        parts = name.replace("\\", "/").split("/")[:-1]
+        found.append(next((part for part in reversed(parts) if part in face_types), "other"))
+    return found

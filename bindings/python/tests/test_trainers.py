@@ -1,0 +1,323 @@
+"""The term that a trainer adds, and the adapters: what they hand over, count, keep and say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import facegrad
+from facegrad.trainers import FaceTerm, ai_toolkit, musubi_tuner, noisy_latents, onetrainer, person_types, sd_scripts, simpletuner
+
+ASSETS = ROOT / "examples/demo_assets"
+sys.path[:0] = [str(ASSETS), str(ROOT / "examples/trainers")]
+import faces  # noqa: E402
+import train_lora  # noqa: E402
+
+FLOW = {"landmarks": "reference", "face_align_mode": "kps"}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(1)
+    vae = train_lora.tiny_vae(4, {"scaling_factor": 0.13025, "shift_factor": 0.0})
+    return {"vae": facegrad.Vae(vae), "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors"),
+            "detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[160])}  # fmt: skip
+
+
+@pytest.fixture()
+def step():
+    """Latents, noise, levels and references of two samples, and a prediction with a gradient."""
+    g = torch.Generator().manual_seed(3)
+    x0, x1 = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
+    t = torch.tensor([0.3, 0.6])
+    drawn = [faces.portrait(9_500_000 + k, 64, zoom=1.1) for k in range(2)]
+    pictures = torch.stack([torch.from_numpy(d.image).permute(2, 0, 1).float() / 255 for d in drawn])
+    prediction = (x1 - x0 + 0.3 * torch.randn(2, 4, 8, 8, generator=g)).requires_grad_()
+    return SimpleNamespace(x0=x0, x1=x1, t=t, x_t=noisy_latents(x0, x1 - x0, t), pictures=pictures, prediction=prediction)
+
+
+def term(parts, config=FLOW, **options) -> FaceTerm:
+    return FaceTerm(facegrad.FaceIdentityLoss(config, **parts), **options)
+
+
+def call(face, s, **options):
+    return face(prediction=s.prediction, x_t=s.x_t, t=s.t, references=s.pictures, **options)
+
+
+def gradient(value, s):
+    return torch.autograd.grad(value, s.prediction)[0]
+
+
+def test_the_term_is_the_loss(parts, step):
+    face, loss = term(parts), facegrad.FaceIdentityLoss(FLOW, **parts)
+    plain, _ = loss(x_t=step.x_t, prediction=step.prediction, t=step.t, references=step.pictures)
+    value = call(face, step)
+    assert value.item() == plain.item() > 0
+    assert torch.equal(gradient(value, step), gradient(plain, step))
+
+
+def test_x_t_follows_from_clean_latents_and_target(parts, step):
+    value = term(parts)(prediction=step.prediction, latents=step.x0, target=step.x1 - step.x0, t=step.t, references=step.pictures)
+    assert value.item() == pytest.approx(call(term(parts), step).item(), rel=1e-6)
+    assert torch.allclose(step.x_t, torch.lerp(step.x0, step.x1, step.t[:, None, None, None]), atol=1e-6)
+    with pytest.raises(ValueError, match="expected one shape"):
+        noisy_latents(step.x0, step.x1[:1], step.t)
+
+
+def test_batch_average_makes_unequal_parts_add_up(parts, step):
+    """One sample of three shows no person: two ranks, with two samples and one of their own, against one process."""
+    more = SimpleNamespace(**{k: torch.cat([v, v.flip(0)]).detach() for k, v in vars(step).items()})
+    more.prediction.requires_grad_()
+    types = ["person", "other", "person", "person"]
+    whole = call(term(parts, average="batch"), more, data_types=types)
+    want, got = gradient(whole, more), []
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = SimpleNamespace(**{k: v[rows].detach() for k, v in vars(more).items()})
+        part.prediction.requires_grad_()
+        got.append((part, call(term(parts, average="batch"), part, data_types=types[rows])))
+    assert sum(v.item() for _, v in got) / 2 == pytest.approx(whole.item(), rel=1e-6)
+    assert torch.allclose(torch.cat([gradient(v, p) for p, v in got]) / 2, want, rtol=1e-4, atol=1e-9)
+    counted = call(term(parts), more, data_types=types)
+    assert counted.item() == pytest.approx(whole.item() * 4 / 3, rel=1e-6)
+
+
+def test_a_disabled_term_is_zero_and_costs_nothing(step):
+    def never():
+        raise AssertionError("the loss was made")
+
+    assert call(FaceTerm(never, enabled=False), step).item() == 0
+
+
+def test_models_are_loaded_at_the_first_step(parts, step):
+    made = []
+
+    def load():
+        made.append(1)
+        return facegrad.FaceIdentityLoss(FLOW, **parts)
+
+    face = FaceTerm(load)
+    assert not made
+    call(face, step), call(face, step)
+    assert made == [1]
+
+
+def test_bad_data_is_skipped_named_and_counted(parts, step):
+    """A picture without a face, one of two persons, one too small: none stops the training."""
+    empty = torch.from_numpy(faces.background(np.random.default_rng(0), 64, 64)).permute(2, 0, 1)
+    two = torch.cat([step.pictures[0][:, :, 8:40], step.pictures[1][:, :, 24:56]], 2)
+    small = torch.full((3, 64, 64), 0.5)
+    small[:, 30:34, 30:34] = torch.nn.functional.interpolate(step.pictures[:1], size=(4, 4), mode="area")[0]
+    more = SimpleNamespace(**{k: torch.cat([v, v]).detach() for k, v in vars(step).items()})
+    more.pictures = torch.stack([step.pictures[0], empty, small, two])
+    more.prediction.requires_grad_()
+    face = term(parts)
+    found = gradient(call(face, more), more)
+    outcomes = [s.outcome for s in face.report.samples]
+    assert outcomes[0] == facegrad.Outcome.COUNTED
+    assert outcomes[1] == outcomes[2] == facegrad.Outcome.NO_REFERENCE_FACE
+    assert found[1].abs().max() == found[2].abs().max() == 0 < found[0].abs().max()
+    assert face.logs()["face/skipped_no_reference_face"] >= 2
+    assert face.summary()["no_reference_face"] >= 2 and face.summary()["counted"] >= 1
+
+
+def test_a_prediction_that_blew_up_counts_nothing(parts, step):
+    step.prediction.data[0] = float("nan")
+    face = term(parts)
+    value = call(face, step)
+    found = gradient(value, step)
+    assert value.isfinite() and found.isfinite().all() and found[0].abs().max() == 0 < found[1].abs().max()
+    assert face.logs()["face/skipped_non_finite"] == 1
+
+
+def test_a_run_in_which_nothing_counts_says_so(parts, step, caplog):
+    face = term(parts, warn_after=3)
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        for _ in range(2):
+            call(face, step, data_types=["cat", "dog"])
+        call(face, step)
+        for _ in range(2):
+            call(face, step, data_types=["cat", "dog"])
+        assert not [r for r in caplog.records if "no sample has counted" in r.message]
+        call(face, step, data_types=["cat", "dog"])
+    told = [r.message for r in caplog.records if "no sample has counted" in r.message]
+    assert len(told) == 1 and "last 3 steps" in told[0] and "data_type 6" in told[0]
+
+
+def test_steps_between_are_no_reason_to_warn(parts, step, caplog):
+    face = term(parts, {**FLOW, "every_n_steps": 4}, warn_after=1)
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        values = [call(face, step).item() for _ in range(8)]
+    assert [v > 0 for v in values] == [True, False, False, False] * 2
+    assert not [r for r in caplog.records if "no sample has counted" in r.message]
+
+
+def test_a_restored_term_goes_on(parts, step):
+    config = {**FLOW, "every_n_steps": 3}
+    through, before = term(parts, config), term(parts, config)
+    values = [call(through, step).item() for _ in range(7)]
+    first = [call(before, step).item() for _ in range(4)]
+    after = term(parts, config)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert first + [call(after, step).item() for _ in range(3)] == values
+    assert after.summary() == through.summary() and after.step == through.step == 7
+    with pytest.raises(ValueError, match="quiet"):
+        after.load_state_dict({"step": 1, "reasons": {}, "totals": {}})
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="average"):
+        FaceTerm(lambda: None, average="sum")
+    with pytest.raises(ValueError, match="warn_after"):
+        FaceTerm(lambda: None, warn_after=0)
+
+
+def test_types_from_folders():
+    assert person_types(["a/person/1.png", "a\\person_head\\2.png", "a/cats/person.png", "3.png"]) == ["person", "person_head", "other", "other"]
+
+
+# The adapters, each on a stand-in with its trainer's signatures and order of calls (examples/trainers/hooks.py checks
+# those against a checkout).
+
+
+class SdScripts:
+    """process_batch of train_network.NetworkTrainer, as short as it goes."""
+
+    flow = True
+
+    def call_unet(self, args, accelerator, unet, noisy_latents, timesteps, text_conds, batch, weight_dtype, **kwargs):
+        return unet
+
+    def get_noise_pred_and_target(self, args, accelerator, noise_scheduler, latents, batch, text_encoder_conds, unet, network, weight_dtype, train_unet, is_train=True):
+        noise, timesteps = batch["noise"], batch["timesteps"]
+        if self.flow:
+            return unet, noise - latents, timesteps, None
+        noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+        return self.call_unet(args, accelerator, unet, noisy.requires_grad_(train_unet), timesteps, text_encoder_conds, batch, weight_dtype), noise, timesteps, None
+
+    def post_process_loss(self, loss, args, timesteps, noise_scheduler):
+        return loss
+
+    def generate_step_logs(self, args, current_loss):
+        return {"loss/current": current_loss}
+
+    def process_batch(self, batch, args, noise_scheduler, is_train=True):
+        prediction, target, timesteps, _ = self.get_noise_pred_and_target(
+            args, None, noise_scheduler, batch["latents"], batch, [None], batch["prediction"], None, None, True, is_train=is_train
+        )
+        loss = (prediction.float() - target.float()).square().mean([1, 2, 3])
+        return self.post_process_loss(loss, args, timesteps, noise_scheduler).mean()
+
+
+def sd_batch(s):
+    return {"latents": s.x0, "noise": s.x1, "timesteps": s.t * 1000, "prediction": s.prediction, "images": s.pictures * 2 - 1}
+
+
+def test_sd_scripts_flux(parts, step):
+    face, args = term(parts), SimpleNamespace(model_prediction_type="raw")
+    trainer, plain = sd_scripts.with_face_loss(SdScripts, face)(), SdScripts()
+    batch = sd_batch(step)
+    extra = trainer.process_batch(batch, args, None) - plain.process_batch(batch, args, None)
+    assert extra.item() == pytest.approx(call(term(parts), step).item(), rel=1e-4)
+    assert trainer.process_batch(batch, args, None, is_train=False).item() == plain.process_batch(batch, args, None).item()
+    assert trainer.generate_step_logs(args, 1.0)["face/counted"] == 2
+    with pytest.raises(ValueError, match="raw"):
+        trainer.process_batch(batch, SimpleNamespace(model_prediction_type="sigma_scaled"), None)
+    with pytest.raises(ValueError, match="cache_latents"):
+        trainer.process_batch({**batch, "images": None}, args, None)
+
+
+def test_sd_scripts_sdxl(parts, step):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    config = {**FLOW, "prediction": {"kind": "epsilon", "time": "alpha_bar"}}
+    base = type("Sdxl", (SdScripts,), {"flow": False})
+    trainer, batch = sd_scripts.with_face_loss(base, term(parts, config))(), sd_batch(step)
+    batch["timesteps"] = torch.tensor([300, 600])
+    extra = trainer.process_batch(batch, SimpleNamespace(), scheduler) - base().process_batch(batch, SimpleNamespace(), scheduler)
+    x_t, levels = scheduler.add_noise(step.x0, step.x1, batch["timesteps"]), scheduler.alphas_cumprod[batch["timesteps"]]
+    want = term(parts, config)(prediction=step.prediction, x_t=x_t, t=levels, references=step.pictures)
+    assert extra.item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_ai_toolkit(parts, step):
+    class Trainer:
+        def __init__(self):
+            self.sd, self.additional_logs = SimpleNamespace(is_flow_matching=True), {}
+
+        def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier=1.0, prior_pred=None, **kwargs):
+            return torch.zeros(())
+
+    batch = SimpleNamespace(tensor=step.pictures * 2 - 1, get_is_reg_list=lambda: [False, False])
+    trainer = ai_toolkit.with_face_loss(Trainer, term(parts))()
+    arguments = {"noise_pred": step.prediction, "noise": step.x1, "noisy_latents": step.x_t, "timesteps": step.t * 1000}
+    value = trainer.calculate_loss(**arguments, batch=batch, mask_multiplier=1.0, prior_pred=None)
+    assert value.item() == pytest.approx(call(term(parts), step).item(), rel=1e-5)
+    assert trainer.additional_logs["face/counted"] == 2
+    batch.get_is_reg_list = lambda: [False, True]
+    assert trainer.calculate_loss(**arguments, batch=batch).item() == 0
+    with pytest.raises(ValueError, match="load_image_when_caching_latents"):
+        trainer.calculate_loss(**arguments, batch=SimpleNamespace(tensor=None, get_is_reg_list=lambda: [False]))
+
+
+def test_simpletuner(parts, step):
+    class Model:
+        PREDICTION_TYPE = SimpleNamespace(value="flow_matching")
+
+        def auxiliary_loss(self, model_output, prepared_batch, loss, *, apply_layersync=True, clear_hidden_state_buffer=True):
+            return loss, None
+
+    model = simpletuner.with_face_loss(Model, term(parts), lambda batch: {"references": step.pictures})()
+    batch = {"noisy_latents": step.x_t, "sigmas": step.t.view(-1, 1, 1, 1), "latents": step.x0}
+    loss, logs = model.auxiliary_loss(prepared_batch=batch, model_output={"model_prediction": step.prediction}, loss=torch.tensor(1.0))
+    assert loss.item() == pytest.approx(1 + call(term(parts), step).item(), rel=1e-5) and logs["face/counted"] == 2
+
+
+def test_onetrainer(parts, step):
+    class Setup:
+        def calculate_loss(self, model, batch, data, config):
+            return torch.zeros(())
+
+    onetrainer.add_face_loss(Setup, term(parts), lambda batch: {"references": step.pictures})
+    model = SimpleNamespace(vae=SimpleNamespace(config={"shift_factor": 0.5, "scaling_factor": 2.0}),
+                            noise_scheduler=SimpleNamespace(config={"num_train_timesteps": 1000}))  # fmt: skip
+    batch = {"latent_image": step.x0 / 2 + 0.5, "image_path": ["a", "b"]}
+    data = {"loss_type": "target", "timestep": torch.tensor([299, 599]), "predicted": step.prediction, "target": step.x1 - step.x0}
+    value = Setup().calculate_loss(model, batch, data, None)
+    assert value.item() == pytest.approx(call(term(parts), step).item(), rel=1e-4)
+    with torch.no_grad():
+        assert Setup().calculate_loss(model, batch, data, None).item() == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["flow", "negated"])
+def test_musubi_tuner(parts, step, sign):
+    class Trainer:
+        def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
+            return noisy_latents(latents, noise - latents, step.t), step.t * 1000 + 1
+
+        def process_batch(self, args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype, network_dtype, vae, global_step):
+            _, timesteps = self.get_noisy_model_input_and_timesteps(args, noise, latents, None, noise_scheduler, "cpu", dit_dtype)
+            output = SimpleNamespace(pred=sign * step.prediction, target=sign * (noise - latents))
+            return self.compute_loss(args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step)
+
+        def compute_loss(self, args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step):
+            return (output.pred - output.target).square().mean(), {}
+
+    trainer = musubi_tuner.with_face_loss(Trainer, term(parts), lambda batch: {"references": step.pictures})()
+    rest = (None, torch.float32, torch.float32, None, 0)
+    for x0, x1 in ((step.x0, step.x1), (step.x0[:, :, None], step.x1[:, :, None])):
+        if x0.dim() == 5:
+            step.prediction = step.prediction[:, :, None]
+            step.t = step.t
+        value, metrics = trainer.process_batch(None, None, None, None, {}, x0, x1, *rest)
+        mse = (step.prediction - (x1 - x0)).square().mean()
+        flat = SimpleNamespace(**{**vars(step), "prediction": step.prediction.reshape(2, 4, 8, 8)})
+        assert (value - mse).item() == pytest.approx(call(term(parts), flat).item(), rel=1e-3)
+        assert metrics["face/counted"] == 2

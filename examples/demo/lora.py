@@ -1,0 +1,124 @@
+"""The LoRA training of the demo: diffusers' FLUX transformer, peft's adapter, and the face loss as one more term."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+import world
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_mlp", "proj_out"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on: with the same settings it gives the same numbers."""
+
+    person: int
+    seed: int
+    face_weight: float
+    pictures: int = 5
+    steps: int = 100
+    batch: int = 4
+    rank: int = 16
+    rate: float = 3e-3
+
+
+@dataclass
+class History:
+    """Per step: mse, face loss as added, similarity of the counted samples, skipped samples, seconds by stage.
+    Now and then: the judge's opinion, as pairs of step and mean cosine."""
+
+    mse: list[float] = field(default_factory=list)
+    face: list[float] = field(default_factory=list)
+    similarity: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "face loss": 0.0, "backward": 0.0, "optimiser": 0.0})
+    judged: list[tuple[int, float]] = field(default_factory=list)
+
+
+class LoraRun:
+    """One LoRA from one person's pictures. `face_loss` is None or a facegrad.FaceIdentityLoss whose weight is
+    already in it. The state is written to `path` now and then, and a new object goes on from there."""
+
+    def __init__(self, settings: Settings, vae, face_loss, path: Path) -> None:
+        self.settings, self.face_loss, self.path = settings, face_loss, path
+        images, self.landmarks, self.captions = world.pictures([settings.person], range(settings.pictures))
+        self.images = images.float() / 255
+        self.latents = world.pack(world.encode(vae, images))
+        self.transformer = world.load_transformer()
+        torch.manual_seed(settings.seed)
+        self.transformer.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=TARGETS))
+        self.parameters = [p for p in self.transformer.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.rate)
+        self.step, self.history = 0, History()
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self.path.exists():
+            return
+        state = torch.load(self.path)
+        if state["settings"] != asdict(self.settings):
+            return
+        set_peft_model_state_dict(self.transformer, state["lora"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.history = state["step"], History(**state["history"])
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        half_written = self.path.with_suffix(".part")
+        torch.save(dict(settings=asdict(self.settings), lora=get_peft_model_state_dict(self.transformer),
+                        optimiser=self.optimiser.state_dict(), step=self.step, history=asdict(self.history)), half_written)
+        half_written.replace(self.path)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.settings.steps
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step. Its random numbers follow from seed and step alone, so that a run that was stopped
+        goes on as if it had not been, and two runs with one seed differ by the face loss only."""
+        s, clock = self.settings, _Clock(self.history.seconds)
+        g = torch.Generator().manual_seed(s.seed * 100_003 + self.step)
+        index = torch.randint(len(self.latents), (s.batch,), generator=g)
+        x0, noise = self.latents[index], torch.randn(s.batch, *self.latents.shape[1:], generator=g)
+        t = torch.randn(s.batch, generator=g).sigmoid()
+        x_t = torch.lerp(x0, noise, t[:, None, None])
+        v = self.transformer(hidden_states=x_t, timestep=t, **world.prompt(self.captions[index]), return_dict=False)[0]
+        loss = mse = F.mse_loss(v, noise - x0)
+        clock("model")
+        face, similarity, skipped = 0.0, float("nan"), 0
+        if self.face_loss is not None:
+            term, report = self.face_loss(x_t=x_t, prediction=v, t=t, references=self.images[index], size=(8, 8),
+                                          reference_landmarks=self.landmarks[index], step=self.step)
+            loss = mse + term
+            face, similarity, skipped = report.loss, report.similarity, s.batch - report.counted
+            clock("face loss")
+        self.optimiser.zero_grad()
+        loss.backward()
+        clock("backward")
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1)
+        self.optimiser.step()
+        clock("optimiser")
+        self.step += 1
+        h = self.history
+        for kept, value in ((h.mse, mse.item()), (h.face, face), (h.similarity, similarity), (h.skipped, skipped)):
+            kept.append(value)
+        return dict(mse=h.mse[-1], face=face, similarity=similarity, skipped=sum(h.skipped))
+
+
+class _Clock:
+    """Adds the seconds since the last call to the named stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now

@@ -1,0 +1,117 @@
+//! What GroupNorm divides by. Its mean and deviation belong to the whole map, so a norm that sees a
+//! window of the map has to be told them.
+
+use crate::error::{Result, bail};
+use std::cell::RefCell;
+use tch::{Kind, Tensor};
+
+/// Statistics of every GroupNorm of a decoder for a batch: `[norms,2,B,groups]`, f32, mean and reciprocal
+/// deviation. They count as constants in the backward pass.
+#[derive(Debug)]
+pub struct Statistics(Tensor);
+
+impl Statistics {
+    /// Those of one sample of the batch.
+    pub fn sample(&self, at: i64) -> Result<Statistics> {
+        Ok(Statistics(self.0.f_narrow_copy(2, at, 1)?))
+    }
+
+    /// Those of several batches, as one.
+    pub fn join(parts: &[Statistics]) -> Result<Statistics> {
+        let parts: Vec<&Tensor> = parts.iter().map(|part| &part.0).collect();
+        Ok(Statistics(Tensor::f_cat(&parts, 2)?))
+    }
+
+    /// `(1 − weight)·self + weight·other`.
+    pub fn between(&self, other: &Statistics, weight: f64) -> Result<Statistics> {
+        Ok(Statistics(self.0.f_lerp(&other.0, weight)?))
+    }
+
+    /// The same tensor, not a copy.
+    pub fn share(&self) -> Statistics {
+        Statistics(self.0.shallow_clone())
+    }
+
+    /// Mean and reciprocal deviation `[B,groups]` of norm `id`.
+    fn norm(&self, id: i64) -> Result<(Tensor, Tensor)> {
+        let one = self.0.f_select(0, id)?;
+        Ok((one.f_select(0, 0)?, one.f_select(0, 1)?))
+    }
+}
+
+/// What the GroupNorms of a chain go by.
+pub(super) enum Norms<'a> {
+    /// The map that they see.
+    Own,
+    /// The same, and they write down what they saw.
+    Recorded(&'a Recorder),
+    /// The map that theirs is a part of.
+    Given(&'a Statistics),
+}
+
+/// Collects statistics while a chain runs.
+#[derive(Default)]
+pub(super) struct Recorder(RefCell<Vec<(i64, Tensor)>>);
+
+impl Recorder {
+    /// All of them; `None` where the chain has no GroupNorm.
+    pub(super) fn finish(self) -> Result<Option<Statistics>> {
+        let mut seen = self.0.into_inner();
+        seen.sort_by_key(|(id, _)| *id);
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let rows: Vec<Tensor> = seen.into_iter().map(|(_, row)| row).collect();
+        Ok(Some(Statistics(Tensor::f_stack(&rows, 0)?)))
+    }
+}
+
+/// GroupNorm with weight and bias.
+pub(super) struct GroupNorm {
+    /// Counts the decoder's recorded norms from 0, in the order of the chain.
+    pub id: i64,
+    pub groups: i64,
+    pub weight: Tensor,
+    pub bias: Tensor,
+    pub eps: f64,
+}
+
+impl GroupNorm {
+    pub(super) fn apply(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        match norms {
+            Norms::Own => Ok(x.f_group_norm(self.groups, weight, bias, self.eps, true)?),
+            Norms::Recorded(recorder) => {
+                let size = x.size();
+                let &[b, c, h, w] = size.as_slice() else {
+                    bail!(Internal, "GroupNorm of a map of shape {size:?}");
+                };
+                let x = x.f_contiguous()?;
+                let (y, mean, rstd) =
+                    x.f_native_group_norm(weight, bias, b, c, h * w, self.groups, self.eps)?;
+                let row = Tensor::f_stack(&[mean, rstd], 0)?.f_to_kind(Kind::Float)?;
+                recorder.0.borrow_mut().push((self.id, row));
+                Ok(y)
+            }
+            Norms::Given(statistics) => {
+                let (mean, rstd) = statistics.norm(self.id)?;
+                let samples = mean.size()[0];
+                if x.size()[0] != samples {
+                    bail!(
+                        Internal,
+                        "statistics of {samples} samples for a map of shape {:?}",
+                        x.size()
+                    );
+                }
+                // (x − mean)·rstd·weight + bias as one multiplication and one addition a channel.
+                let channels = self.weight.size()[0];
+                let wide =
+                    |t: &Tensor| t.f_repeat_interleave_self_int(channels / self.groups, 1, None);
+                let scale = wide(&rstd)?.f_mul(&self.weight)?;
+                let shift = self.bias.f_sub(&wide(&mean)?.f_mul(&scale)?)?;
+                let like = |t: Tensor| t.f_to_kind(x.kind())?.f_view([samples, channels, 1, 1]);
+                Ok(like(shift)?.f_addcmul(x, &like(scale)?)?)
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+"""The installed tree: names, packages, and hosts that are built from it with pkg-config and CMake."""
+
+from __future__ import annotations
+
+import re
+
+from pathlib import Path
+
+from conftest import ASSETS, FIXTURES, HERE, ROOT, WARNINGS, counted, run, tool
+
+VERSION = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+ABI = VERSION.rsplit(".", 1)[0]
+APT = "install it (Debian: apt install {})"
+
+
+def test_the_tree(installed: Path) -> None:
+    files = {str(p.relative_to(installed)) for p in installed.rglob("*") if not p.is_dir()}
+    assert files == {
+        "include/facegrad.h", "include/facegrad.hpp", "include/facegrad_library.hpp", "include/facegrad_torch.hpp",
+        "lib/libfacegrad.so", f"lib/libfacegrad.so.{ABI}", f"lib/libfacegrad.so.{VERSION}", "lib/pkgconfig/facegrad.pc",
+        "lib/cmake/facegrad/facegradConfig.cmake", "lib/cmake/facegrad/facegradConfigVersion.cmake", "lib/cmake/facegrad/facegradTorch.cmake",
+    }  # fmt: skip
+    dynamic = run("readelf", "-d", installed / "lib/libfacegrad.so")
+    assert f"[libfacegrad.so.{ABI}]" in dynamic
+    torch = re.search(r'TORCH_VERSION: &str = "(.*)"', (ROOT / "src/tensor/mod.rs").read_text())[1]
+    library = (installed / "include/facegrad_library.hpp").read_text()
+    assert f'"libfacegrad.so.{ABI}"' in library and f'"{torch}"' in library, "the loader's defaults are of another version"
+    for text in (p.read_text() for p in installed.rglob("facegrad*") if p.suffix in (".cmake", ".pc")):
+        assert "@" not in text.replace("@only", ""), text
+
+
+def test_a_linked_host_by_pkg_config(installed: Path, tmp_path: Path) -> None:
+    config = tool("pkg-config", APT.format("pkg-config"))
+    env = {"PKG_CONFIG_PATH": str(installed / "lib/pkgconfig")}
+    flags = run(config, "--cflags", "--libs", "facegrad", env=env).split()
+    folder = run(config, "--variable=libdir", "facegrad", env=env).strip()
+    assert run(config, "--modversion", "facegrad", env=env).strip() == VERSION
+    run("cc", "-std=c99", *WARNINGS, ROOT / "tests/c/photograph.c", *flags, f"-Wl,-rpath,{folder}", "-lm", "-o", tmp_path / "host")
+    counted(run(tmp_path / "host", FIXTURES))
+
+
+def test_the_c_example(installed: Path, pictures: Path, tmp_path: Path) -> None:
+    run("cc", "-std=c99", *WARNINGS, f"-I{installed}/include", ROOT / "examples/c/host.c", "-ldl", "-lm", "-o", tmp_path / "host")
+    text = run(tmp_path / "host", installed / "lib/libfacegrad.so", ASSETS, pictures / "0_0.ppm", pictures / "1_0.ppm")
+    assert "ONNX Runtime" in text, "it lies where it was at build time"
+    similarity = [float(value) for value in re.findall(r"similarity ([+-][\d.]+)", text)]
+    assert similarity[-1] > similarity[0] + 0.1, text
+    text = run(tmp_path / "host", "libm.so.6", ASSETS, "x", "y", status=1)
+    assert "not facegrad" in text

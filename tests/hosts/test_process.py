@@ -1,0 +1,77 @@
+"""Processes that do not suit the library, and processes that end in every way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ASSETS, HERE, TORCH, WARNINGS, Compile, run
+
+WAYS = [
+    "freed", "left alive", "every order", "freed at exit", "used at exit", "exit on a thread", "exit in a callback",
+    "main ends first", "dlclose first", "dlclose and again", "dlclose left alive", "fork before", "fork after", "fork, the child only frees",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_process_ends_well(way: str, compiled: Compile, installed: Path) -> None:
+    program = compiled("lifetimes.c", "-Wno-unused-function", link=False, std="gnu99", name="lifetimes")
+    run(program, installed / "lib/libfacegrad.so", ASSETS, way, timeout=120)
+
+
+def fake(tmp_path: Path, installed: Path, source: str, name: str, *flags: str) -> Path:
+    library = tmp_path / name
+    run("cc", "-shared", "-fPIC", *WARNINGS, f"-I{installed}/include", *flags, HERE / "fakes" / source, "-o", library)
+    return library
+
+
+def homeless(installed: Path, tmp_path: Path) -> Path:
+    """The library without a way to libtorch: its RUNPATH names a folder that is not there."""
+    content = (installed / "lib/libfacegrad.so").read_bytes()
+    runpath = re.search(r"RUNPATH.*\[(.*)\]", run("readelf", "-d", installed / "lib/libfacegrad.so"))[1].encode()
+    copy = tmp_path / "libfacegrad.so"
+    copy.write_bytes(content.replace(runpath + b"\0", b"/nowhere".ljust(len(runpath), b"_") + b"\0"))
+    return copy
+
+
+@pytest.fixture
+def loader(compiled: Compile) -> Path:
+    return compiled("loader.cc", link=False, name="loader")
+
+
+def test_another_libtorch_in_the_process(loader: Path, installed: Path, tmp_path: Path) -> None:
+    other = fake(tmp_path, installed, "torch.c", "libtorch_cpu.so", "-Wl,-soname,libtorch_cpu.so")
+    text = run(loader, installed / "lib/libfacegrad.so", "--before", other)
+    assert text.startswith("status 201:") and "libtorch 2.10" in text and "2.11.0" in text, text
+
+
+def test_no_libtorch(loader: Path, installed: Path, tmp_path: Path) -> None:
+    lost = homeless(installed, tmp_path)
+    text = run(loader, lost)
+    assert text.startswith("status 201:") and "libtorch_cpu.so" in text and "2.11.0" in text and len(text.splitlines()) == 1, text
+    assert run(loader, lost, "--libtorch", TORCH / "lib").startswith("status 0:")
+    text = run(loader, lost, "--libtorch", tmp_path)
+    assert text.startswith("status 201:") and str(tmp_path) in text, text
+
+
+def test_an_older_library(loader: Path, installed: Path, tmp_path: Path) -> None:
+    text = run(loader, fake(tmp_path, installed, "facegrad.c", "older.so"))
+    assert text.startswith("status 3:") and "update the library" in text, text
+    text = run(loader, fake(tmp_path, installed, "facegrad.c", "other.so", "-DOTHER_ABI"))
+    assert text.startswith("status 3:") and "ABI version 1" in text, text
+
+
+def test_an_onnxruntime_that_is_too_old(compiled: Compile, installed: Path, tmp_path: Path) -> None:
+    old = fake(tmp_path, installed, "onnxruntime.c", "libonnxruntime.so")
+    text = run(compiled("runtimes.cc", link=True, name="runtimes"), ASSETS, old)
+    assert "old: status 202" in text and "1.10.0" in text, text
+    assert "found: status 0" in text and "ONNX Runtime" in text, "after the failure the good one is still found"
+
+
+def test_cuda_in_a_program_that_never_linked_it(compiled: Compile, installed: Path) -> None:
+    """libtorch's CUDA half is found and loaded; whether there is a device is the machine's matter."""
+    text = run(compiled("runtimes.cc", link=True, name="runtimes"), ASSETS)
+    cuda = (TORCH / "lib/libtorch_cuda.so").exists()
+    expected = r"cuda: status (0|7: device cuda: torch sees \d+ CUDA device)" if cuda else "cuda: status 7: .*cannot be loaded"
+    assert re.search(expected, text), text
