@@ -95,6 +95,7 @@ freeze:
 bench: build $(VENV)/.ready-tests
 	cargo bench --bench abi
 	$(RUN) benches/step.py
+	$(RUN) benches/window.py
 	test ! -d $(DATA) || $(RUN) benches/evaluate.py $(DATA)
 
 clean:
