@@ -12,6 +12,7 @@ since random weights show no face).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -110,11 +111,13 @@ def resident() -> float:
 def work(way: str, size: int, face: float, steps: int, out: Path, halo: int | None) -> None:
     """Measures one way; writes its figures and its gradient."""
     step = step_of(way, size, face, halo)
-    if way in ("window cached", "window recompute"):
-        # The exact pass that fills the cache is not part of what is measured, so its peak must not be either: the kernel
-        # forgets the peak when told to.
-        step()
+    ctypes.CDLL(None).malloc_trim(0)
     loaded = resident()
+    if way in ("window cached", "window recompute"):
+        # The exact pass that fills the cache is not part of what is measured, so neither is what it leaves in malloc's
+        # arenas, nor its peak, which the kernel forgets when told to.
+        step()
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     times = []
     for _ in range(steps):

@@ -723,6 +723,8 @@ typedef struct facegrad_api {
                                     size_t capacity,
                                     size_t *needed);
   void (*evaluator_free)(struct facegrad_evaluator *evaluator);
+  facegrad_status (*loss_save)(struct facegrad_loss *loss, const char *path);
+  facegrad_status (*loss_restore)(struct facegrad_loss *loss, const char *path);
 } facegrad_api;
 
 /**
@@ -1195,6 +1197,30 @@ facegrad_status facegrad_loss_images(struct facegrad_loss *loss,
                                      size_t samples_capacity,
                                      struct facegrad_result *result,
                                      void *stream);
+
+/**
+ * Writes what the loss remembers to a file: registered references, faces of reference images, statistics of
+ * `norm_stats`, and whether audits have ended the use of windows. With it a training that was stopped goes on
+ * with the same numbers. The file is there as a whole or not at all; it holds embeddings of people's faces.
+ *
+ * @param[in] path replaces a file of that name
+ *
+ * Errors: `IO`.
+ */
+facegrad_status facegrad_loss_save(struct facegrad_loss *loss,
+                                   const char *path);
+
+/**
+ * Remembers what `facegrad_loss_save` wrote, in place of all that the loss remembers. The configuration is the
+ * loss's own. On failure nothing changes.
+ *
+ * @param[in] path a file of any content: nothing in it is trusted
+ *
+ * Errors: `IO`, `FORMAT` for another or a damaged file, `LIMIT`; `ARGUMENT` where the recogniser or the VAE is another
+ * than the one that it was saved with; `UNSUPPORTED` for a file of a newer library.
+ */
+facegrad_status facegrad_loss_restore(struct facegrad_loss *loss,
+                                      const char *path);
 
 /**
  * What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,

@@ -322,6 +322,10 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
         return check(api().loss_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
     }
     Outcome<void> remove_reference(const std::string &id) { return check(api().loss_remove_reference(get(), id.c_str())); }
+    /// Writes what the loss remembers, so that a stopped training goes on with the same numbers.
+    Outcome<void> save(const std::string &path) { return check(api().loss_save(get(), path.c_str())); }
+    /// Remembers what save() wrote, and nothing else.
+    Outcome<void> restore(const std::string &path) { return check(api().loss_restore(get(), path.c_str())); }
     /// The loss of `[N,3,H,W]` images; `gradient` receives its gradient with respect to them.
     Outcome<Report> images(const TensorView &images, const Targets &targets, const TensorView *gradient = nullptr,
                            void *stream = nullptr) {

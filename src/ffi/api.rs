@@ -301,6 +301,10 @@ pub struct facegrad_api {
         needed: *mut usize,
     ) -> facegrad_status,
     pub evaluator_free: extern "C" fn(evaluator: *mut facegrad_evaluator),
+    pub loss_save:
+        unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
+    pub loss_restore:
+        unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
 }
 
 static API: facegrad_api = facegrad_api {
@@ -357,12 +361,14 @@ static API: facegrad_api = facegrad_api {
     evaluator_find: facegrad_evaluator_find,
     evaluator_info: facegrad_evaluator_info,
     evaluator_free: facegrad_evaluator_free,
+    loss_save: facegrad_loss_save,
+    loss_restore: facegrad_loss_restore,
 };
 
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 50 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 52 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

@@ -298,6 +298,52 @@ pub unsafe extern "C" fn facegrad_loss_images(
     })
 }
 
+/// Writes what the loss remembers to a file: registered references, faces of reference images, statistics of
+/// `norm_stats`, and whether audits have ended the use of windows. With it a training that was stopped goes on
+/// with the same numbers. The file is there as a whole or not at all; it holds embeddings of people's faces.
+///
+/// @param[in] path replaces a file of that name
+///
+/// Errors: `IO`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_loss_save(
+    loss: *mut facegrad_loss,
+    path: *const c_char,
+) -> facegrad_status {
+    call(|| {
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
+        // SAFETY: the host promises a string.
+        let path = unsafe { text("path", path) }?;
+        let decoder = loss.decoder.clone();
+        loss.owned.with(Stream::default(), move |loss| {
+            loss.save(path.as_ref(), decoder.as_ref().map(lock).as_deref())
+        })
+    })
+}
+
+/// Remembers what `facegrad_loss_save` wrote, in place of all that the loss remembers. The configuration is the
+/// loss's own. On failure nothing changes.
+///
+/// @param[in] path a file of any content: nothing in it is trusted
+///
+/// Errors: `IO`, `FORMAT` for another or a damaged file, `LIMIT`; `ARGUMENT` where the recogniser or the VAE is another
+/// than the one that it was saved with; `UNSUPPORTED` for a file of a newer library.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_loss_restore(
+    loss: *mut facegrad_loss,
+    path: *const c_char,
+) -> facegrad_status {
+    call(|| {
+        let loss = handle::get::<LossObject, _>("loss", loss)?;
+        // SAFETY: the host promises a string.
+        let path = unsafe { text("path", path) }?;
+        let decoder = loss.decoder.clone();
+        loss.owned.with(Stream::default(), move |loss| {
+            loss.restore(path.as_ref(), decoder.as_ref().map(lock).as_deref())
+        })
+    })
+}
+
 /// What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
 /// `face_loss_weight`, `face_types`.
 ///

@@ -4,11 +4,12 @@ use super::report::{Audit, Decoded};
 use crate::config::{Decode, LossConfig, NormStats};
 use crate::error::Result;
 use crate::log::{Level, emit, warn_host};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// How far windows are trusted. It only ever falls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Degree {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Degree {
     /// Not at all: whole images.
     Full,
     /// With statistics of the same step.
@@ -19,7 +20,8 @@ enum Degree {
 
 /// The configured ways to save work, as far as audits still allow them.
 pub(super) struct Trust {
-    degree: Degree,
+    /// What audits have left of it.
+    pub(super) degree: Degree,
     said: bool,
     decode: Decode,
     norm_stats: NormStats,

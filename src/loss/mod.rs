@@ -9,6 +9,7 @@ mod pipeline;
 mod references;
 mod report;
 mod schedule;
+mod state;
 mod statistics;
 mod step;
 mod targets;

@@ -6,6 +6,7 @@ use crate::config::ReferenceMode;
 use crate::error::{Result, bail};
 use crate::log::warn_host;
 use crate::tensor::content_hash;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use tch::Tensor;
 
@@ -69,7 +70,7 @@ impl Clone for Reference {
     }
 }
 
-#[derive(PartialEq, Eq, Hash, Clone)]
+#[derive(PartialEq, Eq, Hash, Clone, Serialize, Deserialize)]
 struct Key {
     content: u128,
     /// Bits of the given box and landmarks: the same picture may be used with another face.
@@ -251,6 +252,82 @@ impl References {
             self.cache.remove(&oldest);
         }
         self.cache.insert(key, (self.clock, face));
+    }
+}
+
+/// All that is remembered but the embeddings, whose rows are those of the registered ids, then those of the
+/// faces that were found.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SavedReferences {
+    registered: Vec<(String, i64)>,
+    /// From the one that was used longest ago; without a face, `None`.
+    cache: Vec<(Key, Option<(Known, [f64; 2])>)>,
+}
+
+impl References {
+    /// What is remembered, and the embeddings `[M,D]` where there are any.
+    pub(super) fn save(&self) -> Result<(SavedReferences, Option<Tensor>)> {
+        let mut rows = vec![];
+        let mut registered = vec![];
+        for (id, embeddings) in &self.registered {
+            registered.push((id.clone(), embeddings.size()[0]));
+            rows.push(embeddings.shallow_clone());
+        }
+        let mut by_use: Vec<_> = self.cache.iter().collect();
+        by_use.sort_by_key(|(_, (used, _))| *used);
+        let mut cache = vec![];
+        for (key, (_, face)) in by_use {
+            if let Some(face) = face {
+                rows.push(face.embedding.f_unsqueeze(0)?);
+            }
+            cache.push((
+                key.clone(),
+                face.as_ref().map(|face| (face.place, face.size)),
+            ));
+        }
+        let rows = (!rows.is_empty()).then(|| Tensor::f_cat(&rows, 0));
+        Ok((SavedReferences { registered, cache }, rows.transpose()?))
+    }
+
+    /// The number of embeddings that [`SavedReferences`] speaks of; `None` where a count cannot be true.
+    pub(super) fn rows(saved: &SavedReferences) -> Option<i64> {
+        let found = saved.cache.iter().filter(|(_, face)| face.is_some());
+        let registered = saved.registered.iter().map(|(_, count)| *count);
+        registered
+            .chain(found.map(|_| 1))
+            .try_fold(0i64, |sum, count| {
+                (count > 0).then_some(sum)?.checked_add(count)
+            })
+    }
+
+    /// Remembers what was saved and nothing else. `embeddings` has [`References::rows`] rows.
+    pub(super) fn restore(&mut self, saved: SavedReferences, embeddings: &Tensor) -> Result<()> {
+        let mut next = Self::new(self.mode, self.capacity);
+        let mut row = 0;
+        for (id, count) in saved.registered {
+            let rows = embeddings.f_narrow(0, row, count)?;
+            next.registered.insert(id, rows);
+            row += count;
+        }
+        for (key, face) in saved.cache {
+            let face = match face {
+                None => None,
+                Some((place, size)) => {
+                    row += 1;
+                    Some(ReferenceFace {
+                        embedding: embeddings.f_select(0, row - 1)?,
+                        place,
+                        size,
+                    })
+                }
+            };
+            if next.capacity > 0 {
+                next.clock += 1;
+                next.remember(key, face);
+            }
+        }
+        *self = next;
+        Ok(())
     }
 }
 

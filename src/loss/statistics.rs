@@ -4,13 +4,14 @@
 
 use crate::error::Result;
 use crate::nets::vae::Statistics;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Statistics serve noise levels up to so far away, and twice that between two of them.
 const REACH: f64 = 0.1;
 
 /// What tells a training sample from all others.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Identity {
     /// The host's name of it.
     Name(String),
@@ -111,5 +112,65 @@ impl Remembered {
                 statistics,
             },
         );
+    }
+}
+
+/// All that is remembered but the statistics, which follow one another as their entries do.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SavedStatistics {
+    /// From the one that was used longest ago: levels, in ascending order, and uses.
+    samples: Vec<(Key, Vec<(f64, u64)>)>,
+}
+
+impl Remembered {
+    /// What is remembered, and the statistics where there are any.
+    pub(super) fn save(&self) -> Result<(SavedStatistics, Option<Statistics>)> {
+        let mut by_use: Vec<_> = self.samples.iter().collect();
+        by_use.sort_by_key(|(_, (used, _))| *used);
+        let mut samples = vec![];
+        let mut all = vec![];
+        for (key, (_, entries)) in by_use {
+            let levels = entries.iter().map(|entry| (entry.level, entry.uses));
+            samples.push((key.clone(), levels.collect()));
+            all.extend(entries.iter().map(|entry| entry.statistics.share()));
+        }
+        let all = (!all.is_empty()).then(|| Statistics::join(&all));
+        Ok((SavedStatistics { samples }, all.transpose()?))
+    }
+
+    /// The number of statistics that [`SavedStatistics`] speaks of.
+    pub(super) fn entries(saved: &SavedStatistics) -> i64 {
+        saved
+            .samples
+            .iter()
+            .map(|(_, levels)| levels.len() as i64)
+            .sum()
+    }
+
+    /// Remembers what was saved and nothing else. `all` has [`Remembered::entries`] samples.
+    pub(super) fn restore(
+        &mut self,
+        saved: SavedStatistics,
+        all: Option<&Statistics>,
+    ) -> Result<()> {
+        let mut next = Self::new(self.refresh, self.capacity);
+        let mut at = 0;
+        for (key, levels) in saved.samples {
+            next.clock += 1;
+            let mut entries = vec![];
+            for (level, uses) in levels {
+                let Some(all) = all else { break };
+                entries.push(Entry {
+                    level,
+                    uses,
+                    statistics: all.sample(at)?,
+                });
+                at += 1;
+            }
+            entries.sort_by(|a, b| a.level.total_cmp(&b.level));
+            next.samples.insert(key, (next.clock, entries));
+        }
+        *self = next;
+        Ok(())
     }
 }

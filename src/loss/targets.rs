@@ -2,10 +2,11 @@
 
 use crate::error::{Result, bail};
 use crate::face::{Landmarks, middle};
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Where a face is, as far as the host knows.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Known {
     /// `[x1, y1, x2, y2]` in pixels.
     pub bbox: Option<[f64; 4]>,

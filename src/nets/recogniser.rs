@@ -268,6 +268,11 @@ impl Recogniser {
         self.input_size
     }
 
+    /// Where its inputs are expected.
+    pub fn device(&self) -> Device {
+        self.mean.device()
+    }
+
     /// Numbers of an embedding.
     pub fn dim(&self) -> i64 {
         self.dim

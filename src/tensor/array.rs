@@ -1,4 +1,4 @@
-//! Arrays of a weights file as tensors.
+//! Arrays of a weights file as tensors, and back.
 
 use crate::error::{Result, bail};
 use crate::weights::{Array, Dtype};
@@ -30,4 +30,30 @@ pub fn from_array(array: &Array, device: Device) -> Result<Tensor> {
         );
     }
     Ok(Tensor::f_from_data_size(&array.data, &shape, kind)?.f_to_device(device)?)
+}
+
+/// Copies a tensor's elements to the host.
+pub fn to_array(tensor: &Tensor) -> Result<Array> {
+    let dtype = match tensor.kind() {
+        Kind::Double => Dtype::F64,
+        Kind::Float => Dtype::F32,
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::Bf16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::Bool,
+        other => bail!(Internal, "no file has tensors of {other:?}"),
+    };
+    let elements = tensor.numel();
+    let mut data = vec![0; elements * dtype.size()];
+    let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+    host.f_copy_data_u8(&mut data, elements)?;
+    Ok(Array {
+        dtype,
+        shape: tensor.size().into_iter().map(|n| n as usize).collect(),
+        data,
+    })
 }

@@ -7,7 +7,7 @@ mod hash;
 mod pixels;
 mod view;
 
-pub use array::from_array;
+pub use array::{from_array, to_array};
 pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;

@@ -8,6 +8,7 @@ pub mod onnx;
 mod safetensors;
 mod torch;
 
+pub use self::safetensors::write;
 pub use kind::{Kind, kind};
 pub use names::{strip, take_prefix};
 

@@ -2,7 +2,9 @@
 
 use super::{Array, Dtype, Weights};
 use crate::error::{Error, Result, bail};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype as Kind, SafeTensors};
+use std::path::Path;
 
 /// The wanted arrays of a file's content.
 pub fn read(bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
@@ -34,4 +36,44 @@ pub fn read(bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
         weights.insert(name.to_string(), array);
     }
     Ok(weights)
+}
+
+/// Writes arrays as a file that is there as a whole or not at all.
+pub fn write(path: &Path, weights: &Weights) -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::Io(format!("{}: {e}", path.display()));
+    let views = weights.iter().map(|(name, array)| {
+        let view = TensorView::new(kind(array.dtype), array.shape.clone(), &array.data);
+        Ok((
+            name,
+            view.map_err(|e| Error::Internal(format!("{name}: {e}")))?,
+        ))
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let bytes = safetensors::serialize(views, None).map_err(|e| failed(&e))?;
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = folder.unwrap_or(Path::new(".")).join(name);
+    std::fs::write(&part, bytes).map_err(|e| failed(&e))?;
+    std::fs::rename(&part, path).map_err(|e| {
+        let _ = std::fs::remove_file(&part);
+        failed(&e)
+    })
+}
+
+fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F64 => Kind::F64,
+        Dtype::F32 => Kind::F32,
+        Dtype::F16 => Kind::F16,
+        Dtype::Bf16 => Kind::BF16,
+        Dtype::I64 => Kind::I64,
+        Dtype::I32 => Kind::I32,
+        Dtype::I16 => Kind::I16,
+        Dtype::I8 => Kind::I8,
+        Dtype::U8 => Kind::U8,
+        Dtype::Bool => Kind::BOOL,
+    }
 }

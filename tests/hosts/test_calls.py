@@ -26,11 +26,11 @@ def test_every_function_with_everything_that_can_be_wrong(how: str, compiled: Co
     include = f"-I{cases(tmp_path, installed / 'include/facegrad.h')}"
     match how:
         case "linked":
-            text = run(compiled("calls.c", include, name="calls"), ASSETS)
+            text = run(compiled("calls.c", include, name="calls"), ASSETS, cwd=tmp_path)
         case "loaded":
-            text = run(compiled("calls.c", include, "-DDYNAMIC", link=False, name="calls_loaded"), ASSETS, installed / "lib/libfacegrad.so")
+            text = run(compiled("calls.c", include, "-DDYNAMIC", link=False, name="calls_loaded"), ASSETS, installed / "lib/libfacegrad.so", cwd=tmp_path)
         case _:
-            text = run(compiled("calls.c", include, *SANITIZERS, name="calls_sanitized"), ASSETS)
+            text = run(compiled("calls.c", include, *SANITIZERS, name="calls_sanitized"), ASSETS, cwd=tmp_path)
     counted(text, least=len(header.read(installed / "include/facegrad.h").functions) * 5)
 
 
@@ -39,7 +39,7 @@ def test_a_program_of_the_frozen_header_runs_with_this_library(compiled: Compile
     frozen.mkdir()
     shutil.copy(PROMISED, frozen)
     program = compiled("calls.c", f"-I{frozen}", f"-I{cases(tmp_path, PROMISED)}", "-DDYNAMIC", link=False, name="calls_frozen")
-    counted(run(program, ASSETS, installed / "lib/libfacegrad.so"), least=200)
+    counted(run(program, ASSETS, installed / "lib/libfacegrad.so", cwd=tmp_path), least=200)
 
 
 def test_the_header_keeps_what_was_promised() -> None:

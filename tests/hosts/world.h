@@ -12,6 +12,9 @@
 
 enum { SIDE = 64, HALF = 32, DIM = 128, CROP = 112 };
 
+/* In the working directory. */
+#define STATE "loss.state"
+
 /* A dense float32 tensor in memory of exactly its size, so that AddressSanitizer sees a step beyond. */
 typedef struct {
     facegrad_tensor view;
@@ -145,6 +148,7 @@ static void world_new(const facegrad_api *api, const char *assets) {
     world.step.times = &world.times.view;
 
     must(api->evaluator_set_reference(world.evaluator, "eva", &world.images.view, &world.landmarks.view, NULL), "evaluator_set_reference");
+    must(api->loss_save(world.loss, STATE), "loss_save");
     must(api->graph_input(world.graph, &world.images.view, 1, &world.image_node, NULL), "graph_input");
     must(api->graph_input(world.graph, &world.latents.view, 1, &world.latent_node, NULL), "graph_input");
     must(api->graph_face_loss(world.graph, world.image_node, world.loss, &world.targets, NULL, 0, NULL, &world.loss_node, NULL), "graph_face_loss");
@@ -226,6 +230,7 @@ static void ignore(int32_t level, const char *message, void *user_data) {
 #define ARG_loss world.loss
 #define ARG_graph world.graph
 #define ARG_evaluator world.evaluator
+#define ARG_path STATE
 #define ARG_evaluator_new__config world.evaluator_config
 #define ARG_evaluator_faces__capacity 1
 #define ARG_evaluator_align__count 1

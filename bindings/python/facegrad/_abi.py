@@ -152,6 +152,8 @@ PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "loss_images": (Status, [Handle, TensorPointer, c.POINTER(Targets), TensorPointer, c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
     "loss_step": (Status, [Handle, c.POINTER(Step), c.POINTER(Targets), TensorPointer, c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.c_void_p]),
     "loss_info": (Status, [Handle, *_STRING_OUT]),
+    "loss_save": (Status, [Handle, Text]),
+    "loss_restore": (Status, [Handle, Text]),
     "loss_free": (None, [Handle]),
     "graph_new": (Status, [Handle, c.POINTER(Handle)]),
     "graph_input": (Status, [Handle, TensorPointer, c.c_int32, c.POINTER(c.c_int64), c.c_void_p]),

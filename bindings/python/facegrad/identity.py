@@ -109,6 +109,16 @@ class FaceIdentityLoss:
         if self.loss is not None:
             self.loss.set_reference(id, images, landmarks)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes what the loss remembers: see :meth:`FaceLoss.save`. Without a loss nothing is written."""
+        if self.loss is not None:
+            self.loss.save(path)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Remembers what :meth:`save` wrote: see :meth:`FaceLoss.restore`."""
+        if self.loss is not None:
+            self.loss.restore(path)
+
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.

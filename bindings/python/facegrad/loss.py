@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,18 @@ class FaceLoss(Owner):
     def remove_reference(self, id: str) -> None:
         """Forgets a registered person."""
         call("loss_remove_reference", self._handle, id.encode())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes what the loss remembers to a file: registered persons, faces of reference images, statistics of
+        ``norm_stats``, and whether audits have ended the use of windows. It holds embeddings of people's faces."""
+        call("loss_save", self._handle, os.fsencode(path))
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Remembers what :meth:`save` wrote, and nothing else: a training that was stopped goes on with the same numbers.
+
+        Raises :class:`facegrad.FacegradError` where the file is damaged, or was written with another recogniser or VAE;
+        the loss is then unchanged."""
+        call("loss_restore", self._handle, os.fsencode(path))
 
     def __call__(self, images: torch.Tensor, references: torch.Tensor | None = None, **targets: Any) -> tuple[torch.Tensor, Report]:
         """The weighted loss of images, a scalar that ``backward()`` can start from, and the report.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from types import SimpleNamespace
@@ -158,17 +157,52 @@ def test_steps_between_are_no_reason_to_warn(parts, step, caplog):
     assert not [r for r in caplog.records if "no sample has counted" in r.message]
 
 
-def test_a_restored_term_goes_on(parts, step):
+def through_a_file(state, path):
+    torch.save(state, path)
+    return torch.load(path, weights_only=True)
+
+
+def test_a_restored_term_goes_on(parts, step, tmp_path):
     config = {**FLOW, "every_n_steps": 3}
     through, before = term(parts, config), term(parts, config)
     values = [call(through, step).item() for _ in range(7)]
     first = [call(before, step).item() for _ in range(4)]
     after = term(parts, config)
-    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    after.load_state_dict(through_a_file(before.state_dict(), tmp_path / "state.pt"))
     assert first + [call(after, step).item() for _ in range(3)] == values
     assert after.summary() == through.summary() and after.step == through.step == 7
     with pytest.raises(ValueError, match="quiet"):
-        after.load_state_dict({"step": 1, "reasons": {}, "totals": {}})
+        after.load_state_dict({"step": 1, "reasons": {}, "totals": {}, "memory": None})
+
+
+def test_statistics_and_persons_are_restored(parts, step, tmp_path):
+    """Windows go by statistics of earlier steps, so a run that forgot them would have other gradients and more exact passes."""
+    config = {**FLOW, "decode": "window_only", "landmarks": "reference"}
+    through = term(parts, config)
+    levels = [0.3, 0.35, 0.38, 0.22, 0.33]
+
+    def walk(face, levels):
+        found = []
+        for level in levels:
+            t = torch.full((2,), level)
+            x_t = noisy_latents(step.x0, step.x1 - step.x0, t)
+            value = face(prediction=step.prediction, x_t=x_t, t=t, references=step.pictures)
+            found.append((value.item(), gradient(value, step), face.report.exact_passes))
+        return found
+
+    whole = walk(through, levels)
+    assert [passes for _, _, passes in whole] == [2, 0, 0, 0, 0]
+    before = term(parts, config)
+    walk(before, levels[:2])
+    before.loss.set_reference("anna", step.pictures[:1])
+    after = term(parts, config)
+    after.load_state_dict(through_a_file(before.state_dict(), tmp_path / "state.pt"))
+    for (value, grad, passes), (value_2, grad_2, passes_2) in zip(whole[2:], walk(after, levels[2:]), strict=True):
+        assert (value, passes) == (value_2, passes_2) and torch.equal(grad, grad_2)
+    images = {"reference_ids": ["anna"], "landmarks": torch.full((1, 5, 2), 20.0) + torch.arange(10.0).view(1, 5, 2)}
+    assert after.loss.loss(step.pictures[:1], **images)[1].counted == 1
+    forgotten = term(parts, config)
+    assert walk(forgotten, levels[2:])[0][2] == 2
 
 
 def test_arguments_are_checked():

@@ -201,6 +201,11 @@ impl Decoder {
         join(grads)
     }
 
+    /// Where the weights are and latents are expected.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Channels of the latents.
     pub fn channels(&self) -> i64 {
         self.channels

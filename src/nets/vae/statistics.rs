@@ -27,6 +27,16 @@ impl Statistics {
         Ok(Statistics(self.0.f_lerp(&other.0, weight)?))
     }
 
+    /// From a tensor `[norms,2,B,groups]`.
+    pub fn from_tensor(tensor: Tensor) -> Statistics {
+        Statistics(tensor)
+    }
+
+    /// `[norms,2,B,groups]`.
+    pub fn tensor(&self) -> &Tensor {
+        &self.0
+    }
+
     /// The same tensor, not a copy.
     pub fn share(&self) -> Statistics {
         Statistics(self.0.shallow_clone())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -134,15 +136,31 @@ class FaceTerm:
         return {**{k: float(v) for k, v in self._totals.items()}, "similarity": self._totals["similarity"] / counted if counted else math.nan}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings: the step and the statistics. References are not in it: the library remembers
-        them by content and finds them again, and those of ``set_reference`` are set anew by the script that set them."""
-        return {"step": self.step, "quiet": self._quiet, "reasons": dict(self._reasons), "totals": dict(self._totals)}
+        """What ``torch.save`` keeps with the rest of a checkpoint: the step, the figures of the run, and under ``memory``,
+        a uint8 tensor, what the loss remembers (:meth:`facegrad.FaceLoss.save`: references, statistics); None before the
+        loss is made."""
+        state = {"step": self.step, "quiet": self._quiet, "reasons": dict(self._reasons), "totals": dict(self._totals)}
+        return state | {"memory": self._memory()}
+
+    def _memory(self) -> torch.Tensor | None:
+        if not isinstance(self._source, FaceIdentityLoss) or self._source.loss is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "memory"
+            self._source.save(path)
+            return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken."""
-        missing = {"step", "quiet", "reasons", "totals"} - set(state)
+        """Goes on where :meth:`state_dict` was taken. Makes the loss where it has not been made and there is something for
+        it to remember; raises :class:`facegrad.FacegradError` where that is of another recogniser or VAE."""
+        missing = {"step", "quiet", "reasons", "totals", "memory"} - set(state)
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
+        if state["memory"] is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "memory"
+                path.write_bytes(state["memory"].cpu().numpy().tobytes())
+                self.loss.restore(path)
         self.step, self._quiet = int(state["step"]), int(state["quiet"])
         self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
 

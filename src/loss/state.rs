@@ -1,0 +1,189 @@
+//! What a loss remembers, as a file: with it a training that was stopped goes on as if it had not been.
+
+use super::Loss;
+use super::audit::Degree;
+use super::references::{References, SavedReferences};
+use super::statistics::{Remembered, SavedStatistics};
+use crate::error::{Error, Result, bail};
+use crate::nets::Recogniser;
+use crate::nets::vae::{Decoder, Statistics};
+use crate::shared::lock;
+use crate::tensor::{from_array, to_array};
+use crate::weights::{self, Array, Dtype, Weights};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+const VERSION: u32 = 1;
+/// Answers of one network to a ramp differ by less between dtypes and devices, relative to how far they
+/// spread; those of two networks by more.
+const SAME: f64 = 0.1;
+
+/// The file's JSON part. Its tensors: `embeddings` `[M,D]`, `statistics` `[norms,2,M,groups]`, and what the
+/// networks answer to a ramp, `recogniser` and `vae`.
+#[derive(Serialize, Deserialize)]
+struct Index {
+    version: u32,
+    trust: Degree,
+    references: SavedReferences,
+    statistics: SavedStatistics,
+}
+
+impl Loss {
+    /// Writes what the loss remembers: registered references, faces of reference images, statistics of
+    /// GroupNorm, and how far audits have left windows trusted. `decoder`: that of its steps.
+    ///
+    /// Errors: `Io`.
+    pub fn save(&self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
+        let (references, embeddings) = self.references.save()?;
+        let (statistics, all) = self.statistics.save()?;
+        let index = Index {
+            version: VERSION,
+            trust: self.trust.degree,
+            references,
+            statistics,
+        };
+        let data = serde_json::to_vec(&index)
+            .map_err(|e| Error::Internal(format!("the state of a loss: {e}")))?;
+        let index = Array {
+            dtype: Dtype::U8,
+            shape: vec![data.len()],
+            data,
+        };
+        let mut file = Weights::from([("index".to_string(), index)]);
+        let recogniser = recogniser_answer(&lock(&self.pipeline.recogniser))?;
+        file.insert("recogniser".into(), to_array(&recogniser)?);
+        if let Some(decoder) = decoder {
+            file.insert("vae".into(), to_array(&decoder_answer(decoder)?.0)?);
+        }
+        if let Some(embeddings) = embeddings {
+            file.insert("embeddings".into(), to_array(&embeddings)?);
+        }
+        if let Some(all) = all {
+            file.insert("statistics".into(), to_array(all.tensor())?);
+        }
+        weights::write(path, &file)
+    }
+
+    /// Remembers what [`Loss::save`] wrote, and nothing else. The loss is unchanged where that fails.
+    ///
+    /// Errors: those of reading weights; `Format` for another file; `Argument` where other networks wrote it.
+    pub fn restore(&mut self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
+        self.read(path, decoder)
+            .map_err(|e| match e.message().contains(&*path.to_string_lossy()) {
+                true => e,
+                false => e.context(path.display()),
+            })
+    }
+
+    fn read(&mut self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
+        let file = weights::load(path, &|_| true)?;
+        let Some(index) = file.get("index").filter(|index| index.dtype == Dtype::U8) else {
+            bail!(Format, "not the state of a loss: it has no `index`");
+        };
+        let index: Index = serde_json::from_slice(&index.data)
+            .map_err(|e| Error::Format(format!("not the state of a loss: {e}")))?;
+        if index.version != VERSION {
+            bail!(
+                Unsupported,
+                "a state of version {}; this library knows version {VERSION}; update facegrad",
+                index.version
+            );
+        }
+        let own = recogniser_answer(&lock(&self.pipeline.recogniser))?;
+        if !same(&file, "recogniser", &own)? {
+            bail!(
+                Argument,
+                "the state was saved with another recogniser; make the loss with that one, or go on without the state"
+            );
+        }
+        let device = own.device();
+        let embeddings = tensor(&file, "embeddings", device)?;
+        let rows = References::rows(&index.references);
+        let expected = [rows.unwrap_or(-1), own.size()[1]];
+        let embeddings = match embeddings {
+            None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
+            Some(found) if found.size() == expected => found,
+            found => bail!(
+                Format,
+                "a damaged state: embeddings: expected {expected:?}, got {:?}",
+                found.map(|t| t.size())
+            ),
+        };
+        let entries = Remembered::entries(&index.statistics);
+        let statistics = match tensor(&file, "statistics", device)? {
+            None if entries == 0 => None,
+            Some(found) if matches!(*found.size(), [_, 2, count, _] if count == entries) => {
+                Some(Statistics::from_tensor(found))
+            }
+            found => bail!(
+                Format,
+                "a damaged state: statistics: expected [norms, 2, {entries}, groups], got {:?}",
+                found.map(|t| t.size())
+            ),
+        };
+        if let Some(statistics) = &statistics
+            && !fits(&file, statistics, decoder)?
+        {
+            bail!(
+                Argument,
+                "the state was saved with another VAE; make the loss with that one, or go on without the state"
+            );
+        }
+        self.references.restore(index.references, &embeddings)?;
+        self.statistics
+            .restore(index.statistics, statistics.as_ref())?;
+        self.trust.degree = index.trust;
+        Ok(())
+    }
+}
+
+/// A tensor of the file as f32.
+fn tensor(file: &Weights, name: &str, device: Device) -> Result<Option<Tensor>> {
+    let read = |array| -> Result<Tensor> { Ok(from_array(array, device)?.f_to_kind(Kind::Float)?) };
+    file.get(name).map(read).transpose()
+}
+
+/// Whether statistics of the file are those of the decoder.
+fn fits(file: &Weights, statistics: &Statistics, decoder: Option<&Decoder>) -> Result<bool> {
+    let Some(decoder) = decoder else {
+        return Ok(false);
+    };
+    let (image, Some(own)) = decoder_answer(decoder)? else {
+        return Ok(false);
+    };
+    let alike = |statistics: &Statistics| {
+        let size = statistics.tensor().size();
+        [size[0], size[3]]
+    };
+    Ok(alike(statistics) == alike(&own) && same(file, "vae", &image)?)
+}
+
+fn same(file: &Weights, name: &str, own: &Tensor) -> Result<bool> {
+    let Some(saved) = tensor(file, name, own.device())? else {
+        return Ok(false);
+    };
+    if saved.size() != own.size() {
+        return Ok(false);
+    }
+    let spread = own.f_sub(&own.f_mean(Kind::Float)?)?.f_norm()?;
+    let off = saved.f_sub(own)?.f_norm()?;
+    Ok(off.f_double_value(&[])? <= SAME * spread.f_double_value(&[])?)
+}
+
+/// What a recogniser makes of a ramp: `[1,D]`.
+fn recogniser_answer(recogniser: &Recogniser) -> Result<Tensor> {
+    let _frozen = tch::no_grad_guard();
+    let side = recogniser.input_size();
+    recogniser.embed(&ramp(&[1, 3, side, side], recogniser.device())?)
+}
+
+/// What a decoder makes of a ramp: the image, and its GroupNorms' statistics.
+fn decoder_answer(decoder: &Decoder) -> Result<(Tensor, Option<Statistics>)> {
+    decoder.survey(&ramp(&[1, decoder.channels(), 8, 8], decoder.device())?)
+}
+
+fn ramp(shape: &[i64], device: Device) -> Result<Tensor> {
+    let count = shape.iter().product::<i64>();
+    Ok(Tensor::f_linspace(-1.0, 1.0, count, (Kind::Float, device))?.f_view(shape)?)
+}
