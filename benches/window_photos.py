@@ -1,11 +1,11 @@
 """How near the gradient of a window comes to that of the whole image, on photographs: cosines over the noise levels for
 every policy of `norm_stats`, with a KL decoder that was trained on photographs.
 
-    PYTHONPATH=bindings/python python benches/window_photos.py [--levels 0.05 0.2 …] [--photos 9] [--size 256]
+    PYTHONPATH=bindings/python python benches/window_photos.py [--levels 0.05 0.2 …] [--faces 10] [--size 256]
     PYTHONPATH=bindings/python python benches/window_photos.py --share     how many steps of a training pay for a whole image
 
 The estimate of x0 is that of the linear denoiser with the least mean square error, from the latents' mean power spectrum.
-`cached` is filled with the same picture and another noise, at a level that is off by up to 0.1, as training would do it.
+`cached` and `auto` remember what they met in a training: so many steps with every picture, noise levels uniform in [0, 1].
 """
 
 from __future__ import annotations
@@ -45,21 +45,19 @@ def encode(x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def pictures(count: int, size: int, detector: facegrad.Detector) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Squares of photographs around their first face, whose box is about a third of them, and its landmarks."""
+    """Squares of photographs around each face, whose box is about a third of them, and its landmarks."""
     found = []
     for path in sorted((DATA / "photos").iterdir()):
         image = Image.open(path).convert("RGB")
         whole = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float() / 255
-        faces = detector.detect(whole)[0]
-        if not faces:
-            continue
-        x1, y1, x2, y2 = faces[0].bbox
-        side = min(3 * max(x2 - x1, y2 - y1), *image.size)
-        left = min(max((x1 + x2 - side) / 2, 0), image.width - side)
-        top = min(max((y1 + y2 - side) / 2, 0), image.height - side)
-        square = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-        points = (torch.tensor(faces[0].landmarks) - torch.tensor([left, top])) * size / side
-        found.append((torch.from_numpy(numpy.array(square)).permute(2, 0, 1)[None].float() / 255, points[None].float()))
+        for face in detector.detect(whole)[0]:
+            x1, y1, x2, y2 = face.bbox
+            side = min(3 * max(x2 - x1, y2 - y1), *image.size)
+            left = min(max((x1 + x2 - side) / 2, 0), image.width - side)
+            top = min(max((y1 + y2 - side) / 2, 0), image.height - side)
+            square = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+            points = (torch.tensor(face.landmarks) - torch.tensor([left, top])) * size / side
+            found.append((torch.from_numpy(numpy.array(square)).permute(2, 0, 1)[None].float() / 255, points[None].float()))
     return found[:count]
 
 
@@ -99,9 +97,10 @@ def share(pictures: int = 20, steps: int = 2000) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95])
-    parser.add_argument("--photos", type=int, default=9)
+    parser.add_argument("--faces", type=int, default=10)
+    parser.add_argument("--visits", type=int, default=100, help="steps with every picture before anything is measured")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--halo", type=int, help="window_halo; default: the receptive field")
+    parser.add_argument("--halo", type=int, help="window_halo")
     parser.add_argument("--share", action="store_true", help="count exact passes instead")
     args = parser.parse_args()
     if args.share:
@@ -112,7 +111,7 @@ def main() -> None:
         DATA / "models/foamliu_mobilefacenet_128d_112.onnx", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     vae = facegrad.Vae(DATA / "models/kl_photo_decoder")
-    found = pictures(args.photos, args.size, detector)
+    found = pictures(args.faces, args.size, detector)
     weights = {n: w.float() for n, w in torch.load(DATA / "models/taef2_encoder.pth", weights_only=True).items()}
     with torch.no_grad():
         latents = torch.cat([encode(image, weights) for image, _ in found])
@@ -139,7 +138,18 @@ def main() -> None:
         return leaf.grad.flatten(), report
 
     whole = loss()
-    print(f"{len(found)} photographs, {args.size} pixels, halo {args.halo}; mean (least) cosine, mean ratio of norms")
+    policies = {
+        policy: loss(decode="window_only", norm_stats=policy, **({"norm_stats_t_max": 1.0} if policy == "cached" else {}))
+        for policy in POLICIES
+    }
+    with torch.no_grad():
+        for _ in range(args.visits):
+            for at, (picture, points) in enumerate(found):
+                t = float(torch.rand((), generator=noise))
+                x0 = estimate(latents[at : at + 1], t)
+                for policy in ("cached", "auto"):
+                    policies[policy].step(x0, None, t, picture, reference_landmarks=points)
+    print(f"{len(found)} faces, {args.size} pixels, halo {args.halo}; mean (least) cosine, mean ratio of norms")
     print("   t   loss " + "".join(f"{policy:>24}" for policy in POLICIES))
     every: dict[str, list[float]] = {policy: [] for policy in POLICIES}
     for t in args.levels:
@@ -150,12 +160,7 @@ def main() -> None:
             want, report = run(whole, x0, t, at)
             distances.append(report.mean_distance)
             for policy in POLICIES:
-                limit = {"norm_stats_t_max": 1.0} if policy == "cached" else {}
-                windows = loss(decode="window_only", norm_stats=policy, **limit)
-                if policy in ("cached", "auto"):
-                    near = min(max(t + 0.2 * float(torch.rand((), generator=noise)) - 0.1, 0.0), 1.0)
-                    run(windows, estimate(latents[at : at + 1], near), near, at)
-                got, _ = run(windows, x0, t, at)
+                got, _ = run(policies[policy], x0, t, at)
                 row[policy].append((float(F.cosine_similarity(got, want, dim=0)), float(got.norm() / want.norm())))
         text = f"{t:5.2f}  {sum(distances) / len(distances):.2f} "
         for policy in POLICIES:

@@ -32,12 +32,13 @@ try:
     from judge import Judge
     from lora import History, LoraRun, Settings
     from sheet import draw_sheet
+    from facegrad.trainers import FaceTerm
 except ImportError as missing:
     sys.exit(f"The demo needs {missing.name!r} ({missing}): run `make setup build`, or `make demo`.")
 
 NEW_PEOPLE = 9_000_000       # no network of the demo has ever seen anybody from here on
 SAMPLES, JUDGE_EVERY = 16, 25
-ARMS = {"without": 0.0, "with": 0.1}
+ARMS = {"without": {"face_weight": 0.0}, "with": {"face_weight": 0.1}}
 
 
 class World:
@@ -50,13 +51,14 @@ class World:
         self.judge = facegrad.Recogniser(str(ASSETS / "judge.onnx"))
         self.decoder = facegrad.Vae(self.vae)
 
-    def face_loss(self, weight: float):
+    def face_loss(self, settings: Settings):
         """The face loss of a FLUX trainer whose pictures are their own references: the generated face is where
         the training picture has it, at every noise level."""
-        if not weight:
+        if not settings.face_weight:
             return None
-        config = {"face_loss_weight": weight, "face_align_mode": "kps", "landmarks": "reference", "packing": "flux"}
-        return facegrad.FaceIdentityLoss(config, vae=self.decoder, detector=self.detector, recogniser=self.recogniser)
+        config = {"face_loss_weight": settings.face_weight, "face_align_mode": "kps", "landmarks": "reference", "packing": "flux",
+                  "decode": settings.decode}
+        return FaceTerm(facegrad.FaceIdentityLoss(config, vae=self.decoder, detector=self.detector, recogniser=self.recogniser))
 
     def judge_of(self, person: int) -> Judge:
         """Knows the person from twelve pictures that no training sees."""
@@ -111,9 +113,9 @@ def compare(world_: World, person: int, folder: Path, bar, arms=ARMS, **settings
     judge = world_.judge_of(person)
     _, _, captions = world.pictures([person], range(100, 100 + SAMPLES))
     results = {}
-    for arm, weight in arms.items():
-        wanted = Settings(person, seed=person - NEW_PEOPLE, face_weight=weight, **settings)
-        run = LoraRun(wanted, world_.vae, world_.face_loss(weight), folder / f"{person}-{arm}.pt")
+    for arm, own in arms.items():
+        wanted = Settings(person, seed=person - NEW_PEOPLE, **own, **settings)
+        run = LoraRun(wanted, world_.vae, world_.face_loss(wanted), folder / f"{person}-{arm}.pt")
         bar.set_description(f"person {person - NEW_PEOPLE}, {arm:7} face loss")
         bar.update(run.step)
         results[arm] = train(world_, run, judge, captions, bar)

@@ -22,6 +22,7 @@ class Settings:
     person: int
     seed: int
     face_weight: float
+    decode: str = "full"
     pictures: int = 5
     steps: int = 100
     batch: int = 4
@@ -43,7 +44,7 @@ class History:
 
 
 class LoraRun:
-    """One LoRA from one person's pictures. `face_loss` is None or a facegrad.FaceIdentityLoss whose weight is
+    """One LoRA from one person's pictures. `face_loss` is None or a facegrad.trainers.FaceTerm whose weight is
     already in it. The state is written to `path` now and then, and a new object goes on from there."""
 
     def __init__(self, settings: Settings, vae, face_loss, path: Path) -> None:
@@ -68,12 +69,15 @@ class LoraRun:
         set_peft_model_state_dict(self.transformer, state["lora"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history = state["step"], History(**state["history"])
+        if self.face_loss is not None:
+            self.face_loss.load_state_dict(state["face loss"])
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half_written = self.path.with_suffix(".part")
-        torch.save(dict(settings=asdict(self.settings), lora=get_peft_model_state_dict(self.transformer),
-                        optimiser=self.optimiser.state_dict(), step=self.step, history=asdict(self.history)), half_written)
+        torch.save({"settings": asdict(self.settings), "lora": get_peft_model_state_dict(self.transformer),
+                    "optimiser": self.optimiser.state_dict(), "step": self.step, "history": asdict(self.history),
+                    "face loss": self.face_loss.state_dict() if self.face_loss is not None else None}, half_written)
         half_written.replace(self.path)
 
     @property
@@ -94,9 +98,9 @@ class LoraRun:
         clock("model")
         face, similarity, skipped = 0.0, float("nan"), 0
         if self.face_loss is not None:
-            term, report = self.face_loss(x_t=x_t, prediction=v, t=t, references=self.images[index], size=(8, 8),
-                                          reference_landmarks=self.landmarks[index], step=self.step)
-            loss = mse + term
+            loss = mse + self.face_loss(x_t=x_t, prediction=v, t=t, references=self.images[index], size=(8, 8),
+                                        reference_landmarks=self.landmarks[index], step=self.step)
+            report = self.face_loss.report
             face, similarity, skipped = report.loss, report.similarity, s.batch - report.counted
             clock("face loss")
         self.optimiser.zero_grad()

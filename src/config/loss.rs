@@ -156,7 +156,8 @@ pub struct LossConfig {
     /// What of the image is decoded.
     pub decode: Decode,
     /// Largest distance from a window, in latent pixels, of what is computed around it. Left out: the
-    /// decoder's receptive field, with which the window shows what the whole image shows.
+    /// decoder's receptive field, with which the window shows what the whole image shows; 2 where the
+    /// statistics are not exact.
     pub window_halo: Option<i64>,
     /// Where the GroupNorms of a window get their statistics from.
     pub norm_stats: NormStats,

@@ -59,8 +59,8 @@ impl Object for LossObject {
 /// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
 /// `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
 /// "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
-/// samples), `window_halo` in latent pixels (the receptive field), `audit_every` (0: never), `audit_cosine`
-/// (0.9) and `audit_norm_ratio` (1.5)
+/// samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
+/// `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
 /// @param[out] out the new loss; NULL on failure
 ///
 /// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.

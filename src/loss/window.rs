@@ -17,6 +17,10 @@ use tch::Tensor;
 /// How much more than their own areas windows that are decoded together may cover.
 const WASTE: f64 = 1.25;
 
+/// Latent pixels around a window whose statistics are not exact: what lies further out changes the gradient
+/// less than they do (`benches/window_photos.py --halo`).
+const INEXACT_HALO: i64 = 2;
+
 /// VAE-space latents `[N,C,h,w]`, and the statistics of those that were decoded as a whole.
 pub(super) struct Undecoded {
     decoder: Shared<Decoder>,
@@ -115,6 +119,9 @@ impl Loss {
                 .iter()
                 .map(|&at| statistics[at].as_ref().map(Statistics::share));
             let own: Option<Vec<Statistics>> = own.collect();
+            let inexact = members
+                .iter()
+                .all(|&at| samples[candidates[at].sample].decoded != Decoded::WindowExact);
             let (height, width) = picture;
             groups.push(Group {
                 frames: rects
@@ -127,7 +134,7 @@ impl Loss {
                     .collect(),
                 windows: Windows {
                     rects,
-                    halo: self.config.window_halo,
+                    halo: self.config.window_halo.or(inexact.then_some(INEXACT_HALO)),
                     statistics: own.map(|all| Statistics::join(&all)).transpose()?,
                 },
                 candidates: members.iter().map(|&at| candidates[at].clone()).collect(),
@@ -199,8 +206,9 @@ impl Loss {
                 continue;
             }
             found[slot] = pictures.surveyed[candidate.sample].take();
+            // Those of a level that is beyond the limit itself serve the levels below it.
             if let (Some((key, level)), Some(own)) = (key, &found[slot])
-                && level <= self.config.norm_stats_t_max
+                && level <= self.config.norm_stats_t_max + 0.1
             {
                 self.statistics.remember(key, level, own.share());
             }

@@ -29,7 +29,7 @@ def weights(run):
 
 def run(shared, path, **changes):
     settings = lora.Settings(**{**SETTINGS, **changes})
-    return lora.LoraRun(settings, shared.vae, shared.face_loss(settings.face_weight), path)
+    return lora.LoraRun(settings, shared.vae, shared.face_loss(settings), path)
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(shared, tmp_path):

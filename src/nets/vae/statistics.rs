@@ -22,9 +22,13 @@ impl Statistics {
         Ok(Statistics(Tensor::f_cat(&parts, 2)?))
     }
 
-    /// `(1 − weight)·self + weight·other`.
-    pub fn between(&self, other: &Statistics, weight: f64) -> Result<Statistics> {
-        Ok(Statistics(self.0.f_lerp(&other.0, weight)?))
+    /// `Σ weight·statistics` of one sample's; at least one.
+    pub fn blend(parts: &[(&Statistics, f64)]) -> Result<Statistics> {
+        let rows: Vec<&Tensor> = parts.iter().map(|(part, _)| &part.0).collect();
+        let weights: Vec<f32> = parts.iter().map(|(_, weight)| *weight as f32).collect();
+        let all = Tensor::f_stack(&rows, -1)?;
+        let weights = Tensor::f_from_slice(&weights)?.f_to_device(all.device())?;
+        Ok(Statistics(all.f_matmul(&weights)?))
     }
 
     /// From a tensor `[norms,2,B,groups]`.
