@@ -43,7 +43,7 @@ def images_alone(world_: World, repeats: int = 5) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--people", type=int, default=6, help="people, each with a seed of its own (default 6)")
+    p.add_argument("--people", type=int, default=5, help="people, each with a seed of its own (default 5)")
     p.add_argument("--steps", type=int, default=100)
     p.add_argument("--state", type=Path, default=Path("out/results"))
     p.add_argument("--out", type=Path, default=Path("docs/results.md"))
