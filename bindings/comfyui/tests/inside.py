@@ -49,10 +49,17 @@ class ComfyUI:
         folder_paths.models_dir = str(folder / "models")
         folder_paths.set_output_directory(str(folder / "output"))
         folder_paths.set_temp_directory(str(folder / "temp"))
-        pack = folder / "models/insightface/models/drawn"
-        pack.mkdir(parents=True)
-        (pack / "det_500m.onnx").symlink_to(ASSETS / "detector.onnx")
-        (pack / "w600k_mbf.onnx").symlink_to(ASSETS / "judge.onnx")
+        for pack in (folder / "models/insightface/models/drawn", folder / "elsewhere/faces/far"):
+            pack.mkdir(parents=True)
+            (pack / "det_500m.onnx").symlink_to(ASSETS / "detector.onnx")
+            (pack / "w600k_mbf.onnx").symlink_to(ASSETS / "judge.onnx")
+        # As ComfyUI does with its extra_model_paths.yaml, before it loads the nodes.
+        (folder / "extra_model_paths.yaml").write_text("mine:\n  base_path: elsewhere\n  insightface: faces\n")
+        at = importlib.util.spec_from_file_location("extra_config", Path(nodes.__file__).parent / "utils/extra_config.py")
+        assert at is not None and at.loader is not None
+        paths = importlib.util.module_from_spec(at)
+        at.loader.exec_module(paths)
+        paths.load_extra_path_config(str(folder / "extra_model_paths.yaml"))
         (folder / "models/insightface/recogniser.safetensors").symlink_to(ASSETS / "recogniser.safetensors")
         extras = Path(nodes.__file__).parent / "comfy_extras"
         for path, parent in ((extras / "nodes_train.py", "comfy_extras"), (NODES, "custom_nodes")):

@@ -297,9 +297,11 @@ def test_an_unknown_latent_format_is_refused(comfy, monkeypatch):
     assert "latent format is not a scale and shift" in failing(comfy, graph)
 
 
-def test_packs_are_found_where_face_nodes_keep_them(comfy):
+@pytest.mark.parametrize("name", ["drawn", "far"])
+def test_packs_are_found_where_face_nodes_and_extra_paths_keep_them(comfy, name):
     graph = Graph()
-    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
+    assert comfy.inputs("FacegradLoadFacePack")["pack"][0] == ["drawn", "far"]
+    pack = graph.add("FacegradLoadFacePack", pack=name, det_sizes="128", device="auto")
     looks = [graph.add("Looks", person=0), 0]
     parts = {"detector": [pack, 0], "recogniser": [pack, 1]}
     reference = graph.add("FacegradFaceReference", image=looks, **parts)
