@@ -7,7 +7,7 @@ mod common;
 use common::{cosine, data, numbers, onnxruntime};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
 use facegrad::detect::Detector;
-use facegrad::loss::{Known, Loss, Outcome, Pipeline, Step, Targets, step};
+use facegrad::loss::{Decoded, Known, Located, Loss, Outcome, Pipeline, Step, Targets, step};
 use facegrad::nets::Recogniser;
 use facegrad::nets::vae::Decoder;
 use facegrad::shared::Shared;
@@ -183,4 +183,44 @@ fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
     println!("similarity {before:.3} -> {after:.3}, detection score {score:.3}");
     assert!(before < 0.2 && after > before + 0.4, "{before} -> {after}");
     assert!(score >= 0.5);
+}
+
+/// Where a face has to be found, the decode that finds it gives the statistics of its window too.
+#[test]
+fn one_decode_finds_the_face_and_the_statistics_of_its_window() {
+    let Some(world) = World::open() else { return };
+    let Some(path) = data("models/kl_photo_decoder") else {
+        return;
+    };
+    let vae = decoder(path, "f32");
+    let run = |decode: &str, faces: Vec<Known>| {
+        let loss = world.loss(json!({
+            "face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none", "decode": decode,
+        }));
+        let at = Step {
+            times: vec![0.3],
+            ..latents(&world.latent)
+        };
+        let (report, gradient) = step(&loss, &vae, at, world.targets(faces), true).unwrap();
+        (report, gradient.unwrap())
+    };
+    let (whole, want) = run("full", vec![]);
+    let (window, got) = run("window_only", vec![]);
+    let sample = &window.samples[0];
+    assert_eq!(sample.located, Located::Detected);
+    assert_eq!(
+        (sample.decoded, window.exact_passes()),
+        (Decoded::WindowExact, 1)
+    );
+    assert!((window.loss / whole.loss - 1.0).abs() <= 1e-5);
+    assert!(cosine(&got, &want) >= 0.998, "{}", cosine(&got, &want));
+    // Told where the face is, it comes to the same.
+    let known = Known {
+        bbox: None,
+        landmarks: sample.landmarks,
+    };
+    let (told, same) = run("window_only", vec![known]);
+    assert_eq!(told.exact_passes(), 1);
+    assert!((told.loss / window.loss - 1.0).abs() <= 1e-5);
+    assert!(cosine(&same, &got) >= 0.99999);
 }

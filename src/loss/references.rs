@@ -260,8 +260,15 @@ impl References {
 #[derive(Serialize, Deserialize)]
 pub(super) struct SavedReferences {
     registered: Vec<(String, i64)>,
-    /// From the one that was used longest ago; without a face, `None`.
-    cache: Vec<(Key, Option<(Known, [f64; 2])>)>,
+    /// From the one that was used longest ago.
+    cache: Vec<SavedFace>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedFace {
+    key: Key,
+    /// The face's place, and the image's width and height; `None` where it shows no face.
+    found: Option<(Known, [f64; 2])>,
 }
 
 impl References {
@@ -280,10 +287,10 @@ impl References {
             if let Some(face) = face {
                 rows.push(face.embedding.f_unsqueeze(0)?);
             }
-            cache.push((
-                key.clone(),
-                face.as_ref().map(|face| (face.place, face.size)),
-            ));
+            cache.push(SavedFace {
+                key: key.clone(),
+                found: face.as_ref().map(|face| (face.place, face.size)),
+            });
         }
         let rows = (!rows.is_empty()).then(|| Tensor::f_cat(&rows, 0));
         Ok((SavedReferences { registered, cache }, rows.transpose()?))
@@ -291,7 +298,7 @@ impl References {
 
     /// The number of embeddings that [`SavedReferences`] speaks of; `None` where a count cannot be true.
     pub(super) fn rows(saved: &SavedReferences) -> Option<i64> {
-        let found = saved.cache.iter().filter(|(_, face)| face.is_some());
+        let found = saved.cache.iter().filter(|face| face.found.is_some());
         let registered = saved.registered.iter().map(|(_, count)| *count);
         registered
             .chain(found.map(|_| 1))
@@ -309,8 +316,8 @@ impl References {
             next.registered.insert(id, rows);
             row += count;
         }
-        for (key, face) in saved.cache {
-            let face = match face {
+        for SavedFace { key, found } in saved.cache {
+            let face = match found {
                 None => None,
                 Some((place, size)) => {
                     row += 1;

@@ -76,16 +76,48 @@ pub(super) fn differentiate(
     Ok(tensor::vjp(&y, &[&x], grad, false)?.swap_remove(0))
 }
 
+/// Maps are small where their side is at most this part of the image's.
+const SMALL: i64 = 4;
+
 /// Blocks one after the other.
 pub(super) struct Chain(pub Vec<Box<dyn Block>>);
 
 impl Chain {
-    /// The output and the input of every block, without a graph.
+    /// The blocks whose inputs [`Chain::record`] keeps: the stages, so that each runs once more on the way back
+    /// before its parts do; but of the last stage, which the way back begins with, and of those with small maps
+    /// the parts at once, because that costs time and little or no memory.
+    fn kept(&self) -> Vec<&dyn Block> {
+        let scale = |block: &dyn Block| match block.reach() {
+            Reach::Near { scale, .. } => scale,
+            Reach::Whole | Reach::Attends => 1,
+        };
+        let scales = self.0.iter().map(|stage| match stage.parts() {
+            [] => scale(stage.as_ref()),
+            parts => parts.iter().map(|part| scale(part.as_ref())).product(),
+        });
+        let scales: Vec<i64> = scales.collect();
+        let whole: i64 = scales.iter().product();
+        let mut reached = 1;
+        let mut kept: Vec<&dyn Block> = vec![];
+        for (at, (stage, scale)) in self.0.iter().zip(scales).enumerate() {
+            reached *= scale;
+            let small = SMALL * reached <= whole;
+            match stage.parts() {
+                parts if !parts.is_empty() && (small || at + 1 == self.0.len()) => {
+                    kept.extend(parts.iter().map(|part| part.as_ref()));
+                }
+                _ => kept.push(stage.as_ref()),
+            }
+        }
+        kept
+    }
+
+    /// The output and the input of every block that is [kept](Chain::kept), without a graph.
     pub(super) fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
         let _no_grad = tch::no_grad_guard();
-        let mut inputs = Vec::with_capacity(self.0.len());
+        let mut inputs = vec![];
         let mut x = x.f_detach()?;
-        for block in &self.0 {
+        for block in self.kept() {
             let y = block.forward(&x, &Norms::Own)?;
             inputs.push(std::mem::replace(&mut x, y));
         }
@@ -95,7 +127,7 @@ impl Chain {
     /// The gradient from recorded inputs, last block first; each input is freed when used.
     pub(super) fn replay(&self, inputs: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
         let mut grad = grad.shallow_clone();
-        for (block, x) in self.0.iter().zip(inputs).rev() {
+        for (block, x) in self.kept().into_iter().zip(inputs).rev() {
             grad = block.vjp(&x, &grad, &Norms::Own)?;
         }
         Ok(grad)
