@@ -37,6 +37,7 @@ WAYS = {
     "window exact": "window, exact statistics",
     "window cached": "window, cached statistics",
     "window recompute": "window, cached, recompute",
+    "window own": "window, its own statistics",
 }
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 
@@ -89,7 +90,8 @@ def step_of(way: str, size: int, face: float, halo: int | None) -> Callable[[], 
         recogniser = facegrad.Recogniser(Path(folder) / "r50.safetensors")
     keys = {"face_align_mode": "kps", "face_loss_weight": 1.0, "prediction": {"kind": "sample"}, "latent_format": "none"}
     if way.startswith("window"):
-        keys |= {"decode": "window_only", "norm_stats": "exact" if way == "window exact" else "cached", "window_halo": halo}
+        statistics = {"window exact": "exact", "window own": "window"}.get(way, "cached")
+        keys |= {"decode": "window_only", "norm_stats": statistics, "window_halo": halo}
     made = facegrad.Vae(decoder, recompute="blocks" if "recompute" in way else "none")
     loss = facegrad.FaceLoss(keys, recogniser=recogniser, vae=made)
 
@@ -186,7 +188,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
     for axis, key, title in zip(axes, ("seconds", "gib"), ("CPU seconds a step", "GiB above the loaded models"), strict=True):
@@ -196,6 +198,9 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
                 axis.plot(*zip(*points, strict=True), marker="o", label=name)
         axis.set(xlabel="side of the image, pixels", title=title, yscale="log")
         axis.set_xticks(sorted({row["size"] for row in rows}))
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"One face of {rows[0]['pixels']} pixels, FLUX.1's VAE, loss and gradient on {torch.get_num_threads()} CPU threads")
@@ -216,7 +221,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
     parser.add_argument("--results", type=Path, help="a JSON file that figures are added to")
     parser.add_argument("--plot", type=Path, help="draw the results")
-    parser.add_argument("--halo", type=int, help="window_halo; default: the receptive field")
+    parser.add_argument("--halo", type=int, help="window_halo; default: the library's; with --work the receptive field")
     parser.add_argument("--work", action="store_true", help="count multiply-adds instead of measuring")
     args = parser.parse_args()
     if args.work:

@@ -5,6 +5,7 @@ use super::part::Part;
 use super::source::Source;
 use super::statistics::{GroupNorm, Norms};
 use crate::error::{Result, bail};
+use crate::tensor;
 use tch::{Kind, Tensor};
 
 /// eps of every GroupNorm of the KL decoders (diffusers autoencoders/vae.py).
@@ -161,7 +162,17 @@ impl Block for NormConv {
 
     fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
         let grad = self.conv.vjp(x, grad, norms)?;
-        differentiate(x, &grad, |x| Ok(self.norm.apply(x, norms)?.f_silu()?))
+        let _grad_mode = tensor::GradGuard::new();
+        let x = x.f_detach()?.f_set_requires_grad(true)?;
+        let normed = self.norm.apply(&x, norms)?;
+        // By hand, so that neither what SiLU makes nor the gradient behind it is kept while GroupNorm's is taken:
+        // at the side of the image these maps are the peak of a whole decode.
+        let grad = {
+            let behind = grad;
+            let _no_grad = tch::no_grad_guard();
+            normed.f_detach()?.f_silu_backward(&behind)?
+        };
+        Ok(tensor::vjp(&normed, &[&x], &grad, false)?.swap_remove(0))
     }
 
     fn reach(&self) -> Reach {
