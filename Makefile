@@ -30,12 +30,12 @@ prerequisites:
 # `.venv/torch` is where .cargo/config.toml lets torch-sys look, whatever Python it is.
 $(VENV)/.ready: requirements.txt | prerequisites
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	ln -sfn "$$($(RUN) -c 'import os, torch; print(os.path.relpath(os.path.dirname(torch.__file__), "$(VENV)"))')" $(VENV)/torch
 	touch $@
 
 $(VENV)/.ready-tests: $(VENV)/.ready tests/requirements.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r tests/requirements.txt
 	touch $@
 
 setup: $(VENV)/.ready
