@@ -151,7 +151,12 @@ void objects(const std::string &assets) {
     check(std::abs(again.result.loss - report.result.loss) < 1e-6, "a registered reference is the same reference");
     anna.data_types = {"object"};
     check(TAKE(host.loss.images(batch.images.view, anna)).samples[0].outcome == FACEGRAD_SAMPLE_DATA_TYPE, "data types gate");
+    TAKE(host.loss.save("wrappers.state"));
     TAKE(host.loss.remove_reference("anna"));
+    TAKE(host.loss.restore("wrappers.state"));
+    TAKE(host.loss.remove_reference("anna"));
+    std::remove("wrappers.state");
+    expect(FACEGRAD_ERR_IO, "no such file", [&] { return host.loss.restore("wrappers.state"); });
     expect(FACEGRAD_ERR_ARGUMENT, "anna", [&] { return host.loss.remove_reference("anna"); });
     check(host.loss.info().find("\"face_align_mode\":\"kps\"") != std::string::npos, "the loss says what it is");
 
