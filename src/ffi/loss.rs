@@ -32,6 +32,19 @@ pub(super) struct LossObject {
     info: String,
 }
 
+impl LossObject {
+    /// Runs `work` on the context's thread, with the VAE of the steps.
+    fn with_decoder(
+        &self,
+        work: impl FnOnce(&mut Loss, Option<&Decoder>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let decoder = self.decoder.clone();
+        self.owned.with(Stream::default(), move |loss| {
+            work(loss, decoder.as_ref().map(lock).as_deref())
+        })
+    }
+}
+
 impl Object for LossObject {
     const NAME: &'static str = "loss";
 }
@@ -311,13 +324,10 @@ pub unsafe extern "C" fn facegrad_loss_save(
     path: *const c_char,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<LossObject, _>("loss", loss)?;
+        let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { text("path", path) }?;
-        let decoder = loss.decoder.clone();
-        loss.owned.with(Stream::default(), move |loss| {
-            loss.save(path.as_ref(), decoder.as_ref().map(lock).as_deref())
-        })
+        object.with_decoder(move |loss, decoder| loss.save(path.as_ref(), decoder))
     })
 }
 
@@ -334,13 +344,10 @@ pub unsafe extern "C" fn facegrad_loss_restore(
     path: *const c_char,
 ) -> facegrad_status {
     call(|| {
-        let loss = handle::get::<LossObject, _>("loss", loss)?;
+        let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { text("path", path) }?;
-        let decoder = loss.decoder.clone();
-        loss.owned.with(Stream::default(), move |loss| {
-            loss.restore(path.as_ref(), decoder.as_ref().map(lock).as_deref())
-        })
+        object.with_decoder(move |loss, decoder| loss.restore(path.as_ref(), decoder))
     })
 }
 

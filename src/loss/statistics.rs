@@ -85,14 +85,19 @@ impl Remembered {
         Ok(Some(Statistics::blend(&parts)?))
     }
 
-    /// Keeps the statistics of a sample at a noise level, in place of those near it that are used up.
-    pub(super) fn remember(&mut self, key: Key, level: f64, statistics: Statistics) {
-        if !self.samples.contains_key(&key) && self.samples.len() >= self.capacity {
+    /// Forgets the sample that was used longest ago where `key` would be one too many.
+    fn make_room(&mut self, key: &Key) {
+        if !self.samples.contains_key(key) && self.samples.len() >= self.capacity {
             let oldest = self.samples.iter().min_by_key(|(_, (used, _))| *used);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
                 self.samples.remove(&key);
             }
         }
+    }
+
+    /// Keeps the statistics of a sample at a noise level, in place of those near it that are used up.
+    pub(super) fn remember(&mut self, key: Key, level: f64, statistics: Statistics) {
+        self.make_room(&key);
         let refresh = self.refresh;
         let (_, entries) = self.samples.entry(key).or_insert((self.clock, vec![]));
         entries.retain(|entry| {
@@ -210,6 +215,7 @@ impl Remembered {
                 at += 1;
             }
             entries.sort_by(|a, b| a.level.total_cmp(&b.level));
+            next.make_room(&key);
             next.samples.insert(key, (next.clock, entries));
         }
         *self = next;

@@ -21,6 +21,9 @@ const WASTE: f64 = 1.25;
 /// less than they do (`benches/window_photos.py --halo`).
 const INEXACT_HALO: i64 = 2;
 
+/// Exact passes so far above the limit of remembered statistics are remembered: means below it reach up there.
+const BEYOND: f64 = 0.1;
+
 /// VAE-space latents `[N,C,h,w]`, and the statistics of those that were decoded as a whole.
 pub(super) struct Undecoded {
     decoder: Shared<Decoder>,
@@ -206,9 +209,8 @@ impl Loss {
                 continue;
             }
             found[slot] = pictures.surveyed[candidate.sample].take();
-            // Those of a level that is beyond the limit itself serve the levels below it.
             if let (Some((key, level)), Some(own)) = (key, &found[slot])
-                && level <= self.config.norm_stats_t_max + 0.1
+                && level <= self.config.norm_stats_t_max + BEYOND
             {
                 self.statistics.remember(key, level, own.share());
             }

@@ -15,9 +15,9 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_process_ends_well(way: str, compiled: Compile, installed: Path) -> None:
+def test_the_process_ends_well(way: str, compiled: Compile, installed: Path, tmp_path: Path) -> None:
     program = compiled("lifetimes.c", "-Wno-unused-function", link=False, std="gnu99", name="lifetimes")
-    run(program, installed / "lib/libfacegrad.so", ASSETS, way, timeout=120)
+    run(program, installed / "lib/libfacegrad.so", ASSETS, way, cwd=tmp_path, timeout=120)
 
 
 def fake(tmp_path: Path, installed: Path, source: str, name: str, *flags: str) -> Path:

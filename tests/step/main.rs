@@ -1,0 +1,269 @@
+//! The fused step against the same chain in PyTorch and diffusers, finite differences, and its rules
+//! about what counts.
+#![cfg(feature = "torch")]
+
+mod case;
+#[path = "../common/mod.rs"]
+mod common;
+mod windows;
+
+use case::*;
+use common::{cosine, numbers, relative};
+use facegrad::loss::{Outcome, Report, Step, Targets, step};
+use facegrad::nets::vae::Decoder;
+use facegrad::shared::Shared;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+#[test]
+fn every_case_is_pytorchs() {
+    for about in Case::all() {
+        let name = about["name"].as_str().unwrap();
+        let case = Case::named(name);
+        let (report, gradient) = case.run(&case.config(), json!({}));
+        let want = numbers(&case.get("loss"))[0];
+        assert!(
+            (report.loss / want - 1.0).abs() <= 1e-5,
+            "{name}: {} {want}",
+            report.loss
+        );
+        let error = relative(&gradient, &case.get("gradient"));
+        println!("{name}: {error:.1e}");
+        assert!(error <= 1e-5, "{name}: {error}");
+        assert_eq!(
+            report.counted(),
+            about["counted"].as_array().unwrap().len(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn memory_policies_change_nothing() {
+    for name in ["flux_tokens", "flux2_patches", "tiny", "window"] {
+        let case = Case::named(name);
+        let (want, want_gradient) = case.run(&case.config(), json!({}));
+        for policy in [
+            json!({"recompute": "blocks"}),
+            json!({"slicing": true}),
+            json!({"recompute": "blocks", "slicing": true}),
+        ] {
+            let (report, gradient) = case.run(&case.config(), policy.clone());
+            assert!(
+                (report.loss / want.loss - 1.0).abs() <= 1e-5,
+                "{name} {policy}"
+            );
+            let error = relative(&gradient, &want_gradient);
+            assert!(error <= 1e-5, "{name} {policy}: {error}");
+            for (a, b) in report.samples.iter().zip(&want.samples) {
+                assert_eq!(
+                    (a.outcome, a.weight),
+                    (b.outcome, b.weight),
+                    "{name} {policy}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradient_has_the_predictions_dtype() {
+    let case = Case::named("flow");
+    let want = case.get("gradient");
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let mut low = case.step();
+        low.prediction = low.prediction.to_kind(kind);
+        low.x_t = low.x_t.map(|x| x.to_kind(kind));
+        let vae = case.vae(json!({}));
+        let (_, gradient) = step(&loss(&case.config()), &vae, low, case.targets(), true).unwrap();
+        let gradient = gradient.unwrap();
+        assert_eq!(gradient.kind(), kind);
+        assert!(cosine(&gradient, &want) >= 0.99, "{kind:?}");
+    }
+}
+
+/// Along the gradient's own direction the loss falls as the gradient says.
+#[test]
+fn finite_differences_agree_for_every_prediction() {
+    for about in Case::all() {
+        let name = about["name"].as_str().unwrap();
+        if about["config"]["clamp"] == "straight_through" {
+            continue; // Its gradient is not the value's, by design.
+        }
+        let case = Case::named(name);
+        let (loss, vae) = (loss(&case.config()), case.vae(json!({})));
+        let (_, gradient) = step(&loss, &vae, case.step(), case.targets(), true).unwrap();
+        let gradient = gradient.unwrap();
+        let norm = gradient.norm().double_value(&[]);
+        // Long enough to rise above f32's rounding, short enough to be nearly straight.
+        let length = 2e-4 / norm;
+        let at = |sign: f64| {
+            let mut moved = case.step();
+            moved.prediction = &moved.prediction + &gradient * (sign * length / norm);
+            step(&loss, &vae, moved, case.targets(), false)
+                .unwrap()
+                .0
+                .loss
+        };
+        let measured = (at(1.0) - at(-1.0)) / (2.0 * length);
+        assert!(
+            (measured / norm - 1.0).abs() <= 0.02,
+            "{name}: {measured} {norm}"
+        );
+    }
+}
+
+#[test]
+fn gates_are_per_sample_and_cost_nothing() {
+    let case = Case::named("flow");
+    let run = |config: Value, number: u64, data_types: &[&str], vae: &Shared<Decoder>| {
+        let mut at = case.step();
+        at.number = number;
+        let targets = Targets {
+            data_types: data_types.iter().map(|s| s.to_string()).collect(),
+            ..case.targets()
+        };
+        let (report, gradient) = step(&loss(&config), vae, at, targets, true).unwrap();
+        (report, gradient.unwrap())
+    };
+    let outcomes = |report: &Report| report.samples.iter().map(|s| s.outcome).collect::<Vec<_>>();
+    let vae = case.vae(json!({}));
+    let (report, gradient) = run(
+        case.with(json!({"t_max": 0.6})),
+        0,
+        &["person", "landscape", "person_head"],
+        &vae,
+    );
+    assert_eq!(
+        outcomes(&report),
+        [Outcome::Counted, Outcome::DataType, Outcome::Time]
+    );
+    assert_eq!(gradient.select(0, 1).abs().max().double_value(&[]), 0.0);
+    assert!(gradient.select(0, 0).abs().max().double_value(&[]) > 0.0);
+
+    // A decoder for other latents cannot run, so what succeeds did not decode.
+    let other = shared(decoder("flux2", json!({})).unwrap());
+    for (config, number, outcome) in [
+        (case.with(json!({"every_n_steps": 4})), 3, Outcome::Step),
+        (case.with(json!({"t_min": 0.9})), 0, Outcome::Time),
+        (
+            case.with(json!({"use_face_loss": false})),
+            0,
+            Outcome::Disabled,
+        ),
+        (
+            case.with(json!({"time_weight": {"table": [0, 0]}})),
+            0,
+            Outcome::ZeroWeight,
+        ),
+    ] {
+        let (report, gradient) = run(config.clone(), number, &[], &other);
+        assert_eq!(outcomes(&report), [outcome; 3], "{config}");
+        assert_eq!((report.loss, report.counted()), (0.0, 0));
+        assert_eq!(gradient.abs().max().double_value(&[]), 0.0);
+    }
+    let (report, _) = run(case.with(json!({"every_n_steps": 4})), 8, &[], &vae);
+    assert_eq!(report.counted(), 3);
+}
+
+#[test]
+fn a_sample_with_nan_is_dropped_alone() {
+    let case = Case::named("flux_tokens");
+    for policy in [json!({}), json!({"recompute": "blocks", "slicing": true})] {
+        let broken = case.step();
+        let _ = broken.prediction.get(1).get(3).fill_(f64::NAN);
+        let vae = case.vae(policy);
+        let loss = loss(&case.config());
+        let (report, gradient) = step(&loss, &vae, broken, case.targets(), true).unwrap();
+        let gradient = gradient.unwrap();
+        assert_eq!(report.samples[1].outcome, Outcome::NonFinite);
+        assert_eq!(report.counted(), 2);
+        assert_eq!(gradient.isfinite().all().int64_value(&[]), 1);
+        // The mean is over two now.
+        let expected = case.get("gradient") * 1.5;
+        for row in [0, 2] {
+            let error = relative(&gradient.get(row), &expected.get(row));
+            assert!(error <= 1e-5, "{row}: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_can_be_limited() {
+    let case = Case::named("flow");
+    let loss = loss(&case.with(json!({"gradient_limit": 0.5})));
+    let vae = case.vae(json!({}));
+    let norm = case.get("gradient").norm().double_value(&[]);
+    let run = |main: f64| {
+        let at = Step {
+            gradient_norm: Some(main),
+            ..case.step()
+        };
+        let made = step(&loss, &vae, at, case.targets(), true).unwrap().1;
+        made.unwrap().norm().double_value(&[])
+    };
+    assert!((run(norm) / (0.5 * norm) - 1.0).abs() < 1e-5);
+    assert!((run(10.0 * norm) / norm - 1.0).abs() < 1e-5);
+    let error = step(&loss, &vae, case.step(), case.targets(), true).unwrap_err();
+    assert!(error.to_string().contains("gradient_norm"), "{error}");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let case = Case::named("flux_tokens");
+    let (loss, vae) = (loss(&case.config()), case.vae(json!({})));
+    let refuse = |change: &dyn Fn(&mut Step), want: &str| {
+        let mut bad = case.step();
+        change(&mut bad);
+        let error = step(&loss, &vae, bad, case.targets(), true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(want), "{want}: {error}");
+    };
+    refuse(&|s| s.times = vec![0.5; 2], "times: expected 3 entries");
+    refuse(
+        &|s| s.times[1] = 1.5,
+        "t of sample 1: expected a number in [0, 1], got 1.5",
+    );
+    refuse(
+        &|s| s.times[2] = f64::NAN,
+        "time of sample 2: expected a finite number",
+    );
+    refuse(
+        &|s| s.x_t = None,
+        "x_t: needed by every prediction kind but sample",
+    );
+    refuse(&|s| s.size = None, "latent");
+    refuse(&|s| s.size = Some((48, 39)), "39");
+    refuse(&|s| s.coefficients = vec![(1.0, 0.0); 3], "not \"custom\"");
+    refuse(
+        &|s| {
+            s.prediction = Tensor::zeros([3, 480, 12], (Kind::Float, Device::Cpu));
+            s.x_t = None;
+        },
+        "",
+    );
+    let other = shared(decoder("flux2", json!({})).unwrap());
+    let error = step(&loss, &other, case.step(), case.targets(), true).unwrap_err();
+    assert!(error.to_string().contains("[B,32,h,w]"), "{error}");
+    let error = decoder("kl", json!({"family": "flux2"})).err().unwrap();
+    assert!(error.to_string().contains("Flux2"), "{error}");
+    // The next correct call works.
+    let (report, _) = case.run(&case.config(), json!({}));
+    assert_eq!(report.counted(), 3);
+}
+
+#[test]
+fn a_vae_that_does_not_tell_its_format_asks_for_it() {
+    let case = Case::named("flow");
+    let mut config = case.config();
+    config.as_object_mut().unwrap().remove("latent_format");
+    let vae = case.vae(json!({}));
+    let error = step(&loss(&config), &vae, case.step(), case.targets(), true).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("latent_format: the VAE's files do not tell"),
+        "{error}"
+    );
+}
