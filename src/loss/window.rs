@@ -17,8 +17,8 @@ use tch::Tensor;
 /// How much more than their own areas windows that are decoded together may cover.
 const WASTE: f64 = 1.25;
 
-/// Latent pixels around a window whose statistics are not exact: what lies further out changes the gradient
-/// less than they do (`benches/window_photos.py --halo`).
+/// Latent pixels around a window whose statistics are not exact: the whole receptive field would not make it exact
+/// either. The cosines that `benches/window_photos.py` shows are with so many.
 const INEXACT_HALO: i64 = 2;
 
 /// Exact passes so far above the limit of remembered statistics are remembered: means below it reach up there.
