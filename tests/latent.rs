@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::fixture;
+use common::{fixture, relative};
 use facegrad::config::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
@@ -19,13 +19,6 @@ fn read(rel: &str) -> HashMap<String, Tensor> {
         .unwrap()
         .into_iter()
         .collect()
-}
-
-fn relative(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.size(), want.size());
-    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-    let error = (&got - &want).norm().double_value(&[]);
-    error / want.norm().double_value(&[]).max(1e-12)
 }
 
 fn same(got: &Tensor, want: &Tensor) -> bool {

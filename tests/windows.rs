@@ -169,7 +169,8 @@ fn a_wider_halo_is_nearer() {
         relative(&window.unwrap(), &cut(&image, &windows))
     });
     println!("{errors:?}");
-    assert!(errors.is_sorted_by(|a, b| *a >= *b * 0.99), "{errors:?}");
+    // The last two are zero in exact arithmetic: their order is rounding's.
+    assert!(errors[..5].is_sorted_by(|a, b| a >= b), "{errors:?}");
     assert!(errors[0] > 1e-3 && errors[4] <= 1e-5 && errors[5] <= 1e-5);
 }
 

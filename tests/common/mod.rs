@@ -102,25 +102,27 @@ pub fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 #[cfg(feature = "torch")]
-/// ‖a − b‖ / ‖b‖.
-pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
-        difference += (a - b).powi(2);
-        norm += b * b;
-    }
-    (difference / norm.max(1e-300)).sqrt()
+/// ‖got − want‖ / ‖want‖. Pass everything that is compared as one tensor: a part that is zero in exact arithmetic holds
+/// only rounding, which differs between processors, so no part is measured by its own norm.
+pub fn relative(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.size(), want.size());
+    let difference = got.f_sub(want).unwrap();
+    let (difference, norm) = (norm(&difference), norm(want));
+    assert!(
+        norm > 0.0,
+        "what is zero has no relative size: compare with an absolute bound"
+    );
+    difference / norm
+}
+
+#[cfg(feature = "torch")]
+fn norm(tensor: &Tensor) -> f64 {
+    numbers(tensor).iter().map(|n| n * n).sum::<f64>().sqrt()
 }
 
 #[cfg(feature = "torch")]
 /// The cosine of two tensors taken as vectors.
 pub fn cosine(a: &Tensor, b: &Tensor) -> f64 {
-    let (mut dot, mut na, mut nb) = (0.0, 0.0, 0.0);
-    for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
-        dot += a * b;
-        na += a * a;
-        nb += b * b;
-    }
-    dot / (na * nb).sqrt()
+    let dot: f64 = numbers(a).iter().zip(numbers(b)).map(|(a, b)| a * b).sum();
+    dot / (norm(a) * norm(b))
 }
