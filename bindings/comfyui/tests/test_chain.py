@@ -10,10 +10,10 @@ import torch
 from compare import relative
 from conftest import portrait
 from diffusers import AutoencoderKL
-from facegrad_nodes import chain, faces, host, loaders, training
-from facegrad_nodes.decoder import FaceDecoder
 
 import facegrad
+from facegrad_nodes import chain, faces, host, loaders, training
+from facegrad_nodes.decoder import FaceDecoder
 
 SCALE = 0.18215
 

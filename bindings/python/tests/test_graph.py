@@ -61,7 +61,7 @@ def test_misuse_is_an_error_and_a_tape_is_freed():
     before = facegrad.live("graph")
     graph = facegrad.Graph()
     node = graph.input(torch.randn(1, 4, 2, 2))
-    for call in (lambda: graph.read(node + 1), lambda: graph.gradient(-5), lambda: graph.backward(7), lambda: graph.predict_x0(None, node)):
+    for call in (lambda: graph.read(node + 1), lambda: graph.gradient(-5), lambda: graph.backward(7), lambda: graph.predict_x0(None, node)):  # noqa: F821
         with pytest.raises(facegrad.FacegradError):
             call()
     with pytest.raises(facegrad.FacegradError, match="prediction|time|kind"):

@@ -1,9 +1,6 @@
 //! The decoders against diffusers' own classes, in every dialect and under every memory policy.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{cosine, fixture, relative};
+use crate::common::{cosine, fixture, relative};
 use facegrad::config::{ImageRange, LatentFormat, Precision, Recompute, VaeConfig, VaeFamily};
 use facegrad::nets::vae::Decoder;
 use std::collections::HashMap;
