@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-
 from pathlib import Path
 
-from conftest import ASSETS, FIXTURES, HERE, ROOT, TORCH, WARNINGS, counted, run, tool
+import pytest
+from conftest import ASSETS, FIXTURES, ROOT, TORCH, WARNINGS, counted, run, tool
 
 VERSION = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
 ABI = VERSION.rsplit(".", 1)[0]
@@ -30,14 +30,25 @@ def test_the_tree(installed: Path) -> None:
         assert "@" not in text.replace("@only", ""), text
 
 
-def test_a_linked_host_by_pkg_config(installed: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="session")
+def linked(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host in C99, linked by pkg-config."""
     config = tool("pkg-config", APT.format("pkg-config"))
     env = {"PKG_CONFIG_PATH": str(installed / "lib/pkgconfig")}
     flags = run(config, "--cflags", "--libs", "facegrad", env=env).split()
     folder = run(config, "--variable=libdir", "facegrad", env=env).strip()
     assert run(config, "--modversion", "facegrad", env=env).strip() == VERSION
-    run("cc", "-std=c99", *WARNINGS, ROOT / "tests/c/photograph.c", *flags, f"-Wl,-rpath,{folder}", "-lm", "-o", tmp_path / "host")
-    counted(run(tmp_path / "host", FIXTURES))
+    host = tmp_path_factory.mktemp("linked") / "host"
+    run("cc", "-std=c99", *WARNINGS, ROOT / "tests/c/photograph.c", *flags, f"-Wl,-rpath,{folder}", "-lm", "-o", host)
+    return host
+
+
+def test_a_linked_host_has_pytorchs_loss_and_gradient(linked: Path) -> None:
+    counted(run(linked, FIXTURES), least=6)
+
+
+def test_a_linked_host_tells_real_people_apart(linked: Path, data: Path) -> None:
+    counted(run(linked, FIXTURES, data), least=11)
 
 
 def test_the_c_example(installed: Path, pictures: Path, tmp_path: Path) -> None:
