@@ -1,17 +1,15 @@
 //! The score that people trust: faces and embeddings as insightface's `FaceAnalysis` computes them, from 8-bit
 //! pixels, without a gradient; and what is compared by them.
 
-use super::pipeline::crop;
-use super::report::{Located, Outcome, Report, Sample};
-use super::targets::{Known, Targets};
-use crate::align::align_pixels;
+use crate::align::{Alignment, align_pixels, crop_for};
+use crate::batch::{Located, Outcome, Report, Sample, Targets, gate};
 use crate::config::{AlignMode, EvaluatorConfig, Pooling};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
-use crate::face::{Face, assign, choose, nearest};
+use crate::face::{Face, FacePlace, assign, choose, nearest};
 use crate::log::warn_host;
 use crate::nets::Recogniser;
-use crate::tensor::pixels;
+use crate::tensor::{pixels, select_rows};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
@@ -19,11 +17,11 @@ use tch::{Device, Kind, Tensor};
 type Embedding = Vec<f32>;
 
 /// A face and what the recogniser makes of it.
-pub struct Found {
+pub struct EmbeddedFace {
     /// Where it is.
     pub face: Face,
     /// How it was aligned.
-    pub alignment: super::Alignment,
+    pub alignment: Alignment,
     /// `None` where its landmarks and box span no area, or the network's numbers are not finite.
     pub embedding: Option<Embedding>,
 }
@@ -67,13 +65,14 @@ impl Evaluator {
 
     /// All faces of every image of `[N,3,H,W]` (RGB, uint8 or floats in [0, 1]), by falling score; embedded
     /// where asked for.
-    pub fn faces(&mut self, images: &Tensor, embed: bool) -> Result<Vec<Vec<Found>>> {
-        let looks = self.look(images, embed, |_, faces, _| (0..faces.len()).collect())?;
+    pub fn faces(&mut self, images: &Tensor, embed: bool) -> Result<Vec<Vec<EmbeddedFace>>> {
+        let looks =
+            self.detect_and_embed(images, embed, |_, faces, _| (0..faces.len()).collect())?;
         Ok(looks.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     /// The crops `[M,3,S,S]` in [0, 1] of faces, each with the image that it is in.
-    pub fn align(&self, images: &Tensor, faces: &[(i64, Known)]) -> Result<Tensor> {
+    pub fn align(&self, images: &Tensor, faces: &[(i64, FacePlace)]) -> Result<Tensor> {
         let size = self.recogniser.input_size();
         let pictures = pixels(images)?;
         let mut crops = vec![];
@@ -81,7 +80,7 @@ impl Evaluator {
             let Some(Some(picture)) = pictures.get(*image as usize) else {
                 bail!(Argument, "faces[{at}]: its image is not finite");
             };
-            let Some((cut, _)) = crop(AlignMode::Kps, at, place, size)? else {
+            let Some((cut, _)) = crop_for(AlignMode::Kps, at, place, size)? else {
                 bail!(Argument, "faces[{at}]: its landmarks and box span no area");
             };
             crops.push(align_pixels(picture, &cut, size));
@@ -96,12 +95,12 @@ impl Evaluator {
     /// Registers `id` with the chosen face of every image of `[K,3,H,W]`; where `known` says where the face
     /// is, the one nearest to it. Images without a face are left out with a warning; it is an error when
     /// none has one. Returns how many images are used.
-    pub fn register(&mut self, id: &str, images: &Tensor, known: &[Known]) -> Result<usize> {
-        let faces = self.one_each(images, known, &|_| true)?;
+    pub fn register(&mut self, id: &str, images: &Tensor, known: &[FacePlace]) -> Result<usize> {
+        let faces = self.chosen_faces(images, known, &|_| true)?;
         let mut rows = vec![];
         for (at, face) in faces.into_iter().enumerate() {
             match face {
-                Ok(Found {
+                Ok(EmbeddedFace {
                     embedding: Some(embedding),
                     ..
                 }) => rows.push(embedding),
@@ -134,7 +133,7 @@ impl Evaluator {
     pub fn compare(&mut self, images: &Tensor, targets: &Targets) -> Result<Report> {
         let count = images.size()[0] as usize;
         targets.check(count)?;
-        let mut samples = self.gate(targets, count);
+        let mut samples = gate(targets, count, self.config.face_types.as_deref());
         let live: Vec<bool> = samples
             .iter()
             .map(|s| s.outcome == Outcome::Counted)
@@ -148,11 +147,11 @@ impl Evaluator {
                             && targets.reference_row(at) == row
                     })
                 };
-                self.one_each(references, &targets.reference_faces, &needed)?
+                self.chosen_faces(references, &targets.reference_faces, &needed)?
             }
             None => vec![],
         };
-        let faces = self.one_each(images, &targets.faces, &|at| live[at])?;
+        let faces = self.chosen_faces(images, &targets.faces, &|at| live[at])?;
         for (at, (sample, found)) in samples.iter_mut().zip(faces).enumerate() {
             if !live[at] {
                 continue;
@@ -161,7 +160,7 @@ impl Evaluator {
             let person = match targets.reference_id(at) {
                 Some(id) => self.person(id)?,
                 None => match &references[targets.reference_row(at)] {
-                    Ok(Found {
+                    Ok(EmbeddedFace {
                         embedding: Some(embedding),
                         ..
                     }) => {
@@ -188,10 +187,11 @@ impl Evaluator {
         for id in ids {
             self.person(id)?;
         }
-        let looks = self.look(images, true, |_, faces, _| (0..faces.len()).collect())?;
+        let looks =
+            self.detect_and_embed(images, true, |_, faces, _| (0..faces.len()).collect())?;
         let mut samples = vec![];
         for look in looks {
-            let mut own: Vec<Sample> = ids.iter().map(|_| fresh(1.0)).collect();
+            let mut own: Vec<Sample> = ids.iter().map(|_| Sample::new(1.0)).collect();
             match look {
                 None => own
                     .iter_mut()
@@ -204,8 +204,13 @@ impl Evaluator {
     }
 
     /// Fills in the samples of one image.
-    fn matched(&self, faces: &[Found], ids: &[String], samples: &mut [Sample]) -> Result<()> {
-        let usable: Vec<(&Found, &Embedding)> = faces
+    fn matched(
+        &self,
+        faces: &[EmbeddedFace],
+        ids: &[String],
+        samples: &mut [Sample],
+    ) -> Result<()> {
+        let usable: Vec<(&EmbeddedFace, &Embedding)> = faces
             .iter()
             .filter_map(|found| Some((found, found.embedding.as_ref()?)))
             .collect();
@@ -216,7 +221,7 @@ impl Evaluator {
         let scores: Vec<Vec<f64>> = people
             .iter()
             .map(|person| {
-                let score = |(_, e): &(&Found, &Embedding)| self.similarity(person, e);
+                let score = |(_, e): &(&EmbeddedFace, &Embedding)| self.similarity(person, e);
                 usable.iter().map(score).collect()
             })
             .collect();
@@ -229,49 +234,21 @@ impl Evaluator {
         Ok(())
     }
 
-    /// Decides what needs no network to be decided.
-    fn gate(&self, targets: &Targets, count: usize) -> Vec<Sample> {
-        (0..count)
-            .map(|at| {
-                let mut sample = fresh(targets.weights.get(at).copied().unwrap_or(1.0));
-                let counts = |data_type: &String| match &self.config.face_types {
-                    Some(types) => types.contains(data_type),
-                    None => true,
-                };
-                if !targets.data_types.get(at).is_none_or(counts) {
-                    sample.outcome = Outcome::DataType;
-                } else if sample.weight == 0.0 {
-                    sample.outcome = Outcome::ZeroWeight;
-                }
-                sample
-            })
-            .collect()
-    }
-
     /// The face that counts in every image, or why there is none; images that are not `wanted` are not
     /// looked at.
-    fn one_each(
+    fn chosen_faces(
         &mut self,
         images: &Tensor,
-        known: &[Known],
+        known: &[FacePlace],
         wanted: &dyn Fn(usize) -> bool,
-    ) -> Result<Vec<std::result::Result<Found, Outcome>>> {
+    ) -> Result<Vec<std::result::Result<EmbeddedFace, Outcome>>> {
         let count = images.size()[0] as usize;
-        let rows: Vec<i64> = (0..count)
-            .filter(|&at| wanted(at))
-            .map(|at| at as i64)
-            .collect();
-        let picked = match rows.len() == count {
-            true => images.shallow_clone(),
-            false => images.f_index_select(
-                0,
-                &Tensor::f_from_slice(&rows)?.f_to_device(images.device())?,
-            )?,
-        };
+        let rows: Vec<usize> = (0..count).filter(|&at| wanted(at)).collect();
+        let picked = select_rows(images, &rows)?;
         let (choice, index) = (self.config.face_choice, self.config.face_index);
-        let looks = self.look(&picked, true, |row, faces, (width, height)| {
-            let at = rows[row] as usize;
-            let chosen = match known.get(at).and_then(Known::middle) {
+        let looks = self.detect_and_embed(&picked, true, |row, faces, (width, height)| {
+            let at = rows[row];
+            let chosen = match known.get(at).and_then(FacePlace::middle) {
                 Some(point) => nearest(faces, point),
                 None => choose(faces, choice, index, width, height),
             };
@@ -279,7 +256,7 @@ impl Evaluator {
         })?;
         let mut all: Vec<_> = (0..count).map(|_| Err(Outcome::NoFace)).collect();
         for (row, look) in rows.into_iter().zip(looks) {
-            all[row as usize] = match look {
+            all[row] = match look {
                 None => Err(Outcome::NonFinite),
                 Some(faces) => faces.into_iter().next().ok_or(Outcome::NoFace),
             };
@@ -289,12 +266,12 @@ impl Evaluator {
 
     /// Detects the faces of every image and keeps, embedded where asked for, those that `keep` picks, given the
     /// image's row, its faces and its width and height. `None` for an image that is not finite.
-    fn look(
+    fn detect_and_embed(
         &mut self,
         images: &Tensor,
         embed: bool,
         mut keep: impl FnMut(usize, &[Face], (f64, f64)) -> Vec<usize>,
-    ) -> Result<Vec<Option<Vec<Found>>>> {
+    ) -> Result<Vec<Option<Vec<EmbeddedFace>>>> {
         let size = self.recogniser.input_size();
         let mut crops = vec![];
         let mut looks = vec![];
@@ -307,12 +284,12 @@ impl Evaluator {
             let kept = keep(row, &faces, (picture.width as f64, picture.height as f64));
             let mut found = vec![];
             for face in kept.into_iter().filter_map(|at| faces.get(at)) {
-                let cut = crop(AlignMode::Kps, row, &Known::from(face), size)?;
+                let cut = crop_for(AlignMode::Kps, row, &FacePlace::from(face), size)?;
                 let alignment = cut.as_ref().map(|(_, how)| *how).unwrap_or_default();
                 if let (true, Some((cut, _))) = (embed, cut) {
                     crops.push((row, found.len(), align_pixels(&picture, &cut, size)));
                 }
-                found.push(Found {
+                found.push(EmbeddedFace {
                     face: face.clone(),
                     alignment,
                     embedding: None,
@@ -371,7 +348,7 @@ impl Evaluator {
         }
     }
 
-    fn fill(&self, sample: &mut Sample, found: &Found, person: &[Embedding]) {
+    fn fill(&self, sample: &mut Sample, found: &EmbeddedFace, person: &[Embedding]) {
         sample.located = Located::Detected;
         sample.score = found.face.score;
         sample.bbox = Some(found.face.bbox);
@@ -381,15 +358,6 @@ impl Evaluator {
             Some(embedding) => sample.similarity = self.similarity(person, embedding),
             None => sample.outcome = Outcome::Degenerate,
         }
-    }
-}
-
-fn fresh(weight: f64) -> Sample {
-    Sample {
-        weight,
-        similarity: f64::NAN,
-        score: f64::NAN,
-        ..Sample::default()
     }
 }
 
