@@ -17,7 +17,7 @@ use crate::config::{
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
 use crate::latent::coefficients;
-use crate::loss::face_loss;
+use crate::loss::node::face_loss;
 use crate::nets::vae::Decoder;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;

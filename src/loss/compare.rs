@@ -1,6 +1,7 @@
 //! Comparing: similarities, the loss, and its gradient with respect to the images.
 
-use super::{FaceCrop, FaceGroup, Loss};
+use super::Loss;
+use super::group::{FaceCrop, FaceGroup};
 use crate::batch::{Outcome, Report};
 use crate::error::Result;
 use crate::tensor::{finite_rows, flags, place_rows, select_rows, vjp};

@@ -1,6 +1,7 @@
 //! Embedding: the crops of all groups go through the recogniser together.
 
-use super::{FaceGroup, Loss};
+use super::Loss;
+use super::group::FaceGroup;
 use crate::align::align_within;
 use crate::error::Result;
 use crate::shared::lock;

@@ -1,6 +1,7 @@
 //! Locating: the reference and the place of the generated face of every sample.
 
-use super::{GeneratedImages, Loss};
+use super::Loss;
+use super::images::GeneratedImages;
 use crate::batch::{Located, Outcome, Sample, Targets};
 use crate::config::Locate;
 use crate::error::{Result, bail};

@@ -1,6 +1,7 @@
 //! The loss as a node of a graph.
 
-use super::{FaceGroup, Loss};
+use super::Loss;
+use super::group::FaceGroup;
 use crate::batch::{Report, Sample, Targets};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operation};

@@ -1,6 +1,6 @@
 //! The faces of reference images, kept by the content of the image, the least recently used dropped first.
 
-use super::ReferenceFace;
+use super::extract::ReferenceFace;
 use crate::error::Result;
 use crate::face::FacePlace;
 use crate::tensor::{content_hash, select_rows};

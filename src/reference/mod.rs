@@ -3,10 +3,9 @@
 
 mod cache;
 mod extract;
-mod saved;
+pub(crate) mod saved;
 
 pub use extract::ReferenceFace;
-pub(crate) use saved::SavedReferences;
 
 use crate::batch::Targets;
 use crate::config::ReferenceMode;

@@ -1,7 +1,8 @@
 //! References as part of a saved state: a JSON index, and all embeddings as rows of one tensor.
 
+use super::References;
 use super::cache::CacheKey;
-use super::{ReferenceFace, References};
+use super::extract::ReferenceFace;
 use crate::error::Result;
 use crate::face::FacePlace;
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use super::norm_cache::SavedNormCache;
 use crate::error::{Error, Result, bail};
 use crate::nets::Recogniser;
 use crate::nets::vae::{Decoder, Statistics};
-use crate::reference::SavedReferences;
+use crate::reference::saved::SavedReferences;
 use crate::shared::{Shared, lock};
 use crate::tensor::{from_array, to_array};
 use crate::weights::{self, Array, Dtype, Weights};
