@@ -52,8 +52,12 @@ FUNCTIONS
 
 extern "C" {
 
-/// The torch whose headers this part was compiled with: "2.11.0".
-const char *facegrad_torch_compiled(void) { return TORCH_VERSION; }
+/// The torch whose headers this part was compiled with: "2.11.0". A loader finds the same words in the file without
+/// loading it.
+const char *facegrad_torch_compiled(void) {
+    static const char text[] = "libfacegrad_torch for torch " TORCH_VERSION;
+    return text + sizeof "libfacegrad_torch for torch " - 1;
+}
 
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7
 std::uint64_t aoti_torch_abi_version(void);

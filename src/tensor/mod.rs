@@ -5,6 +5,7 @@ mod autograd;
 mod cuda;
 mod hash;
 mod pixels;
+mod rows;
 mod torch;
 mod view;
 
@@ -13,5 +14,6 @@ pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
 pub use pixels::{Pixels, finite, pixels, quantised};
+pub use rows::{finite_rows, flags, place_rows, select_rows};
 pub use torch::{call_log, check_torch, compiled_torch, running_torch, torch_folder};
 pub use view::{RawTensor, Use, View, device_name};

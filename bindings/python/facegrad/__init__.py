@@ -7,16 +7,18 @@
 Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad``.
 """
 
-from . import _abi
-from ._library import FacegradError, build_info, live, version
-from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
-from .graph import Graph
-from .identity import FaceIdentityLoss
-from .loss import FaceLoss
-from .models import Detector, Face, Recogniser
-from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
-from .report import Alignment, Decoded, Located, Outcome, Report, Sample
-from .vae import Vae
+from . import _abi, _part
+
+if not _part.building():
+    from ._library import FacegradError, build_info, live, version
+    from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
+    from .graph import Graph
+    from .identity import FaceIdentityLoss
+    from .loss import FaceLoss
+    from .models import Detector, Face, Recogniser
+    from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
+    from .report import Alignment, Decoded, Located, Outcome, Report, Sample
+    from .vae import Vae
 
 __all__ = [
     "Alignment",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from .commands import doctor, download, inspect
+from . import _part
+
+COMMANDS = ["download", "inspect", "doctor", "build"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="facegrad", description="Face identity loss and score: tools around the library.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (download, inspect, doctor):
-        name = module.__name__.rsplit(".", 1)[1]
+    # `build` works where the library does not load, and the others do not.
+    for name in ["build"] if _part.building() else COMMANDS:
+        module = importlib.import_module(f".commands.{name}", __package__)
         summary = (module.__doc__ or "").strip().splitlines()[0]
         command = commands.add_parser(
             name, help=summary, description=module.__doc__, epilog=module.EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

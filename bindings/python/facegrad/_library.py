@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ImportError("facegrad needs PyTorch, and this Python has none; https://pytorch.org says how to install it on this machine") from error
 
 from . import _abi, _part
 
@@ -33,21 +36,10 @@ class FacegradError(RuntimeError):
         self.name = name
 
 
-def _candidates() -> list[Path]:
-    """Where the library may be, best first."""
-    here = Path(__file__).resolve().parent
-    named = os.environ.get("FACEGRAD_LIBRARY")
-    if named:
-        return [Path(named)]
-    checkout = here.parents[2] / "target"
-    return [here / "libfacegrad.so", checkout / "release" / "libfacegrad.so", checkout / "debug" / "libfacegrad.so"]
-
-
 def _load() -> c.CDLL:
-    paths = _candidates()
-    found = next((path for path in paths if path.exists()), None)
+    found = _part.core()
     if found is None:
-        looked = ", ".join(map(str, paths))
+        looked = ", ".join(map(str, _part.cores()))
         raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Install facegrad again, or run `make build` in a checkout.")
     part = _load_part(found)
     # The library's dependency on its part is resolved by the one that is loaded already (same SONAME).
@@ -71,22 +63,22 @@ def _load() -> c.CDLL:
 
 def _load_part(core: Path) -> c.CDLL:
     """Loads the part that was compiled for the torch that was imported above."""
-    paths = [path for path in _part.candidates(core, torch.__version__) if path.exists()]
-    reasons = []
-    for path in paths:
-        try:
-            part = c.CDLL(str(path))
-            compiled = part.facegrad_torch_compiled
-        except (OSError, AttributeError) as error:
-            reasons.append(f"{path} cannot be loaded with torch {torch.__version__}: {error}")
+    running, reasons = torch.__version__, []
+    for path in _part.candidates(core, running):
+        if not path.exists():
             continue
-        compiled.restype, compiled.argtypes = c.c_char_p, []
-        if _part.minor(compiled().decode()) == _part.minor(torch.__version__):
-            return part
-        reasons.append(f"{path} was compiled for torch {compiled().decode()}, and this is torch {torch.__version__}")
+        # The core takes the first part that this process has loaded, so the wrong one is not even tried.
+        compiled = _part.compiled_for(path)
+        if _part.minor(compiled) != _part.minor(running):
+            reasons.append(f"{path} was compiled for torch {compiled}, and this is torch {running}")
+            continue
+        try:
+            return c.CDLL(str(path))
+        except OSError as error:
+            reasons.append(f"{path} cannot be loaded with torch {running}: {error}")
     if reasons:
         raise ImportError(f"facegrad: {'; '.join(reasons)}. Compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)")
-    raise ImportError(_part.missing(core, torch.__version__, _abi.VERSION))
+    raise ImportError(_part.missing(core, running, _abi.VERSION))
 
 
 library = _load()

@@ -10,18 +10,45 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 NAME = "libfacegrad_torch.so"
+CORE = "libfacegrad.so"
 TEXT = "facegrad_torch.cc"
 HERE = Path(__file__).resolve().parent
+
+
+def building() -> bool:
+    """Whether this process is ``python -m facegrad build`` or ``facegrad build``, which must run where the library does not load."""
+    words = sys.orig_argv[1:]
+    return "build" in words and any(Path(word).name == "facegrad" for word in words)
+
+
+def cores() -> list[Path]:
+    """Where the library itself may be, best first: ``$FACEGRAD_LIBRARY``, or in this package, or in its checkout."""
+    named = os.environ.get("FACEGRAD_LIBRARY")
+    if named:
+        return [Path(named)]
+    return [HERE / CORE, *(HERE.parents[2] / "target" / profile / CORE for profile in ("release", "debug"))]
+
+
+def core() -> Path | None:
+    """The library itself, where there is one."""
+    return next((path for path in cores() if path.exists()), None)
 
 
 def minor(version: str) -> str:
     """``2.11`` of ``2.11.0+cu130``."""
     match = re.match(r"\d+\.\d+", version)
     return match[0] if match else version
+
+
+def compiled_for(part: Path) -> str:
+    """The version of torch that a part was compiled for, read from the file; ``unknown`` for a file that is no part."""
+    match = re.search(rb"libfacegrad_torch for torch (\d[\d.]*)", part.read_bytes())
+    return match[1].decode() if match else "unknown"
 
 
 def user_folder() -> Path:
