@@ -1122,24 +1122,8 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
  * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
  * one
- * @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
- * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
- * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
- * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
- * `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
- * "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
- * `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
- * of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
- * "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
- * "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
- * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
- * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
- * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
- * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
- * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
- * samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
- * `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
+ * @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+ * `facegrad_build_info` lists their names
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -1260,16 +1244,16 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    void *stream);
 
 /**
- * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
- * is computed when it is made and stays until the tape is freed.
+ * Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
+ * is computed when it is made and stays until the graph is freed.
  *
- * @param[out] out the new tape; NULL on failure
+ * @param[out] out the new graph; NULL on failure
  */
 facegrad_status facegrad_graph_new(const struct facegrad_context *context,
                                    struct facegrad_graph **out);
 
 /**
- * Puts a copy of a tensor on the tape.
+ * Adds a copy of a tensor.
  *
  * @param[in] tensor float32, float16 or bfloat16, any shape
  * @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
@@ -1379,9 +1363,9 @@ facegrad_status facegrad_graph_read(const struct facegrad_graph *graph,
                                     void *stream);
 
 /**
- * Walks back from a node. Gradients of an earlier walk on this tape are forgotten.
+ * Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
  *
- * @param[in] node the node to start from, usually a loss
+ * @param[in] node the node to differentiate, usually a loss
  * @param[in] seed the gradient with respect to it, of its shape; NULL: ones
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
@@ -1391,8 +1375,8 @@ facegrad_status facegrad_graph_backward(struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Copies the gradient that the last `facegrad_graph_backward` brought to a node; zeros where none
- * arrived.
+ * Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
+ * influence.
  *
  * @param[out] tensor the node's shape, any float dtype
  * @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -1403,7 +1387,7 @@ facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Frees a tape with all its nodes.
+ * Frees a graph with all its nodes.
  */
 void facegrad_graph_free(struct facegrad_graph *graph);
 
