@@ -3,7 +3,7 @@
 # make test-cpus   the numeric suites as other processors compute them: a step of a release
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
 # Further: test-programs, demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
-# freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# format, freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
 # models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus test-programs setup build install fixtures header freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus test-programs setup build install fixtures header format freeze bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -95,6 +95,12 @@ test-cpus: build fixtures test-programs
 
 header: setup
 	FACEGRAD_UPDATE_HEADER=1 cargo test --release --test header
+
+format: $(VENV)/.ready-tests
+	cargo fmt
+	$(VENV)/bin/ruff check --quiet --fix .
+	$(VENV)/bin/ruff format --quiet .
+	$(VENV)/bin/clang-format -i $$(git ls-files '*.c' '*.cc' '*.cpp' '*.h' '*.hpp' ':!include' ':!abi')
 
 # The header as this version promises it; only ever grows within an ABI version.
 freeze:
