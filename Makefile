@@ -48,16 +48,21 @@ build: setup
 PREFIX ?= /usr/local
 INSTALLED := $(DESTDIR)$(PREFIX)
 TORCH = $(realpath $(or $(LIBTORCH),$(VENV)/torch))
-TORCH_VERSION := $(shell sed -n 's/^pub const TORCH_VERSION: &str = "\(.*\)";/\1/p' src/tensor/mod.rs)
-PACKAGE = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@ABI@|$(ABI)|g' -e 's|@TORCH@|$(TORCH)|g' -e 's|@TORCH_VERSION@|$(TORCH_VERSION)|g'
+# The minor version of the torch that the part was compiled for, such as 2.11.
+TORCH_MINOR = $(shell sed -n "s/^__version__ = '\([0-9]*\.[0-9]*\).*/\1/p" $(TORCH)/version.py)
+PART = lib/facegrad/torch$(TORCH_MINOR)
+PACKAGE = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@ABI@|$(ABI)|g' -e 's|@TORCH@|$(TORCH)|g'
 
-# Works where it lands: nothing in it names PREFIX. It does not build, so that root need not.
+# Works where it lands: nothing in it names PREFIX. It does not build, so that root need not. Parts for other versions of
+# torch that an earlier installation put there stay.
 install:
 	@test -f $(LIBRARY) || { echo "$(LIBRARY) is missing: run \`make build\` first"; exit 1; }
-	install -d $(INSTALLED)/include $(INSTALLED)/lib/pkgconfig $(INSTALLED)/lib/cmake/facegrad
+	install -d $(INSTALLED)/include $(INSTALLED)/lib/pkgconfig $(INSTALLED)/lib/cmake/facegrad $(INSTALLED)/$(PART)
 	install -m 755 $(LIBRARY) $(INSTALLED)/lib/libfacegrad.so.$(VERSION)
 	ln -sfn libfacegrad.so.$(VERSION) $(INSTALLED)/lib/libfacegrad.so.$(ABI)
 	ln -sfn libfacegrad.so.$(ABI) $(INSTALLED)/lib/libfacegrad.so
+	install -m 755 target/release/libfacegrad_torch.so $(INSTALLED)/$(PART)
+	ln -sfn facegrad/torch$(TORCH_MINOR)/libfacegrad_torch.so $(INSTALLED)/lib/libfacegrad_torch.so
 	install -m 644 include/facegrad.h bindings/cpp/*.hpp $(INSTALLED)/include
 	$(PACKAGE) bindings/cpp/package/facegrad.pc.in > $(INSTALLED)/lib/pkgconfig/facegrad.pc
 	for name in Config ConfigVersion Torch; do \
