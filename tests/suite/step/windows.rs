@@ -8,7 +8,7 @@ use facegrad::loss::{Decoded, Known, Report, Step, Targets, step};
 use facegrad::nets::vae::Decoder;
 use serde_json::json;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 fn decoded(report: &Report) -> Vec<Decoded> {
     report.samples.iter().map(|s| s.decoded).collect()
