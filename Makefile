@@ -2,8 +2,8 @@
 # make test   sets everything up and runs every suite; SUITES="python host" runs those of such a name
 # make test-cpus   the numeric suites as other processors compute them: a step of a release
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
-# Further: test-programs, demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
-# freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
+# format, freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
 # models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus test-programs setup build install fixtures header freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -88,18 +88,20 @@ $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 
 fixtures: $(FIXTURES)/.ready
 
-# Before the suites run side by side, so that none of them writes the library that another one loads.
-test-programs: build
-	cargo test --release --no-run
-
-test: build fixtures test-programs
+test: build fixtures
 	$(RUN) tests/run $(DATA) $(SUITES)
 
-test-cpus: build fixtures test-programs
+test-cpus: build fixtures
 	$(RUN) tests/run --processors $(DATA) $(SUITES)
 
 header: setup
-	FACEGRAD_UPDATE_HEADER=1 cargo test --release --test header
+	FACEGRAD_UPDATE_HEADER=1 cargo test --test header
+
+format: $(VENV)/.ready-tests
+	cargo fmt
+	$(VENV)/bin/ruff check --quiet --fix .
+	$(VENV)/bin/ruff format --quiet .
+	$(VENV)/bin/clang-format -i $$(git ls-files '*.c' '*.cc' '*.cpp' '*.h' '*.hpp' ':!include' ':!abi')
 
 # The header as this version promises it; only ever grows within an ABI version.
 freeze:

@@ -26,7 +26,7 @@ def headers_and_libraries(version: str, folder: Path) -> tuple[Path, bool]:
     """Downloads one torch and unpacks what a compiler needs: its folder, and whether it has libstdc++'s old ABI."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
            "--only-binary=:all:", "--python-version=3.12", "--implementation=cp", "--abi=cp312", "-d", str(folder),
-           *(f"--platform=manylinux_2_28_x86_64 --platform=manylinux2014_x86_64 --platform=manylinux1_x86_64".split())]  # fmt: skip
+           *("--platform=manylinux_2_28_x86_64 --platform=manylinux2014_x86_64 --platform=manylinux1_x86_64".split())]  # fmt: skip
     subprocess.run([*pip, f"torch=={version}"], check=True)
     (wheel,) = folder.glob("torch-*.whl")
     with zipfile.ZipFile(wheel) as archive:

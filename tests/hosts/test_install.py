@@ -24,6 +24,8 @@ def test_the_tree(installed: Path) -> None:
     }  # fmt: skip
     dynamic = run("readelf", "-d", installed / "lib/libfacegrad.so")
     assert f"[libfacegrad.so.{ABI}]" in dynamic
+    exported = re.findall(r" T (\S+)$", run("nm", "-D", "--defined-only", installed / "lib/libfacegrad.so"), re.M)
+    assert sorted(exported) == (ROOT / "abi/symbols.txt").read_text().split(), "abi/symbols.txt is what may be seen"
     library = (installed / "include/facegrad_library.hpp").read_text()
     assert f'"libfacegrad.so.{ABI}"' in library, "the loader's default is of another version"
     for text in (p.read_text() for p in installed.rglob("facegrad*") if p.suffix in (".cmake", ".pc")):

@@ -1,7 +1,7 @@
 //! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
 //! decoders that share one latent space.
 
-use crate::common::{cosine, data, numbers, onnxruntime};
+use crate::common::{Tensors, cosine, data, numbers, onnxruntime};
 use facegrad::batch::{Decoded, Located, Outcome, Targets};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
 use facegrad::detect::Detector;
@@ -53,12 +53,15 @@ impl World {
         let recogniser: BackboneConfig = parse("test", &recogniser.to_string()).unwrap();
         let arrays = Tensor::read_npz(golden).unwrap();
         let (_, latent) = arrays.into_iter().find(|(n, _)| n == "latent").unwrap();
-        let other = tch::vision::image::load(data("golden/aligned112/B_lady_1.png")?).unwrap();
+        // The second of the golden crops is B_lady_1.
+        let other = Tensors::open("golden/golden.safetensors")
+            .get("crops")
+            .narrow(0, 1, 1);
         Some(World {
             detector: shared(Detector::new(&detector, Device::Cpu).unwrap()),
             recogniser: shared(Recogniser::load(&recogniser, Device::Cpu).unwrap()),
             latent,
-            other: other.to_kind(Kind::Float).unsqueeze(0) / 255.0,
+            other,
         })
     }
 

@@ -10,7 +10,7 @@ use facegrad::nets::vae::Decoder;
 use facegrad::step::Step;
 use serde_json::json;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 fn decoded(report: &Report) -> Vec<Decoded> {
     report.samples.iter().map(|s| s.decoded).collect()
