@@ -113,7 +113,7 @@ impl Axis {
             Coordinates::HalfPixelSymmetric => {
                 let adjustment = to / (scale * from);
                 let offset = from / 2.0 * (1.0 - adjustment);
-                offset + (x + 0.5) / scale - 0.5
+                offset + ((x + 0.5) / scale - 0.5)
             }
             Coordinates::AlignCorners if self.to == 1 => 0.0,
             Coordinates::AlignCorners => x * (from - 1.0) / (to - 1.0),

@@ -61,18 +61,20 @@ impl Plan {
             "cubic" => Filter::Cubic(call.float("cubic_coeff_a", -0.75)? as f32),
             other => bail!(Operator, "mode {other}"),
         };
+        // Places that are whole in exact arithmetic are rounded there by the last bit.
+        if coordinates == Coordinates::HalfPixelSymmetric
+            && matches!(filter, Filter::Nearest(Rounding::Floor | Rounding::Ceil))
+        {
+            bail!(Operator, "half_pixel_symmetric with nearest_mode floor or ceil");
+        }
         let mut axes = sizes(call, &x.size(), old)?;
         if coordinates == Coordinates::TfCropAndResize {
             parts(call, &mut axes)?;
         }
-        let moved = |axis: &Axis| match coordinates {
-            Coordinates::TfCropAndResize => axis.from != axis.to || axis.part != (0.0, 1.0),
-            _ => axis.from != axis.to || axis.scale != 1.0,
-        };
-        // Where no size changes, ONNX Runtime copies.
-        let changes = coordinates == Coordinates::TfCropAndResize
-            || axes.iter().any(|axis| axis.from != axis.to);
-        axes.retain(|axis| changes && moved(axis));
+        // ONNX Runtime copies where no size changes, and leaves alone what has the scale 1, even where
+        // `tf_crop_and_resize` names a part of it.
+        let changes = axes.iter().any(|axis| axis.from != axis.to);
+        axes.retain(|axis| changes && (axis.from != axis.to || axis.scale != 1.0));
         Ok(Plan {
             axes,
             coordinates,
