@@ -312,7 +312,7 @@ fn what_is_no_recogniser_is_named() {
         ("recognisers/numbers_3.onnx", "genderage"),
         ("recognisers/numbers_100.onnx", "100 numbers"),
         ("recognisers/numbers_212.onnx", "2d106det"),
-        ("recognisers/map.onnx", "one embedding each"),
+        ("recognisers/map.onnx", "12544 numbers"),
         ("recognisers/normed.onnx", "keep that one"),
         ("detect/detector_9.onnx", "SCRFD detector"),
         (

@@ -52,13 +52,9 @@ impl Runner {
             }
         };
         match output {
-            // Exporters leave dimensions of 1 behind the embedding.
+            // Exporters leave further dimensions behind the embedding, as [N,D,1,1].
             Some(output) => match output.size().as_slice() {
-                &[rows, columns, ref rest @ ..]
-                    if rows == count && rest.iter().all(|&n| n == 1) =>
-                {
-                    Ok(output.f_reshape([rows, columns])?)
-                }
+                &[rows, _, ..] if rows == count => Ok(output.f_flatten(1, -1)?),
                 other => bail!(
                     Weights,
                     "the model yields a value of shape {other:?} for {count} crops; a recogniser yields [{count}, D], \

@@ -12,7 +12,7 @@ pub const OPERATORS: &[Operator] = &[
     op("Mul", &[], numbers, |c| binary(c, Tensor::f_mul)),
     op("Div", &[], numbers, div),
     op("Mod", &["fmod"], numbers, modulo),
-    op("Pow", &[], power, |c| binary(c, Tensor::f_pow)),
+    op("Pow", &[], power_cost, power),
     op("Sum", &[], numbers, |c| many(c, Tensor::f_add)),
     op("Max", &[], numbers, |c| many(c, Tensor::f_maximum)),
     op("Min", &[], numbers, |c| many(c, Tensor::f_minimum)),
@@ -86,7 +86,7 @@ fn numbers(call: &Call) -> Result<Cost> {
     Ok(cost.with_scratch(cost.elements))
 }
 
-fn power(call: &Call) -> Result<Cost> {
+fn power_cost(call: &Call) -> Result<Cost> {
     let (x, exponent) = (call.full(0)?, call.full(1)?);
     let whole = class(x) == Class::Integer && class(exponent) == Class::Float;
     if class(x) == Class::Truth || class(exponent) == Class::Truth || whole {
@@ -98,6 +98,17 @@ fn power(call: &Call) -> Result<Cost> {
         );
     }
     Ok(Cost::of(count(&broadcast(&[x.size(), exponent.size()])?)))
+}
+
+fn power(call: &Call) -> Result<Vec<Tensor>> {
+    let (x, exponent) = (call.input(0)?, call.input(1)?);
+    if class(x) == Class::Integer {
+        let negative = exponent.f_lt_tensor(&exponent.f_zeros_like()?)?.f_any()?;
+        if negative.f_int64_value(&[])? != 0 {
+            bail!(Operator, "an integer to a negative power");
+        }
+    }
+    binary(call, Tensor::f_pow)
 }
 
 /// Both sides on one device: shape arithmetic made into floats comes from the CPU.

@@ -125,7 +125,9 @@ fn slice(call: &Call) -> Result<Vec<Tensor>> {
     for (((start, end), at), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
         let size = x.size()[at as usize];
         let wrapped = |v: i64| if v < 0 { v.saturating_add(size) } else { v };
-        let (start, end) = (wrapped(start), wrapped(end));
+        // Going down, exporters write the largest number for "to the very first element".
+        let open = step < 0 && (end == i64::MAX || end == i64::from(i32::MAX));
+        let (start, end) = (wrapped(start), if open { -1 } else { wrapped(end) });
         if step == 0 {
             bail!(Format, "a slice of step 0");
         }

@@ -23,7 +23,7 @@ pub const OPERATORS: &[Operator] = &[
     }),
     // The norm's own gradient is zero at zero, a root's is not.
     op("ReduceL2", REDUCE, floats, |c| {
-        reduce(c, |x, d, k| x.f_frobenius_norm(d, k))
+        reduce(c, |x, d, k| x.f_norm_scalaropt_dim(2.0, d, k))
     }),
     op("ReduceL1", REDUCE, numbers, |c| {
         reduce(c, |x, d, k| x.f_abs()?.f_sum_dim_intlist(d, k, None))
@@ -74,7 +74,7 @@ fn lp_normalization(call: &Call) -> Result<Vec<Tensor>> {
     let axis = [axis(call.int("axis", -1)?, x.dim())?];
     let norm = match call.int("p", 2)? {
         1 => x.f_abs()?.f_sum_dim_intlist(axis.as_slice(), true, None)?,
-        2 => x.f_frobenius_norm(axis, true)?,
+        2 => x.f_norm_scalaropt_dim(2.0, axis.as_slice(), true)?,
         other => bail!(Operator, "the norm of order {other}"),
     };
     // What has no length stays as it is.

@@ -65,7 +65,10 @@ impl Plan {
         if coordinates == Coordinates::HalfPixelSymmetric
             && matches!(filter, Filter::Nearest(Rounding::Floor | Rounding::Ceil))
         {
-            bail!(Operator, "half_pixel_symmetric with nearest_mode floor or ceil");
+            bail!(
+                Operator,
+                "half_pixel_symmetric with nearest_mode floor or ceil"
+            );
         }
         let mut axes = sizes(call, &x.size(), old)?;
         if coordinates == Coordinates::TfCropAndResize {
