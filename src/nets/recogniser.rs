@@ -252,31 +252,51 @@ impl Recogniser {
             (Kind::Float, device),
         )?;
         let crops = ramp.f_view([2, 3, self.input_size(), self.input_size()])?;
-        if let Network::Onnx { batched, .. } = &mut self.network {
-            *batched = false;
-        }
+        self.set_batched(false);
         let single = self.embed(&crops)?;
         self.dim = single.size()[1];
         embedding_size(self.dim)?;
-        if let Network::Onnx { batched, .. } = &mut self.network {
-            *batched = true;
-            let together = self.embed(&crops);
-            let close = |together: Tensor| -> Result<bool> {
-                let same = together.size() == single.size();
-                Ok(same
-                    && together
-                        .f_sub(&single)?
-                        .f_abs()?
-                        .f_max()?
-                        .f_double_value(&[])?
-                        < 0.02)
-            };
-            let works = together.and_then(close).unwrap_or(false);
-            if let Network::Onnx { batched, .. } = &mut self.network {
-                *batched = works;
+        if !self.batches(&crops, &single)? {
+            // A file that was exported for one picture often has its batch in a Reshape alone.
+            self.free_batch(true);
+            if !self.batches(&crops, &single)? {
+                self.free_batch(false);
+                self.set_batched(false);
             }
         }
         Ok(())
+    }
+
+    /// Whether an ONNX file gives the crops' embeddings together as it gives them one by one.
+    fn batches(&mut self, crops: &Tensor, single: &Tensor) -> Result<bool> {
+        self.set_batched(true);
+        Ok(match self.embed(crops) {
+            Ok(together) if together.size() == single.size() => {
+                together
+                    .f_sub(single)?
+                    .f_abs()?
+                    .f_max()?
+                    .f_double_value(&[])?
+                    < 0.02
+            }
+            _ => false,
+        })
+    }
+
+    fn set_batched(&mut self, value: bool) {
+        if let Network::Onnx { batched, .. } = &mut self.network {
+            *batched = value;
+        }
+    }
+
+    fn free_batch(&mut self, free: bool) {
+        if let Network::Onnx {
+            runner: Runner::Graph(graph),
+            ..
+        } = &mut self.network
+        {
+            graph.free_batch(free);
+        }
     }
 
     /// Side of the square crops, pixels. A network whose input is not square sees their middle: a face aligned to
@@ -466,6 +486,7 @@ fn runner(
              \"torch\""
         );
     }
+    OnnxGraph::check_constants(model)?;
     let session = Session::open(&config.path, runtime, device)?;
     let engine = format!("ONNX on {}", session.library());
     Ok((Runner::Session(RefCell::new(session)), engine))

@@ -71,6 +71,7 @@ pub struct OnnxGraph {
     /// Whether pictures are laid out pixel by pixel: oneDNN, libtorch's convolutions on a CPU, then need not turn
     /// every value around before and after a convolution.
     by_pixels: bool,
+    free_batch: bool,
 }
 
 impl OnnxGraph {
@@ -108,10 +109,48 @@ impl OnnxGraph {
                 && kind == Kind::Float
                 && steps.iter().any(|step| step.node.op == "Conv"),
             steps,
+            free_batch: false,
         };
         graph.precompute(fold::elements(model), device, kind)?;
         graph.find_ends();
         Ok(graph)
+    }
+
+    /// What goes before another engine reads the file: the part that depends on constants alone, which engines compute
+    /// while they load, is computed here within the limits. What is not implemented is left to the other engine.
+    ///
+    /// Errors: `Limit`.
+    pub fn check_constants(model: &Model) -> Result<()> {
+        let mut constant: HashSet<&str> = model.initializers.keys().map(String::as_str).collect();
+        let (mut nodes, mut used) = (vec![], HashSet::new());
+        for node in &model.nodes {
+            let given = |names: &[String]| {
+                names
+                    .iter()
+                    .all(|n| n.is_empty() || constant.contains(n.as_str()))
+            };
+            if find(node).is_some() && given(&node.inputs) {
+                constant.extend(node.outputs.iter().map(String::as_str));
+                used.extend(node.inputs.iter().map(String::as_str));
+                nodes.push(node.clone());
+            }
+        }
+        let initializers = model
+            .initializers
+            .iter()
+            .filter(|(name, _)| used.contains(name.as_str()));
+        let part = Model {
+            opset: model.opset,
+            initializers: initializers
+                .map(|(name, array)| (name.clone(), array.clone()))
+                .collect(),
+            nodes,
+            ..Model::default()
+        };
+        match Self::new(&part, Device::Cpu, Kind::Float) {
+            Err(Error::Limit(text)) => Err(Error::Limit(text)),
+            _ => Ok(()),
+        }
     }
 
     /// The inputs that [`OnnxGraph::forward`] takes, in order.
@@ -122,6 +161,12 @@ impl OnnxGraph {
     /// The outputs that it returns, in order.
     pub fn outputs(&self) -> &[Value] {
         &self.outputs
+    }
+
+    /// Takes a shape that begins with 1 in a Reshape for one that begins with the batch, as in a file that was exported
+    /// for one picture. Whether that is what the file means, a comparison with single pictures has to tell.
+    pub fn free_batch(&mut self, free: bool) {
+        self.free_batch = free;
     }
 
     /// Runs the model.
@@ -185,6 +230,7 @@ impl OnnxGraph {
         let call = Call {
             node: &step.node,
             opset: self.opset,
+            free_batch: self.free_batch,
             inputs,
         };
         (step.operator.cost)(&call)

@@ -38,6 +38,8 @@ pub struct Call<'a> {
     pub node: &'a Node,
     /// Version of the operator set.
     pub opset: i64,
+    /// Whether a shape that begins with 1 means the batch.
+    pub free_batch: bool,
     /// Its inputs; `None` where an optional one is left out.
     pub inputs: Vec<Option<&'a Tensor>>,
 }

@@ -149,6 +149,7 @@ fn reshape(call: &Call) -> Result<Vec<Tensor>> {
     for (at, &size) in wanted.iter().enumerate() {
         sizes.push(match (size, own.get(at)) {
             (0, Some(&size)) if !keep_zero => size,
+            (1, Some(&size)) if at == 0 && call.free_batch => size,
             (0, None) if !keep_zero => {
                 bail!(Format, "shape {wanted:?} copies a dimension of {own:?}")
             }

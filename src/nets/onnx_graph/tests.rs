@@ -328,6 +328,7 @@ fn integers_never_trap() {
                 let made = run(&model(vec![node(op, &["a", "b"], &attributes)], &constants));
                 match (op, b) {
                     ("Div" | "Mod", 0) => assert_eq!(made.unwrap_err().status(), 101),
+                    ("Pow", b) if b < 0 => assert_eq!(made.unwrap_err().status(), 104),
                     _ => assert_eq!(made.unwrap()[0].size(), [7]),
                 }
             }
@@ -485,6 +486,36 @@ fn every_operator_meets_every_value() {
         );
     }
     assert!(done > 1000 && refused > 1000, "{done} {refused}");
+}
+
+#[test]
+fn a_batch_of_one_that_is_baked_in_can_be_freed() {
+    let flat = node("Reshape", &["x", "s"], &[]);
+    let model = model(vec![flat], &[("s", integers(&[1, -1]))]);
+    let mut graph = OnnxGraph::new(&model, Device::Cpu, Kind::Float).unwrap();
+    let two = Tensor::f_from_slice(&[1f32, 2.0, 3.0, 4.0])
+        .unwrap()
+        .f_reshape([2, 2])
+        .unwrap();
+    assert_eq!(graph.forward(&[&two]).unwrap()[0].size(), [1, 4]);
+    graph.free_batch(true);
+    assert_eq!(graph.forward(&[&two]).unwrap()[0].size(), [2, 2]);
+}
+
+#[test]
+fn another_engine_is_not_given_what_folds_without_end() {
+    let vast = model(
+        vec![node("ConstantOfShape", &["s"], &[])],
+        &[("s", integers(&[1 << 20, 1 << 10]))],
+    );
+    assert_eq!(OnnxGraph::check_constants(&vast).unwrap_err().status(), 102);
+    let mut unknown = model(
+        vec![node("Einsum", &["s"], &[]), node("Relu", &["x"], &[])],
+        &[],
+    );
+    OnnxGraph::check_constants(&unknown).unwrap();
+    unknown.nodes.clear();
+    OnnxGraph::check_constants(&unknown).unwrap();
 }
 
 #[test]
