@@ -45,15 +45,24 @@ def main() -> None:
                 value[0] = batch if value[0] == 1 else value[0]
                 shape.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(value))
         plain, frozen = convert(model).eval(), convert(model).eval().requires_grad_(False)
-        images = torch.rand(batch, 3, 112, 112)
-        references = torch.rand(batch, 3, 112, 112)
+        # Smooth as pictures are: in white noise the last bit decides which units are on.
+        smooth = lambda: torch.nn.functional.interpolate(torch.rand(batch, 3, 14, 14), size=(112, 112), mode="bicubic").clamp(0, 1)  # noqa: E731
+        images, references = smooth(), smooth()
         points = TEMPLATE.expand(batch, 5, 2)
+        # Both align; the landmarks are the template's own, so that every pixel stays where it is.
+        place = (2 * torch.arange(112.0) + 1) / 112 - 1
+        v, u = torch.meshgrid(place, place, indexing="ij")
+        grid = torch.stack([u, v], -1).expand(batch, 112, 112, 2)
+
+        def embed(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+            crops = torch.nn.functional.grid_sample(x, grid, align_corners=False)
+            return torch.nn.functional.normalize(net(crops * 2 - 1))
 
         def eager(net: torch.nn.Module, known: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            return (1 - (torch.nn.functional.normalize(net(x * 2 - 1)) * known).sum(1)).mean()
+            return (1 - (embed(net, x) * known).sum(1)).mean()
 
         with torch.no_grad():
-            known = torch.nn.functional.normalize(frozen(references * 2 - 1))
+            known = embed(frozen, references)
         ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "onnx2torch": lambda x: eager(plain, known, x),
             "onnx2torch, frozen": lambda x: eager(frozen, known, x),
