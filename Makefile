@@ -1,7 +1,8 @@
 # make demo   sets everything up and trains a LoRA without and with the face loss: out/demo.png
-# make test   sets everything up and runs every suite
+# make test   sets everything up and runs every suite; SUITES="python host" runs those of such a name
+# make test-cpus   the numeric suites as other processors compute them: a step of a release
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
-# Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
+# Further: test-programs, demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
 # freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
 # models, PREFIX and DESTDIR for the installation.
 
@@ -17,7 +18,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test setup build install fixtures header freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus test-programs setup build install fixtures header freeze bench clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -47,16 +48,21 @@ build: setup
 PREFIX ?= /usr/local
 INSTALLED := $(DESTDIR)$(PREFIX)
 TORCH = $(realpath $(or $(LIBTORCH),$(VENV)/torch))
-TORCH_VERSION := $(shell sed -n 's/^pub const TORCH_VERSION: &str = "\(.*\)";/\1/p' src/tensor/mod.rs)
-PACKAGE = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@ABI@|$(ABI)|g' -e 's|@TORCH@|$(TORCH)|g' -e 's|@TORCH_VERSION@|$(TORCH_VERSION)|g'
+# The minor version of the torch that the part was compiled for, such as 2.11.
+TORCH_MINOR = $(shell sed -n "s/^__version__ = '\([0-9]*\.[0-9]*\).*/\1/p" $(TORCH)/version.py)
+PART = lib/facegrad/torch$(TORCH_MINOR)
+PACKAGE = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@ABI@|$(ABI)|g' -e 's|@TORCH@|$(TORCH)|g'
 
-# Works where it lands: nothing in it names PREFIX. It does not build, so that root need not.
+# Works where it lands: nothing in it names PREFIX. It does not build, so that root need not. Parts for other versions of
+# torch that an earlier installation put there stay.
 install:
 	@test -f $(LIBRARY) || { echo "$(LIBRARY) is missing: run \`make build\` first"; exit 1; }
-	install -d $(INSTALLED)/include $(INSTALLED)/lib/pkgconfig $(INSTALLED)/lib/cmake/facegrad
+	install -d $(INSTALLED)/include $(INSTALLED)/lib/pkgconfig $(INSTALLED)/lib/cmake/facegrad $(INSTALLED)/$(PART)
 	install -m 755 $(LIBRARY) $(INSTALLED)/lib/libfacegrad.so.$(VERSION)
 	ln -sfn libfacegrad.so.$(VERSION) $(INSTALLED)/lib/libfacegrad.so.$(ABI)
 	ln -sfn libfacegrad.so.$(ABI) $(INSTALLED)/lib/libfacegrad.so
+	install -m 755 target/release/libfacegrad_torch.so $(INSTALLED)/$(PART)
+	ln -sfn facegrad/torch$(TORCH_MINOR)/libfacegrad_torch.so $(INSTALLED)/lib/libfacegrad_torch.so
 	install -m 644 include/facegrad.h bindings/cpp/*.hpp $(INSTALLED)/include
 	$(PACKAGE) bindings/cpp/package/facegrad.pc.in > $(INSTALLED)/lib/pkgconfig/facegrad.pc
 	for name in Config ConfigVersion Torch; do \
@@ -82,8 +88,15 @@ $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 
 fixtures: $(FIXTURES)/.ready
 
-test: build fixtures
-	tests/run $(DATA)
+# Before the suites run side by side, so that none of them writes the library that another one loads.
+test-programs: build
+	cargo test --release --no-run
+
+test: build fixtures test-programs
+	$(RUN) tests/run $(DATA) $(SUITES)
+
+test-cpus: build fixtures test-programs
+	$(RUN) tests/run --processors $(DATA) $(SUITES)
 
 header: setup
 	FACEGRAD_UPDATE_HEADER=1 cargo test --release --test header

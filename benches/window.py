@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -56,9 +57,10 @@ def vae() -> Any:
 
 def step_of(way: str, size: int, face: float, halo: int | None) -> Callable[[], torch.Tensor]:
     """A function that makes one step and gives the gradient with respect to the latents."""
-    import facegrad
     from iresnet import seeded
     from safetensors.torch import save_file
+
+    import facegrad
 
     decoder, net = vae(), seeded((3, 4, 14, 3), (64, 128, 256, 512))
     torch.manual_seed(1)

@@ -116,7 +116,7 @@ fn library() -> PathBuf {
 }
 
 #[test]
-fn the_version_text_names_the_torch_that_is_checked() {
+fn the_version_text_names_the_torch_in_use() {
     // SAFETY: a static string with a NUL.
     let text = unsafe { std::ffi::CStr::from_ptr(facegrad::ffi::global::facegrad_version()) };
     let text = text.to_str().unwrap();
@@ -125,7 +125,7 @@ fn the_version_text_names_the_torch_that_is_checked() {
         format!(
             "facegrad/{} torch/{}",
             env!("CARGO_PKG_VERSION"),
-            facegrad::tensor::TORCH_VERSION
+            facegrad::tensor::running_torch()
         )
     );
 }

@@ -167,24 +167,29 @@ template <class H, void (*facegrad_api::*Free)(H *)> class Handle {
 class Plugin {
   public:
     /// Loads `path`. `libtorch` is the folder of libtorch_cpu.so, for a process that has no libtorch yet and
-    /// where it is not where it was at build time.
+    /// where it is not where it was at build time. Of several installed parts, the one for that torch is taken.
     static Outcome<Plugin> load(const std::string &path = "libfacegrad.so.0.1", const std::string &libtorch = "") {
         if (!libtorch.empty() && dlopen((libtorch + "/libtorch_cpu.so").c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
             return detail::fail<Plugin>(FACEGRAD_ERR_TORCH, std::string("libtorch cannot be loaded: ") + dlerror());
         }
+        const std::string torch = loaded_torch();
+        const std::string folder = path.substr(0, path.find_last_of('/') + 1);
+        if (!torch.empty() && !folder.empty()) {
+            // The library then finds this part by its SONAME. Where there is none, the default one is tried below.
+            dlopen((folder + "facegrad/torch" + torch + "/libfacegrad_torch.so").c_str(), RTLD_NOW | RTLD_LOCAL);
+        }
         void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
         if (library == nullptr) {
             const std::string reason = dlerror();
-            const std::string torch = loaded_torch();
             if (!torch.empty()) {
-                return detail::fail<Plugin>(FACEGRAD_ERR_TORCH, path + " cannot be loaded beside the " + torch +
-                                                                     " of this process; it needs torch " + needed_torch() +
-                                                                     ": " + reason);
+                return detail::fail<Plugin>(FACEGRAD_ERR_TORCH,
+                                            path + " cannot be loaded beside the libtorch " + torch +
+                                                " of this process; it needs a libfacegrad_torch.so for that torch: " + reason);
             }
             if (reason.find("libtorch") != std::string::npos || reason.find("libc10") != std::string::npos) {
                 return detail::fail<Plugin>(FACEGRAD_ERR_TORCH,
-                                            path + " needs the libtorch_cpu.so of torch " + needed_torch() +
-                                                ", looked for where it was at build time and in LD_LIBRARY_PATH; name its folder "
+                                            path + " needs the libtorch_cpu.so of the torch that its libfacegrad_torch.so was compiled "
+                                                "for, looked for where it was at build time and in LD_LIBRARY_PATH; name its folder "
                                                 "in Plugin::load: " + reason);
             }
             return detail::fail<Plugin>(FACEGRAD_ERR_IO, reason);
@@ -204,8 +209,7 @@ class Plugin {
 
   private:
     Plugin() = default;
-    static const char *needed_torch() { return "2.11.0"; }
-    /// `libtorch 2.10`, where the process has one already.
+    /// `2.10`, where the process has a libtorch already; "of unknown version" where that does not tell.
     static std::string loaded_torch() {
         void *torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
         if (torch == nullptr) {
@@ -214,8 +218,7 @@ class Plugin {
         const auto version = reinterpret_cast<std::uint64_t (*)()>(dlsym(torch, "aoti_torch_abi_version"));
         const std::uint64_t number = version == nullptr ? 0 : version();
         dlclose(torch);
-        return number == 0 ? "libtorch of unknown version"
-                           : "libtorch " + std::to_string(number >> 56) + "." + std::to_string((number >> 48) & 0xff);
+        return number == 0 ? "of unknown version" : std::to_string(number >> 56) + "." + std::to_string((number >> 48) & 0xff);
     }
 };
 

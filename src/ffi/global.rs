@@ -7,7 +7,7 @@ use super::types::*;
 use crate::config::{LossConfig, keys};
 use crate::error::status_name;
 use crate::log::{Level, Sink, set_sink};
-use crate::tensor::{TORCH_VERSION, cuda_devices};
+use crate::tensor::{call_log, compiled_torch, cuda_devices, running_torch};
 use crate::worker::callback;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
@@ -21,16 +21,23 @@ pub extern "C" fn facegrad_abi_version() -> u32 {
     FACEGRAD_ABI_VERSION
 }
 
-/// `facegrad/x.y.z torch/x.y.z`: this library and the torch that it needs. A static string.
+/// `facegrad/x.y.z torch/x.y.z`: the versions of this library and of the torch in this process. A static string.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_version() -> *const c_char {
-    // The torch version is that of `TORCH_VERSION`; a test compares them.
-    const TEXT: &str = concat!("facegrad/", env!("CARGO_PKG_VERSION"), " torch/2.11.0\0");
-    TEXT.as_ptr().cast()
+    static TEXT: once_cell::sync::Lazy<CString> = once_cell::sync::Lazy::new(|| {
+        let text = format!(
+            "facegrad/{} torch/{}",
+            env!("CARGO_PKG_VERSION"),
+            running_torch()
+        );
+        CString::new(text).unwrap_or_default()
+    });
+    TEXT.as_ptr()
 }
 
 /// What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
-/// `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
+/// `abi`, `torch` (the version in this process), `torch_compiled` (the version that `libfacegrad_torch.so` was
+/// compiled for), `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
 /// (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
@@ -45,7 +52,8 @@ pub unsafe extern "C" fn facegrad_build_info(
         let info = serde_json::json!({
             "facegrad": env!("CARGO_PKG_VERSION"),
             "abi": FACEGRAD_ABI_VERSION,
-            "torch": TORCH_VERSION,
+            "torch": running_torch(),
+            "torch_compiled": compiled_torch(),
             "onnxruntime_api": ort::MINOR_VERSION,
             "cuda_devices": cuda_devices(),
             "loss_keys": keys::<LossConfig>(),
@@ -111,16 +119,6 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
         }
     }
 
-    unsafe extern "C" {
-        /// Calls `log`; not 0 where it threw (callback.cc).
-        fn facegrad_call_log(
-            log: unsafe extern "C" fn(i32, *const c_char, *mut c_void),
-            level: i32,
-            message: *const c_char,
-            user_data: *mut c_void,
-        ) -> i32;
-    }
-
     call(|| {
         let level = match max_level {
             FACEGRAD_LOG_ERROR => Level::Error,
@@ -136,7 +134,7 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
                 // SAFETY: the host promises that function and data stay valid; the text is
                 // NUL-terminated and lives until the callback returns.
                 callback(|| unsafe {
-                    facegrad_call_log(log, level as i32, message.as_ptr(), user_data.get()) != 0
+                    call_log(log, level as i32, message.as_ptr(), user_data.get())
                 });
             });
             (level, sink)

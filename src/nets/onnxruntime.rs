@@ -3,6 +3,7 @@
 
 use crate::config::{Engine, Provider, Runtime};
 use crate::error::{Error, Result, bail};
+use crate::tensor::torch_folder;
 use once_cell::sync::OnceCell;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::value::TensorRef;
@@ -85,9 +86,9 @@ fn candidates(configured: Option<&Path>) -> Result<Vec<PathBuf>> {
     let named = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
     let mut all: Vec<PathBuf> = named.map(PathBuf::from).into_iter().collect();
     all.extend(NAMES.map(PathBuf::from));
-    all.extend(
-        option_env!("FACEGRAD_ONNXRUNTIME").and_then(|built| in_folder(Path::new(built)).ok()),
-    );
+    // The Python wheels of torch and ONNX Runtime lie side by side.
+    let beside = torch_folder().and_then(|torch| Some(torch.parent()?.join("onnxruntime/capi")));
+    all.extend(beside.and_then(|folder| in_folder(&folder).ok()));
     Ok(all)
 }
 

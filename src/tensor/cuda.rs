@@ -1,6 +1,6 @@
 //! What CUDA needs and tch lacks: libtorch's CUDA half loaded at run time, and the host's stream.
 //!
-//! The library links only the CPU half, so one binary serves every build of torch 2.11. The CUDA
+//! The library links only the CPU half, so one binary serves CPU and CUDA builds of torch. The CUDA
 //! half is already in a process that imported torch; elsewhere it is opened here.
 
 use crate::error::{Result, bail};
@@ -23,7 +23,7 @@ struct Shim {
 /// The stream functions of libtorch's C shim, which torch promises to keep.
 static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
     let library = open(RTLD_NOLOAD | RTLD_LAZY).or_else(|| open(RTLD_LAZY | RTLD_GLOBAL))?;
-    // SAFETY: the names and signatures are those of torch 2.11's
+    // SAFETY: the names and signatures are those of every torch since 2.6 in
     // torch/csrc/inductor/aoti_torch/c/shim.h; the library is never closed (below).
     let shim = unsafe {
         Shim {
@@ -64,7 +64,7 @@ pub fn parse_device(text: &str) -> Result<Device> {
         bail!(
             Device,
             "device {text}: {LIBRARY} cannot be loaded; install a CUDA build of torch {} or use \"cpu\"",
-            super::TORCH_VERSION
+            super::running_torch()
         );
     }
     let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);

@@ -1,13 +1,12 @@
-//! Where tests find fixtures and real data, and how they compare tensors.
+//! Where tests find fixtures and real data.
 #![allow(dead_code)]
 
 #[cfg(feature = "torch")]
-use facegrad::tensor::from_array;
-#[cfg(feature = "torch")]
-use facegrad::weights::{self, Weights};
+mod tensors;
+
 use std::path::{Path, PathBuf};
 #[cfg(feature = "torch")]
-use tch::{Device, Kind, Tensor};
+pub use tensors::*;
 
 /// A file that `tests/fixtures/make.py` wrote.
 pub fn fixture(name: &str) -> PathBuf {
@@ -53,74 +52,4 @@ pub fn onnxruntime() -> PathBuf {
         .map(|python| python.path().join("site-packages/onnxruntime/capi"))
         .find(|capi| capi.exists())
         .expect("onnxruntime is not in .venv; run `make setup`")
-}
-
-#[cfg(feature = "torch")]
-/// The tensors of a safetensors fixture.
-pub struct Tensors(Weights);
-
-#[cfg(feature = "torch")]
-impl Tensors {
-    pub fn open(name: &str) -> Tensors {
-        Tensors(weights::load(&fixture(name), &|_| true).unwrap())
-    }
-
-    pub fn names(&self) -> Vec<&str> {
-        self.0.keys().map(String::as_str).collect()
-    }
-
-    pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
-    pub fn get(&self, name: &str) -> Tensor {
-        from_array(&self.0[name], Device::Cpu).unwrap()
-    }
-
-    /// As 64-bit floats, row after row.
-    pub fn numbers(&self, name: &str) -> Vec<f64> {
-        numbers(&self.get(name))
-    }
-}
-
-#[cfg(feature = "torch")]
-pub fn numbers(tensor: &Tensor) -> Vec<f64> {
-    let flat = tensor
-        .f_to_kind(Kind::Double)
-        .unwrap()
-        .f_reshape([-1i64])
-        .unwrap();
-    Vec::try_from(flat).unwrap()
-}
-
-#[cfg(feature = "torch")]
-/// The largest difference of two tensors.
-pub fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    let pairs = numbers(a).into_iter().zip(numbers(b));
-    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
-}
-
-#[cfg(feature = "torch")]
-/// ‖a − b‖ / ‖b‖.
-pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
-        difference += (a - b).powi(2);
-        norm += b * b;
-    }
-    (difference / norm.max(1e-300)).sqrt()
-}
-
-#[cfg(feature = "torch")]
-/// The cosine of two tensors taken as vectors.
-pub fn cosine(a: &Tensor, b: &Tensor) -> f64 {
-    let (mut dot, mut na, mut nb) = (0.0, 0.0, 0.0);
-    for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
-        dot += a * b;
-        na += a * a;
-        nb += b * b;
-    }
-    dot / (na * nb).sqrt()
 }

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "examples/demo_assets"
 FIXTURES = ROOT / "target/fixtures"
+DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data")).resolve()
 LIBRARY = ROOT / "target/release/libfacegrad.so"
 TORCH = (ROOT / ".venv/torch").resolve()
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-O1"]
@@ -58,6 +59,15 @@ def tool(name: str, how: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def data() -> Path:
+    """Real models and photographs."""
+    if not DATA.is_dir():
+        assert not os.environ.get("CI"), f"{DATA} is missing: set FACEGRAD_TEST_DATA"
+        pytest.skip(f"{DATA} is missing: set FACEGRAD_TEST_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`make install` into a staging folder, moved afterwards to another place, as packages are."""
     stage = tmp_path_factory.mktemp("stage")
@@ -72,13 +82,16 @@ Compile = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def compiled(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles one host against the installation: `compiled("calls.c", "-DDYNAMIC", link=False)`."""
+    """Compiles one host against the installation: `compiled("calls.c", "-DDYNAMIC", link=False)`; a name stands for one
+    way to compile, and is compiled once."""
     folder = tmp_path_factory.mktemp("programs")
 
     def build(source: str, *flags: object, link: bool = True, name: str = "", std: str = "") -> Path:
         path = HERE / source
         cpp = path.suffix == ".cc"
         program = folder / (name or path.stem + "_" + "_".join(re.sub(r"\W", "", str(flag))[:24] for flag in flags))
+        if program.exists():
+            return program
         library = [f"-L{installed}/lib", "-lfacegrad", f"-Wl,-rpath,{installed}/lib"] if link else []
         standard = std or ("c++17" if cpp else "c99")
         run("c++" if cpp else "cc", f"-std={standard}", *WARNINGS, f"-I{installed}/include", *flags, path, *library, "-ldl", "-lm", "-pthread", "-o", program)

@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import header
 import pytest
 from conftest import ASSETS, HERE, LIBRARY, ROOT, SANITIZERS, Compile, counted, run
-
-import header
 
 PROMISED = ROOT / "abi/v1/facegrad.h"
 

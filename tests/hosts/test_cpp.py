@@ -24,10 +24,9 @@ def test_every_wrapper(mode: str, compiled: Compile, installed: Path, tmp_path: 
 
 def test_every_function_has_a_wrapper() -> None:
     """Of the frozen header: what is newer may still be waiting for its own."""
+    from conftest import ROOT
     from header import read
     from test_calls import PROMISED
-
-    from conftest import ROOT
 
     text = "".join(path.read_text() for path in (ROOT / "bindings/cpp").glob("*.hpp"))
     missing = [f for f in (name.removeprefix("facegrad_") for name in read(PROMISED).functions) if f"api().{f}" not in text and f"facegrad_api::{f}" not in text]

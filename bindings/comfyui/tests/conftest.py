@@ -11,7 +11,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 ASSETS = ROOT / "examples/demo_assets"
-sys.path[:0] = [str(HERE), str(HERE.parent), str(ASSETS), str(ROOT / "bindings/python")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ASSETS), str(ROOT / "bindings/python"), str(ROOT / "tests")]
 
 import faces as drawings  # noqa: E402
 

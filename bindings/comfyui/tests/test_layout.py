@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from facegrad_nodes import draw, layout
 from facegrad_nodes.sockets import Log, Record
-from facegrad_nodes.training import parse_options
 from facegrad_nodes.trainer import in_vae_space
+from facegrad_nodes.training import parse_options
 
 
 def test_a_scale_and_shift_is_found_whatever_its_form():

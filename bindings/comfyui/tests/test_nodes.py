@@ -6,10 +6,11 @@ import inspect
 import json
 import math
 
-import facegrad_nodes
 import pytest
 import torch
 from conftest import portrait
+
+import facegrad_nodes
 from facegrad_nodes import faces, references
 from facegrad_nodes.loaders import sizes
 from facegrad_nodes.sockets import Faces

@@ -7,6 +7,7 @@
 Messages of the library (skipped samples, fallbacks) go to the logger ``facegrad``.
 """
 
+from . import _abi
 from ._library import FacegradError, build_info, live, version
 from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
 from .graph import Graph
@@ -42,4 +43,4 @@ __all__ = [
     "live",
     "version",
 ]
-__version__ = "0.1.0"
+__version__ = _abi.VERSION

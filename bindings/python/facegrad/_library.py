@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import _abi
+from . import _abi, _part
 
 log = logging.getLogger("facegrad")
 
@@ -48,12 +48,16 @@ def _load() -> c.CDLL:
     found = next((path for path in paths if path.exists()), None)
     if found is None:
         looked = ", ".join(map(str, paths))
-        raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Build it with `cargo build --release`.")
-    # The dependency on libtorch is resolved by the torch that was imported above: one copy in the process.
+        raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Install facegrad again, or run `make build` in a checkout.")
+    part = _load_part(found)
+    # The library's dependency on its part is resolved by the one that is loaded already (same SONAME).
     try:
         library = c.CDLL(str(found))
     except OSError as error:
-        raise ImportError(f"facegrad: {found} cannot be loaded with torch {torch.__version__}: {error}") from error
+        raise ImportError(
+            f"facegrad: {found} does not fit {part._name}: {error}. Either one of them is damaged or of another version, or this process "
+            f"has loaded another facegrad before; install facegrad again"
+        ) from error
     for name, (result, arguments) in _abi.PROTOTYPES.items():
         function = getattr(library, f"facegrad_{name}", None)
         if function is None:
@@ -62,11 +66,27 @@ def _load() -> c.CDLL:
     abi = library.facegrad_abi_version()
     if abi != _abi.ABI_VERSION:
         raise ImportError(f"facegrad: {found} speaks ABI version {abi}, this package {_abi.ABI_VERSION}")
-    needed = library.facegrad_version().decode().split("torch/")[1]
-    own, other = torch.__version__.split("+")[0].split(".")[:2], needed.split(".")[:2]
-    if own != other:
-        raise ImportError(f"facegrad was built for torch {needed}, but torch {torch.__version__} is installed; pip install torch=={needed}")
     return library
+
+
+def _load_part(core: Path) -> c.CDLL:
+    """Loads the part that was compiled for the torch that was imported above."""
+    paths = [path for path in _part.candidates(core, torch.__version__) if path.exists()]
+    reasons = []
+    for path in paths:
+        try:
+            part = c.CDLL(str(path))
+            compiled = part.facegrad_torch_compiled
+        except (OSError, AttributeError) as error:
+            reasons.append(f"{path} cannot be loaded with torch {torch.__version__}: {error}")
+            continue
+        compiled.restype, compiled.argtypes = c.c_char_p, []
+        if _part.minor(compiled().decode()) == _part.minor(torch.__version__):
+            return part
+        reasons.append(f"{path} was compiled for torch {compiled().decode()}, and this is torch {torch.__version__}")
+    if reasons:
+        raise ImportError(f"facegrad: {'; '.join(reasons)}. Compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)")
+    raise ImportError(_part.missing(core, torch.__version__, _abi.VERSION))
 
 
 library = _load()

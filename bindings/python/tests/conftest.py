@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import facegrad
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = Path(os.environ.get("FACEGRAD_FIXTURES", ROOT / "target/fixtures"))
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data"))
+sys.path.insert(0, str(ROOT / "tests"))  # compare.py
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ int main(int, char **argv) {
     check(value.dim() == 0 && value.scalar_type() == at::kFloat && value.item<float>() == static_cast<float>(plain.result.loss), "the value");
     check(report.samples.size() == 2 && report.result.counted == 2, "the report");
     (3 * value).backward();
-    check(at::allclose(images.grad(), 3 * want), "the gradient of images");
+    check((images.grad() - 3 * want).norm().item<double>() <= 1e-5 * (3 * want).norm().item<double>(), "the gradient of images");
 
     // A step whose prediction is a product with an adapter, in bfloat16 and in another memory format.
     const auto x_t = at::rand({2, 3, 32, 32}), base = at::rand({2, 3, 32, 32}), times = at::tensor({0.3f, 0.6f});
@@ -66,9 +66,11 @@ int main(int, char **argv) {
     const auto gradient_view = facegrad::view(gradient);
     loss.step({facegrad::view(prediction), facegrad::view(x_t), facegrad::view(times), {}}, targets, &gradient_view);
     const double chain = (gradient * base).sum().item<double>();
-    check(exact != 0 && std::abs(exact - chain) <= 1e-5 * std::abs(chain), "the chain rule through an adapter");
-    check(std::abs(run(at::kFloat, at::MemoryFormat::ChannelsLast) - exact) <= 1e-4 * std::abs(exact), "channels last");
-    check(std::abs(run(at::kBFloat16, at::MemoryFormat::Contiguous) - exact) <= 0.1 * std::abs(exact), "bfloat16");
+    // Terms of both signs add up to it, so their own size is the measure, and not that of the sum.
+    const double size = (gradient * base).abs().sum().item<double>();
+    check(std::abs(exact) > 1e-3 * size && std::abs(exact - chain) <= 1e-6 * size, "the chain rule through an adapter");
+    check(std::abs(run(at::kFloat, at::MemoryFormat::ChannelsLast) - exact) <= 1e-5 * size, "channels last");
+    check(std::abs(run(at::kBFloat16, at::MemoryFormat::Contiguous) - exact) <= 0.01 * size, "bfloat16");
 
     // Without need there is no gradient, and the thread's grad mode is nobody's business.
     {

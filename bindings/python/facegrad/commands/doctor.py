@@ -58,7 +58,7 @@ def _torch() -> Iterator[Line]:
         names = ", ".join(torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count()))
         yield OK, f"CUDA {torch.version.cuda}: {names}"
     elif torch.version.cuda is None:
-        yield NOTE, "no CUDA in this torch; for a GPU: pip install torch==2.11.0 from the CUDA index of https://pytorch.org"
+        yield NOTE, "no CUDA in this torch; for a GPU: https://pytorch.org has the builds for CUDA"
     else:
         yield NOTE, f"torch was built for CUDA {torch.version.cuda}, but finds no GPU; `nvidia-smi` says whether the driver does"
 
@@ -129,7 +129,7 @@ def _self_test() -> Iterator[Line]:
     if abs(slope - difference) <= 0.03 * abs(slope):
         yield OK, text
     else:
-        yield FAIL, f"{text}; they should agree: reinstall torch 2.11.0 and facegrad, and report this line if it stays"
+        yield FAIL, f"{text}; they should agree: install facegrad again, and report this line if it stays"
 
 
 def _random_iresnet(generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -1,9 +1,6 @@
 //! Recognisers and ONNX graphs against PyTorch and ONNX Runtime.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{Tensors, cosine, data, fixture, max_abs, relative};
+use crate::common::{self, Tensors, cosine, data, fixture, max_abs, relative};
 use facegrad::config::{BackboneConfig, Engine, Runtime};
 use facegrad::error::Result;
 use facegrad::nets::{OnnxGraph, Recogniser};

@@ -1,9 +1,6 @@
 //! The decoders against diffusers' own classes, in every dialect and under every memory policy.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::fixture;
+use crate::common::{cosine, fixture, relative};
 use facegrad::config::{ImageRange, LatentFormat, Precision, Recompute, VaeConfig, VaeFamily};
 use facegrad::nets::vae::Decoder;
 use std::collections::HashMap;
@@ -15,17 +12,6 @@ fn tensors(rel: &str) -> Vec<(String, Tensor)> {
 
 fn io(case: &str) -> HashMap<String, Tensor> {
     tensors(&format!("{case}.io")).into_iter().collect()
-}
-
-fn relative(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.size(), want.size());
-    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-    (&got - &want).norm().double_value(&[]) / want.norm().double_value(&[])
-}
-
-fn cosine(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
-    ((&a * &b).sum(Kind::Double) / (a.norm() * b.norm())).double_value(&[])
 }
 
 /// The fixtures are eight groups wide where diffusers' own models have 32.

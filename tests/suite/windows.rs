@@ -1,9 +1,6 @@
 //! Windows of a decoder's image against the whole image, in value and gradient.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{fixture, relative};
+use crate::common::{fixture, randn, relative};
 use facegrad::config::{Precision, Recompute, Rect, VaeConfig};
 use facegrad::nets::vae::Decoder;
 use tch::{Device, Kind, Tensor};
@@ -23,9 +20,7 @@ fn decoder(case: &str, recompute: Recompute, dtype: Precision) -> Decoder {
 }
 
 fn latents(decoder: &Decoder, samples: i64) -> Tensor {
-    tch::manual_seed(7);
-    let size = [samples, decoder.channels(), LATENT.0, LATENT.1];
-    Tensor::randn(size, (Kind::Float, Device::Cpu))
+    randn(7, &[samples, decoder.channels(), LATENT.0, LATENT.1])
 }
 
 fn rect(x: i64, y: i64, width: i64, height: i64) -> Rect {
@@ -95,35 +90,38 @@ fn windows_are_the_whole_image_there() {
         ("flux2", false),
         ("plain", false),
     ] {
-        for recompute in [Recompute::None, Recompute::Blocks] {
-            let decoder = decoder(case, recompute, Precision::F32);
-            assert_eq!(decoder.needs_statistics(), !exact, "{case}");
-            let x = latents(&decoder, 3);
-            let (image, statistics) = decoder.survey(&x).unwrap();
-            assert_eq!(statistics.is_some(), !exact);
-            assert!(relative(&image, &decoder.decode(&x).unwrap()) <= 1e-5);
-            // Where windows may lie is the same for all families: the two fastest have to do.
-            let count = if ["taesd", "plain"].contains(&case) {
-                3
-            } else {
-                1
-            };
-            for wanted in &places(decoder.scale_factor())[..count] {
-                let windows = decoder.windows(wanted, LATENT);
-                let alone = decoder.decode_windows(&x, &windows, None, statistics.as_ref());
-                let error = relative(&alone.unwrap(), &cut(&image, &windows));
+        let decoders =
+            [Recompute::None, Recompute::Blocks].map(|r| decoder(case, r, Precision::F32));
+        let plain = &decoders[0];
+        assert_eq!(plain.needs_statistics(), !exact, "{case}");
+        let x = latents(plain, 3);
+        let (image, statistics) = plain.survey(&x).unwrap();
+        assert_eq!(statistics.is_some(), !exact);
+        assert!(relative(&image, &plain.decode(&x).unwrap()) <= 1e-5);
+        // Where windows may lie is the same for all families: the two fastest have to do.
+        let count = if ["taesd", "plain"].contains(&case) {
+            3
+        } else {
+            1
+        };
+        for wanted in &places(plain.scale_factor())[..count] {
+            let windows = plain.windows(wanted, LATENT);
+            let there = cut(&image, &windows);
+            let alone = plain.decode_windows(&x, &windows, None, statistics.as_ref());
+            let error = relative(&alone.unwrap(), &there);
+            assert!(error <= 1e-5, "{case}: {error}");
+            let grad = randn(8, &there.size());
+            let want = exact.then(|| plain.vjp(&x, &around(&windows, &grad, &image.size())));
+            for decoder in &decoders {
                 let recording = decoder
                     .record_windows(&x, &windows, None, statistics.as_ref())
                     .unwrap();
-                let same = relative(recording.image(), &cut(&image, &windows));
-                assert!(error <= 1e-5 && same <= 1e-5, "{case}: {error} {same}");
-                let grad = Tensor::randn(recording.image().size(), (Kind::Float, Device::Cpu));
+                let error = relative(recording.image(), &there);
+                assert!(error <= 1e-5, "{case}: {error}");
                 let got = decoder.backward(recording, &grad).unwrap();
-                if exact {
-                    let whole = around(&windows, &grad, &image.size());
-                    let want = decoder.vjp(&x, &whole).unwrap();
-                    let error = relative(&got, &want);
-                    assert!(error <= 1e-5, "{case} {recompute:?}: {error}");
+                if let Some(want) = &want {
+                    let error = relative(&got, want.as_ref().unwrap());
+                    assert!(error <= 1e-5, "{case}: {error}");
                 }
             }
         }
@@ -141,7 +139,7 @@ fn the_gradient_of_a_window_is_its_values() {
         let recording = decoder
             .record_windows(&x, &windows, Some(2), statistics.as_ref())
             .unwrap();
-        let grad = Tensor::randn(recording.image().size(), (Kind::Float, Device::Cpu));
+        let grad = randn(8, &recording.image().size());
         let got = decoder.backward(recording, &grad).unwrap();
         let direction = &got / got.norm();
         let value = |step: f64| {
@@ -169,7 +167,8 @@ fn a_wider_halo_is_nearer() {
         relative(&window.unwrap(), &cut(&image, &windows))
     });
     println!("{errors:?}");
-    assert!(errors.is_sorted_by(|a, b| *a >= *b * 0.99), "{errors:?}");
+    // The last two are zero in exact arithmetic: their order is rounding's.
+    assert!(errors[..5].is_sorted_by(|a, b| a >= b), "{errors:?}");
     assert!(errors[0] > 1e-3 && errors[4] <= 1e-5 && errors[5] <= 1e-5);
 }
 

@@ -1,9 +1,6 @@
 //! Decoders from real files: TAEF2's golden decode, a photographic KL decoder, diffusers' folders.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{data, fixture};
+use crate::common::{data, fixture};
 use facegrad::config::{LatentFormat, VaeConfig, VaeFamily};
 use facegrad::nets::vae::Decoder;
 use std::collections::HashMap;

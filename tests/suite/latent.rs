@@ -1,9 +1,6 @@
 //! x0, packing, formats and the clamp against PyTorch, diffusers and finite differences.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::fixture;
+use crate::common::{fixture, randn, relative};
 use facegrad::config::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
@@ -19,13 +16,6 @@ fn read(rel: &str) -> HashMap<String, Tensor> {
         .unwrap()
         .into_iter()
         .collect()
-}
-
-fn relative(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.size(), want.size());
-    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-    let error = (&got - &want).norm().double_value(&[]);
-    error / want.norm().double_value(&[]).max(1e-12)
 }
 
 fn same(got: &Tensor, want: &Tensor) -> bool {
@@ -106,8 +96,10 @@ fn flips_can_be_set_apart_from_the_model() {
 
 #[test]
 fn sixteen_bit_predictions_get_a_gradient_of_their_own_dtype() {
-    let pred = Tensor::randn([2, 4, 2, 2], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
-    let x_t = Tensor::randn([2, 4, 2, 2], (Kind::Half, Device::Cpu));
+    let pred = randn(1, &[2, 4, 2, 2])
+        .to_kind(Kind::BFloat16)
+        .set_requires_grad(true);
+    let x_t = randn(2, &[2, 4, 2, 2]).to_kind(Kind::Half);
     let x0 = predict_x0(Some(&x_t), &pred, &[(1.0, -0.5), (1.0, -0.25)]).unwrap();
     assert_eq!(x0.kind(), Kind::Float);
     let grad = tensor::vjp(&x0, &[&pred], &x0.ones_like(), false).unwrap();
@@ -162,7 +154,7 @@ fn packing_equals_diffusers_and_round_trips_exactly() {
         // The gradient arrives in the packed layout: it is the packed gradient.
         let leaf = f[packed].set_requires_grad(true);
         let out = unpack(&leaf, packing, Some((4, 6))).unwrap();
-        let grad = Tensor::randn(out.size(), (Kind::Float, Device::Cpu));
+        let grad = randn(1, &out.size());
         let back = tensor::vjp(&out, &[&leaf], &grad, false).unwrap();
         assert!(same(&back[0], &pack(&grad, packing).unwrap()));
     }
@@ -170,7 +162,7 @@ fn packing_equals_diffusers_and_round_trips_exactly() {
 
 #[test]
 fn a_crop_gives_gradient_inside_only() {
-    let leaf = Tensor::randn([1, 2, 4, 6], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let leaf = randn(1, &[1, 2, 4, 6]).set_requires_grad(true);
     let right = Rect {
         x: 3,
         y: 0,

@@ -1,9 +1,6 @@
 //! The evaluator against insightface's FaceAnalysis, and what it compares.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{Tensors, data, fixture, max_abs, numbers, onnxruntime};
+use crate::common::{Tensors, data, fixture, max_abs, numbers, onnxruntime};
 use facegrad::align::{Border, Crop, align_pixels};
 use facegrad::config::{EvaluatorConfig, parse};
 use facegrad::error::Result;

@@ -1,14 +1,11 @@
 //! The fused step against the same chain in PyTorch and diffusers, finite differences, and its rules
 //! about what counts.
-#![cfg(feature = "torch")]
 
 mod case;
-#[path = "../common/mod.rs"]
-mod common;
 mod windows;
 
+use crate::common::{cosine, numbers, relative};
 use case::*;
-use common::{cosine, numbers, relative};
 use facegrad::loss::{Outcome, Report, Step, Targets, step};
 use facegrad::nets::vae::Decoder;
 use facegrad::shared::Shared;

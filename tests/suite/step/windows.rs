@@ -1,7 +1,7 @@
 //! Steps that decode no more than the faces.
 
-use crate::case::*;
-use crate::common::{cosine, fixture, numbers, relative};
+use super::case::*;
+use crate::common::{cosine, fixture, numbers, randn, relative};
 use facegrad::config::{VaeConfig, parse};
 use facegrad::log::set_sink;
 use facegrad::loss::{Decoded, Known, Report, Step, Targets, step};
@@ -317,7 +317,7 @@ fn torchscript_is_decoded_whole_or_refused() {
     };
     set_sink(Some((facegrad::log::Level::Info, Arc::new(keep))));
     let at = || Step {
-        prediction: Tensor::randn([3, 16, 12, 10], (Kind::Float, Device::Cpu)),
+        prediction: randn(1, &[3, 16, 12, 10]),
         ..case.step()
     };
     let with = |decode: &str| case.with(json!({"decode": decode, "latent_format": "none"}));

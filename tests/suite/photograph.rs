@@ -1,10 +1,7 @@
 //! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
 //! decoders that share one latent space.
-#![cfg(feature = "torch")]
 
-mod common;
-
-use common::{cosine, data, numbers, onnxruntime};
+use crate::common::{cosine, data, numbers, onnxruntime};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
 use facegrad::detect::Detector;
 use facegrad::loss::{Decoded, Known, Located, Loss, Outcome, Pipeline, Step, Targets, step};
