@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 /// This file's operators.
 pub const OPERATORS: &[Operator] = &[
-    op("Relu", &[], same, |c| one(c.input(0)?.f_relu())),
+    op("Relu", &[], same, relu),
     op("Sigmoid", &[], same, |c| one(c.input(0)?.f_sigmoid())),
     op("Tanh", &[], same, |c| one(c.input(0)?.f_tanh())),
     op("Exp", &[], same, |c| one(c.input(0)?.f_exp())),
@@ -64,6 +64,14 @@ fn signed(call: &Call) -> Result<Cost> {
 fn bent(call: &Call) -> Result<Cost> {
     let cost = same(call)?;
     Ok(cost.with_scratch(cost.elements.saturating_mul(3)))
+}
+
+fn relu(call: &Call) -> Result<Vec<Tensor>> {
+    let x = call.input(0)?;
+    one(match call.in_place {
+        true => x.shallow_clone().f_relu_(),
+        false => x.f_relu(),
+    })
 }
 
 /// gamma · (max(x, 0) + alpha · (exp(min(x, 0)) − 1)).
@@ -165,10 +173,13 @@ fn clip(call: &Call) -> Result<Vec<Tensor>> {
     };
     let (low, high) = (bound(1, "min")?, bound(2, "max")?);
     if class(x) == Class::Float && low == Some(0.0) && high == Some(6.0) {
-        return one(x.f_relu6());
+        return one(match call.in_place {
+            true => x.shallow_clone().f_relu6_(),
+            false => x.f_relu6(),
+        });
     }
     if class(x) == Class::Float && low == Some(0.0) && high.is_none() {
-        return one(x.f_relu());
+        return relu(call);
     }
     // Integers are bounded by integers: a double does not hold the largest ones.
     let value = |at: usize, bound: Option<f64>| -> Result<Option<Tensor>> {

@@ -56,6 +56,8 @@ struct Step {
     outputs: Vec<Option<Slot>>,
     /// Slots that no later step needs.
     ends: Vec<Slot>,
+    /// Whether the first input's memory may hold the output.
+    in_place: bool,
 }
 
 /// A model ready to run.
@@ -113,6 +115,7 @@ impl OnnxGraph {
         };
         graph.precompute(fold::elements(model), device, kind)?;
         graph.find_ends();
+        graph.find_places();
         Ok(graph)
     }
 
@@ -231,6 +234,7 @@ impl OnnxGraph {
             node: &step.node,
             opset: self.opset,
             free_batch: self.free_batch,
+            in_place: step.in_place,
             inputs,
         };
         (step.operator.cost)(&call)
@@ -275,6 +279,26 @@ impl OnnxGraph {
         let used: HashSet<Slot> = used.chain(&self.output_slots).copied().collect();
         self.constants.retain(|slot, _| used.contains(slot));
         Ok(())
+    }
+
+    /// Marks the steps that alone use what is made by an operator whose backward pass does not look at it.
+    fn find_places(&mut self) {
+        let mut uses: HashMap<Slot, usize> = HashMap::new();
+        let used = self
+            .steps
+            .iter()
+            .flat_map(|step| step.inputs.iter().flatten());
+        for &slot in used.chain(&self.output_slots) {
+            *uses.entry(slot).or_default() += 1;
+        }
+        let mut free = HashSet::new();
+        for step in &mut self.steps {
+            step.in_place = matches!(step.inputs.first(), Some(Some(slot)) if free.contains(slot));
+            if matches!(step.node.op.as_str(), "Conv" | "Add" | "BatchNormalization") {
+                let made = step.outputs.iter().flatten();
+                free.extend(made.filter(|slot| uses.get(slot) == Some(&1)).copied());
+            }
+        }
     }
 
     /// Marks after which step every value can go.
@@ -356,6 +380,7 @@ impl<'a> Builder<'a> {
                 inputs,
                 outputs,
                 ends: vec![],
+                in_place: false,
             });
         }
         Ok(steps)

@@ -40,6 +40,8 @@ pub struct Call<'a> {
     pub opset: i64,
     /// Whether a shape that begins with 1 means the batch.
     pub free_batch: bool,
+    /// Whether the first input's memory may hold the output: nobody else needs it, backward pass included.
+    pub in_place: bool,
     /// Its inputs; `None` where an optional one is left out.
     pub inputs: Vec<Option<&'a Tensor>>,
 }

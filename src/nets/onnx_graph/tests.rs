@@ -489,6 +489,35 @@ fn every_operator_meets_every_value() {
 }
 
 #[test]
+fn what_is_used_twice_is_not_overwritten() {
+    // relu(x + x) − (x + x), with the sum also looked at afterwards.
+    let mut sum = node("Add", &["x", "x"], &[]);
+    sum.outputs = vec!["s".into()];
+    let mut relu = node("Relu", &["s"], &[]);
+    relu.outputs = vec!["r".into()];
+    let twice = model(
+        vec![sum.clone(), relu.clone(), node("Sub", &["r", "s"], &[])],
+        &[],
+    );
+    let graph = OnnxGraph::new(&twice, Device::Cpu, Kind::Float).unwrap();
+    assert!(!graph.steps.iter().any(|step| step.in_place));
+    let once = model(vec![sum, relu, node("Identity", &["r"], &[])], &[]);
+    let graph = OnnxGraph::new(&once, Device::Cpu, Kind::Float).unwrap();
+    assert!(graph.steps[1].in_place && !graph.steps[0].in_place);
+    let x = Tensor::f_from_slice(&[-1f32, 2.0])
+        .unwrap()
+        .f_set_requires_grad(true)
+        .unwrap();
+    let made = graph.forward(&[&x]).unwrap().remove(0);
+    let ones = made.f_ones_like().unwrap();
+    let gradient = crate::tensor::vjp(&made, &[&x], &ones, false)
+        .unwrap()
+        .remove(0);
+    assert_eq!(Vec::<f32>::try_from(&gradient).unwrap(), [0.0, 2.0]);
+    assert_eq!(Vec::<f32>::try_from(x.detach()).unwrap(), [-1.0, 2.0]);
+}
+
+#[test]
 fn a_batch_of_one_that_is_baked_in_can_be_freed() {
     let flat = node("Reshape", &["x", "s"], &[]);
     let model = model(vec![flat], &[("s", integers(&[1, -1]))]);
