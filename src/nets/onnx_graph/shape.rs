@@ -160,7 +160,7 @@ fn reshape(call: &Call) -> Result<Vec<Tensor>> {
     let known = count(&limited(given)?);
     let fits = match open.len() {
         0 => known == elements(x),
-        1 => known != 0 && elements(x) % known == 0,
+        1 => known != 0 && elements(x).is_multiple_of(known),
         _ => false,
     };
     if !fits {
