@@ -4,6 +4,7 @@ use super::onnxruntime::{self, Session};
 use super::{IResNet, OnnxGraph};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
+use crate::log::warn_host;
 use crate::weights::{self, Kind as File, Weights, onnx};
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -449,27 +450,36 @@ fn runner(
     kind: Kind,
     runtime: &Runtime,
 ) -> Result<(Runner, String)> {
-    if model.inputs.len() != 1 || model.outputs.len() != 1 {
-        let names: Vec<&str> = model
-            .outputs
-            .iter()
-            .take(4)
-            .map(|output| output.name.as_str())
-            .collect();
-        let looks = match model.outputs.len() {
-            6 | 9 | 10 | 15 => "it looks like an SCRFD detector, which is given as the detector",
-            _ => {
-                "if one of them is the embedding, keep that one: \
-                 onnx.utils.extract_model(\"in.onnx\", \"out.onnx\", [INPUT], [OUTPUT])"
-            }
-        };
+    let names: Vec<&str> = model
+        .outputs
+        .iter()
+        .take(8)
+        .map(|output| output.name.as_str())
+        .collect();
+    let names = names.join(", ");
+    let Some(first) = model.outputs.first().filter(|_| model.inputs.len() == 1) else {
         bail!(
             Weights,
-            "a recogniser has one input and one output, the embedding; this model has {} and {} ({}): {looks}",
+            "a recogniser has one input, and the embedding as its first output; this model has {} inputs and {} \
+             outputs ({names})",
             model.inputs.len(),
-            model.outputs.len(),
-            names.join(", ")
+            model.outputs.len()
         );
+    };
+    let embedding = matches!(*first.shape, [_, Some(numbers)] if numbers >= 32);
+    match model.outputs.len() {
+        1 => {}
+        count @ (6 | 9 | 10 | 15) if !embedding => bail!(
+            Weights,
+            "this model has {count} outputs ({names}): it looks like an SCRFD detector, which is given as the detector; \
+             a recogniser's first output is the embedding"
+        ),
+        count => warn_host!(
+            "{}: the model has {count} outputs ({names}); the first one, {}, is taken as the embedding. If it is another, \
+             keep that one alone: onnx.utils.extract_model(\"in.onnx\", \"out.onnx\", [INPUT], [OUTPUT])",
+            config.path.display(),
+            first.name
+        ),
     }
     let (ort, why) = onnxruntime::chosen(runtime, device)?;
     if !ort {

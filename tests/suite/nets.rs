@@ -303,6 +303,12 @@ fn an_input_that_is_not_square_sees_the_middle_of_the_crop() {
 }
 
 #[test]
+fn the_first_of_several_outputs_is_the_embedding() {
+    let net = Recogniser::load(&config(fixture("recognisers/normed.onnx")), Device::Cpu).unwrap();
+    assert_eq!(net.dim(), 64);
+}
+
+#[test]
 fn what_is_no_recogniser_is_named() {
     for (file, words) in [
         ("recognisers/numbers_1.onnx", "one number"),
@@ -310,7 +316,7 @@ fn what_is_no_recogniser_is_named() {
         ("recognisers/numbers_100.onnx", "100 numbers"),
         ("recognisers/numbers_212.onnx", "2d106det"),
         ("recognisers/map.onnx", "12544 numbers"),
-        ("recognisers/normed.onnx", "keep that one"),
+        ("recognisers/norm_first.onnx", "one number"),
         ("detect/detector_9.onnx", "SCRFD detector"),
         (
             "recognisers/mobilefacenet.safetensors",
