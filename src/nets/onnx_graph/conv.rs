@@ -257,14 +257,11 @@ fn product(a: &[i64], b: &[i64]) -> Result<Cost> {
     let stacks = super::arithmetic::broadcast(&[stack(a), stack(b)])?;
     let depth = count(&stacks);
     let out = depth.saturating_mul(count(&[rows, columns]));
-    // libtorch copies a side that it has to repeat.
+    // libtorch copies what it has to repeat, but a single matrix meets all of a stack at once.
     let sides =
         depth.saturating_mul(count(&[rows, inner]).saturating_add(count(&[inner, columns])));
-    let copies = if count(&stack(a)) == count(&stack(b)) {
-        0
-    } else {
-        sides
-    };
+    let repeats = a.len().min(b.len()) > 2 && stack(a) != stack(b);
+    let copies = if repeats { sides } else { 0 };
     Ok(Cost::of(out).times(count(&[inner])).with_scratch(copies))
 }
 
