@@ -1,10 +1,9 @@
 //! A frozen face recogniser of any family: crops in, embeddings of length 1 out.
 
 use super::onnxruntime::{self, Session};
-use super::{IResNet, OnnxGraph};
+use super::{IResNet, OnnxGraph, foreign};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
-use crate::log::warn_host;
 use crate::weights::{self, Kind as File, Weights, onnx};
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -256,7 +255,7 @@ impl Recogniser {
         self.set_batched(false);
         let single = self.embed(&crops)?;
         self.dim = single.size()[1];
-        embedding_size(self.dim)?;
+        foreign::embedding_size(self.dim)?;
         if !self.batches(&crops, &single)? {
             // A file that was exported for one picture often has its batch in a Reshape alone.
             self.free_batch(true);
@@ -450,37 +449,7 @@ fn runner(
     kind: Kind,
     runtime: &Runtime,
 ) -> Result<(Runner, String)> {
-    let names: Vec<&str> = model
-        .outputs
-        .iter()
-        .take(8)
-        .map(|output| output.name.as_str())
-        .collect();
-    let names = names.join(", ");
-    let Some(first) = model.outputs.first().filter(|_| model.inputs.len() == 1) else {
-        bail!(
-            Weights,
-            "a recogniser has one input, and the embedding as its first output; this model has {} inputs and {} \
-             outputs ({names})",
-            model.inputs.len(),
-            model.outputs.len()
-        );
-    };
-    let embedding = matches!(*first.shape, [_, Some(numbers)] if numbers >= 32);
-    match model.outputs.len() {
-        1 => {}
-        count @ (6 | 9 | 10 | 15) if !embedding => bail!(
-            Weights,
-            "this model has {count} outputs ({names}): it looks like an SCRFD detector, which is given as the detector; \
-             a recogniser's first output is the embedding"
-        ),
-        count => warn_host!(
-            "{}: the model has {count} outputs ({names}); the first one, {}, is taken as the embedding. If it is another, \
-             keep that one alone: onnx.utils.extract_model(\"in.onnx\", \"out.onnx\", [INPUT], [OUTPUT])",
-            config.path.display(),
-            first.name
-        ),
-    }
+    foreign::interface(model, &config.path)?;
     let (ort, why) = onnxruntime::chosen(runtime, device)?;
     if !ort {
         let graph = OnnxGraph::new(model, device, kind)?;
@@ -524,38 +493,6 @@ fn onnx_norm(model: &onnx::Model) -> Norm {
         };
     }
     PLUS_MINUS_ONE
-}
-
-/// Networks that are no recognisers, by how many numbers they yield.
-const OTHERS: [(i64, &str); 8] = [
-    (1, "one number, such as a quality or an age"),
-    (2, "two numbers, such as a gender or a liveness"),
-    (3, "what InsightFace's genderage yields"),
-    (10, "five points"),
-    (136, "68 points"),
-    (204, "68 points in space"),
-    (212, "InsightFace's 106 points (2d106det)"),
-    (3309, "InsightFace's 1k3d68"),
-];
-
-/// Fails where an output of `dim` numbers is no embedding. Known ones have 128 to 2048; all that are trained have a
-/// multiple of 8.
-fn embedding_size(dim: i64) -> Result<()> {
-    let other = OTHERS
-        .iter()
-        .find(|(size, _)| *size == dim)
-        .map(|(_, name)| *name);
-    if other.is_none() && (32..=4096).contains(&dim) && dim % 8 == 0 {
-        return Ok(());
-    }
-    bail!(
-        Weights,
-        "the network yields {dim} numbers for a face{}: this is no face recogniser, whose embeddings have 128, 256 or \
-         512 numbers",
-        other
-            .map(|name| format!(", which is {name}"))
-            .unwrap_or_default()
-    );
 }
 
 /// Height and width of the model's input, where the file fixes them.
