@@ -52,6 +52,25 @@ FUNCTIONS
 
 extern "C" {
 
+// tch frees the scalars of a call before it asks whether the call failed, and asks after freeing too, where an error
+// panics (tch 0.24, wrappers/scalar.rs). So the first question after a scalar was freed is about the freeing, which
+// cannot fail, and the error stays for the second one.
+static thread_local bool freed_scalar = false;
+
+void ats_free(scalar s) {
+    delete s;
+    freed_scalar = true;
+}
+
+char *get_and_reset_last_err() {
+    char *text = nullptr;
+    if (!freed_scalar) {
+        swap(text, torch_last_err);
+    }
+    freed_scalar = false;
+    return text;
+}
+
 /// The torch whose headers this part was compiled with: "2.11.0". A loader finds the same words in the file without
 /// loading it.
 const char *facegrad_torch_compiled(void) {

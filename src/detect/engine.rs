@@ -21,6 +21,7 @@ pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(N
     let runtime = config.runtime();
     let (ort, why) = onnxruntime::chosen(&runtime, device)?;
     if ort {
+        OnnxGraph::check_constants(model)?;
         let session = onnxruntime::Session::open(&config.path, &runtime, device)?;
         let engine = session.library();
         return Ok((Network::Ort(session), engine));

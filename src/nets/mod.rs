@@ -1,6 +1,7 @@
 //! Frozen networks. Over libtorch the gradient flows through them to their input, never into them; over
 //! ONNX Runtime there is none.
 
+mod foreign;
 mod iresnet;
 pub mod onnx_graph;
 pub mod onnxruntime;

@@ -89,3 +89,46 @@ pub unsafe fn call_log(
     // SAFETY: the caller's promise.
     unsafe { facegrad_torch_call_log(log, level, message, user_data) != 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_failing_call_with_a_scalar_is_an_error_and_no_panic() {
+        let x = Tensor::f_zeros([2, 2], (Kind::Float, Device::Cpu)).unwrap();
+        let int = x.f_to_kind(Kind::Int64).unwrap();
+        // A wrong dimension, a wrong kind, two scalars, and no room.
+        assert!(
+            x.f_norm_scalaropt_dim(2.0, [9i64].as_slice(), true)
+                .is_err()
+        );
+        assert!(
+            int.f_norm_scalaropt_dim(2.0, [0i64].as_slice(), true)
+                .is_err()
+        );
+        let vast = x
+            .f_narrow(0, 0, 1)
+            .unwrap()
+            .f_narrow(1, 0, 1)
+            .unwrap()
+            .f_expand([1 << 40, 1 << 20], false)
+            .unwrap();
+        for error in [
+            vast.f_mul_scalar(2.0).unwrap_err(),
+            vast.f_clamp(0.0, 1.0).unwrap_err(),
+        ] {
+            assert_eq!(crate::error::Error::from(error).status(), 200);
+        }
+        // What comes next is right again.
+        assert_eq!(
+            x.f_add_scalar(1.0)
+                .unwrap()
+                .f_sum(Kind::Float)
+                .unwrap()
+                .f_double_value(&[])
+                .unwrap(),
+            4.0
+        );
+    }
+}
