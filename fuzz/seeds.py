@@ -96,9 +96,26 @@ def configurations():
     yield 1, {"path": "d", "treshold": 1}
 
 
+def graphs():
+    """Decisions of `graph` in graphs.rs: operator set, height, width, no constant, nodes of one input each, without
+    attributes."""
+    for operator in range(9, 20):
+        yield bytes([13, 4, 4, 0, 0, operator, 1, 1, 0, 0])
+    yield bytes([13, 5, 5, 0, 2]) + b"".join(bytes([operator, 1, 1, 0, 0]) for operator in (9, 10, 22))
+
+
+def descriptors():
+    """Decisions of `tensor` in graphs.rs: two sizes of 2 and 3, their strides, and who uses it."""
+    for strides in ([24, 8], [8, 16], [0, 8], [248, 8]):
+        for code, bits in ((2, 2), (0, 3), (1, 0)):
+            yield bytes([2, 16, 24, *strides, 0, 1, 0, code, bits, 1, 0, bits % 2])
+
+
 def main(folder: Path) -> None:
     seeds: dict[str, list[bytes]] = {name: [] for name in
                                      ["files", "onnx", "pickle", "legacy", "archive", "safetensors", "config"]}
+    seeds["graph"] = list(graphs())
+    seeds["tensor"] = list(descriptors())
     for state in states():
         file = saved(state, True)
         seeds["files"].append(file)

@@ -102,10 +102,10 @@ fn pickle(data: &[u8]) {
     };
     let storages: Vec<u8> = (0..64).collect();
     files(&zip(&[
-        ("a/data.pkl", data, how & 1 == 1),
+        ("a/data.pkl", data, how == 1),
         ("a/byteorder", b"little", false),
         ("a/data/0", &storages, false),
-        ("a/data/1", &storages[..8], true),
+        ("a/data/1", &storages[..8], false),
         ("a/data/2", b"", false),
     ]));
 }
@@ -125,7 +125,7 @@ fn archive(data: &[u8]) {
     let entries: Vec<_> = names
         .iter()
         .zip(content.split(|&byte| byte == b'|'))
-        .map(|(name, data)| (*name, data, at & 1 == 1))
+        .map(|(name, data)| (*name, data, at & 15 == 1))
         .collect();
     let mut file = zip(&entries);
     // From the end on, where the directory is.

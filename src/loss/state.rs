@@ -4,7 +4,7 @@ use super::Loss;
 use super::audit::Degree;
 use super::references::{References, SavedReferences};
 use super::statistics::{Remembered, SavedStatistics};
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result, bail, shorten};
 use crate::nets::Recogniser;
 use crate::nets::vae::{Decoder, Statistics};
 use crate::shared::lock;
@@ -15,6 +15,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 const VERSION: u32 = 1;
+/// More than the names of a hundred thousand references take.
+const MAX_INDEX: usize = 16 << 20;
 /// Answers of one network to a ramp differ by less between dtypes and devices, relative to how far they
 /// spread; those of two networks by more.
 const SAME: f64 = 0.1;
@@ -81,8 +83,19 @@ impl Loss {
         let Some(index) = file.get("index").filter(|index| index.dtype == Dtype::U8) else {
             bail!(Format, "not the state of a loss: it has no `index`");
         };
-        let index: Index = serde_json::from_slice(&index.data)
-            .map_err(|e| Error::Format(format!("not the state of a loss: {e}")))?;
+        if index.data.len() > MAX_INDEX {
+            bail!(
+                Limit,
+                "not the state of a loss: its index has {} bytes, at most {MAX_INDEX} are read",
+                index.data.len()
+            );
+        }
+        let index: Index = serde_json::from_slice(&index.data).map_err(|e| {
+            Error::Format(format!(
+                "not the state of a loss: {}",
+                shorten(&e.to_string())
+            ))
+        })?;
         if index.version != VERSION {
             bail!(
                 Unsupported,
