@@ -1,53 +1,12 @@
 //! Fuzz targets that need libtorch: the graph interpreter, and descriptors of tensors.
 
+use super::choices::Choices;
 use facegrad::nets::OnnxGraph;
 use facegrad::tensor::{RawTensor, Use, View};
 use facegrad::weights::onnx::{Attribute, Model, Node, Value};
 use facegrad::weights::{Array, Dtype};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
-
-/// Decisions out of the input's bytes; zeros after their end.
-struct Choices<'a>(&'a [u8]);
-
-impl Choices<'_> {
-    fn byte(&mut self) -> u8 {
-        let (&first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        first
-    }
-
-    fn of<'t, T>(&mut self, table: &'t [T]) -> &'t T {
-        &table[usize::from(self.byte()) % table.len()]
-    }
-
-    /// Mostly small, sometimes one of the numbers that break things.
-    fn number(&mut self) -> i64 {
-        const EDGES: [i64; 12] = [
-            i64::MIN,
-            i64::MAX,
-            i64::MIN + 1,
-            -1 << 32,
-            1 << 32,
-            i32::MAX as i64,
-            i32::MIN as i64,
-            1 << 62,
-            100_000,
-            -100_000,
-            65_536,
-            1 << 20,
-        ];
-        match self.byte() {
-            edge @ 244.. => EDGES[usize::from(edge - 244)],
-            small => i64::from(small as i8) / 8,
-        }
-    }
-
-    fn numbers(&mut self) -> Vec<i64> {
-        let count = self.byte() % 9;
-        (0..count).map(|_| self.number()).collect()
-    }
-}
 
 const OPERATORS: [&str; 68] = [
     "Conv",

@@ -111,10 +111,25 @@ def descriptors():
             yield bytes([2, 16, 24, *strides, 0, 1, 0, code, bits, 1, 0, bits % 2])
 
 
+def sequences():
+    """Decisions of `calls` in calls.rs: a call is a configuration, a tensor of one size, a node, and what to call."""
+    def call(which, *more, config=1, node=1):
+        return bytes([config, 0, 0, node, which, *more])
+
+    # Context, graph, input, and what can be asked of it.
+    start = call(1) + call(3, 2)
+    value = bytes([1, 0, 2, 16, 24, 1, 8])
+    for which in (10, 11, 12, 13, 14, 15):
+        yield start + value + bytes([1, 3]) + call(which, 1, 3, 4) + call(0)
+    for config in range(8):
+        yield call(1, config=config) + call(5, 2, config=config) + call(6, 2, config=config) + call(7, 2, config=config)
+
+
 def main(folder: Path) -> None:
     seeds: dict[str, list[bytes]] = {name: [] for name in
                                      ["files", "onnx", "pickle", "legacy", "archive", "safetensors", "config"]}
     seeds["graph"] = list(graphs())
+    seeds["calls"] = list(sequences())
     seeds["tensor"] = list(descriptors())
     for state in states():
         file = saved(state, True)

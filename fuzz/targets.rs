@@ -16,6 +16,12 @@ use std::io::Write;
 pub static MEMORY: PeakAlloc = PeakAlloc;
 
 #[cfg(feature = "torch")]
+#[path = "calls.rs"]
+mod calls;
+#[cfg(feature = "torch")]
+#[path = "choices.rs"]
+mod choices;
+#[cfg(feature = "torch")]
 #[path = "graphs.rs"]
 mod graphs;
 
@@ -32,6 +38,8 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("graph", graphs::graph),
     #[cfg(feature = "torch")]
     ("tensor", graphs::tensor),
+    #[cfg(feature = "torch")]
+    ("calls", calls::calls),
 ];
 
 /// Runs one target on one input.
