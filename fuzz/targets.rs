@@ -25,8 +25,11 @@ mod choices;
 #[path = "graphs.rs"]
 mod graphs;
 
+/// What a target does with its bytes.
+pub type Body = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Body)] = &[
     ("files", files),
     ("onnx", model),
     ("pickle", pickle),

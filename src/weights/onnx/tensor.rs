@@ -38,17 +38,17 @@ const TYPES: [&str; 24] = [
 
 /// The element type of a TensorProto.DataType, where it is one that is read.
 pub fn dtype(number: i64) -> Option<Dtype> {
-    Some(match TYPES.get(usize::try_from(number).ok()?)? {
-        &"FLOAT" => Dtype::F32,
-        &"DOUBLE" => Dtype::F64,
-        &"FLOAT16" => Dtype::F16,
-        &"BFLOAT16" => Dtype::Bf16,
-        &"INT64" => Dtype::I64,
-        &"INT32" => Dtype::I32,
-        &"INT16" => Dtype::I16,
-        &"INT8" => Dtype::I8,
-        &"UINT8" => Dtype::U8,
-        &"BOOL" => Dtype::Bool,
+    Some(match *TYPES.get(usize::try_from(number).ok()?)? {
+        "FLOAT" => Dtype::F32,
+        "DOUBLE" => Dtype::F64,
+        "FLOAT16" => Dtype::F16,
+        "BFLOAT16" => Dtype::Bf16,
+        "INT64" => Dtype::I64,
+        "INT32" => Dtype::I32,
+        "INT16" => Dtype::I16,
+        "INT8" => Dtype::I8,
+        "UINT8" => Dtype::U8,
+        "BOOL" => Dtype::Bool,
         _ => return None,
     })
 }
