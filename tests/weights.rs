@@ -143,6 +143,11 @@ fn real_files_read() {
     assert!(zip.values().all(|array| array.dtype == weights::Dtype::F16));
     let model = onnx::read(&data("models/det_500m.onnx").unwrap()).unwrap();
     assert_eq!((model.opset, model.outputs.len()), (11, 9));
+    let other = data("models/foamliu_mobilefacenet_128d_112.onnx").unwrap();
+    assert_eq!(
+        load(&other).unwrap(),
+        onnx::read(&other).unwrap().initializers
+    );
     let digest = weights::sha256(&legacy).unwrap();
     assert_eq!(digest.len(), 64);
 }
