@@ -3,7 +3,7 @@
 # make test-cpus   the numeric suites as other processors compute them: a step of a release
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
 # Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
-# format, freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# format, freeze, bench, fuzz (MINUTES for each target, or for those in TARGETS), clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
 # models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench fuzz clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -113,6 +113,10 @@ bench: build $(VENV)/.ready-tests
 	$(RUN) benches/window.py
 	test ! -d $(DATA) || $(RUN) benches/mobilefacenet.py $(DATA)
 	test ! -d $(DATA) || $(RUN) benches/evaluate.py $(DATA)
+
+# Campaigns; what they find and keep is replayed by `cargo test --test hostile`. See docs/reliability.md.
+fuzz: $(VENV)/.ready-tests
+	fuzz/campaign $(or $(MINUTES),5) $(TARGETS)
 
 clean:
 	cargo clean

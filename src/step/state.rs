@@ -4,7 +4,7 @@
 use super::StepLoss;
 use super::audit::WindowTrust;
 use super::norm_cache::SavedNormCache;
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result, bail, shorten};
 use crate::nets::Recogniser;
 use crate::nets::vae::{Decoder, Statistics};
 use crate::reference::saved::SavedReferences;
@@ -16,6 +16,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 const VERSION: u32 = 1;
+/// The largest index of a saved state, in bytes: more than the names of a hundred thousand references take.
+const MAX_INDEX: usize = 16 << 20;
 /// The largest distance between two outputs of one network for the test input, relative to their spread. Dtypes and
 /// devices make a smaller difference, another network makes a larger one.
 const MAX_DISTANCE: f64 = 0.1;
@@ -85,8 +87,19 @@ impl StepLoss {
         let Some(index) = file.get("index").filter(|index| index.dtype == Dtype::U8) else {
             bail!(Format, "not the state of a loss: it has no `index`");
         };
-        let index: Index = serde_json::from_slice(&index.data)
-            .map_err(|e| Error::Format(format!("not the state of a loss: {e}")))?;
+        if index.data.len() > MAX_INDEX {
+            bail!(
+                Limit,
+                "not the state of a loss: its index has {} bytes, at most {MAX_INDEX} are read",
+                index.data.len()
+            );
+        }
+        let index: Index = serde_json::from_slice(&index.data).map_err(|e| {
+            Error::Format(format!(
+                "not the state of a loss: {}",
+                shorten(&e.to_string())
+            ))
+        })?;
         if index.version != VERSION {
             bail!(
                 Unsupported,

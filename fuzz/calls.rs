@@ -1,0 +1,153 @@
+//! Fuzz target: sequences of calls of the C ABI on handles that live, were freed, are of another type, or never
+//! were. No call may panic, and all that was made can be freed.
+
+use super::choices::Choices;
+use facegrad::ffi::api::{facegrad_api, facegrad_get_api};
+use facegrad::tensor::RawTensor;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::null_mut;
+
+const CONFIGS: [&CStr; 8] = [
+    c"",
+    c"{}",
+    c"{\"device\": \"cpu\"}",
+    c"{\"device\": \"cuda:77\"}",
+    c"{\"kind\": \"epsilon\", \"time\": \"sigma\"}",
+    c"{\"kind\": \"v\"}",
+    c"{\"path\": \"/dev/zero\"}",
+    c"{\"path\": \"nowhere\", \"treshold\": 1}",
+];
+
+/// The handles of one sequence, whatever they are of, and an address that never was one.
+struct Handles(Vec<*mut c_void>);
+
+impl Handles {
+    /// One of them as a handle of any type; what the library makes of it is the question.
+    fn any<T>(&self, choices: &mut Choices) -> *mut T {
+        choices.of(&self.0).cast()
+    }
+}
+
+/// A float tensor of one to three sizes over memory of its own.
+struct Held {
+    data: Vec<f32>,
+    shape: Vec<i64>,
+}
+
+impl Held {
+    fn new(choices: &mut Choices) -> Held {
+        let shape: Vec<i64> = (0..1 + choices.byte() % 4)
+            .map(|_| i64::from(choices.byte() % 5))
+            .collect();
+        let count = shape.iter().product::<i64>();
+        let data = (0..count).map(|_| choices.number() as f32).collect();
+        Held { data, shape }
+    }
+
+    fn raw(&mut self) -> RawTensor {
+        RawTensor {
+            data: self.data.as_mut_ptr().cast(),
+            device_type: 1,
+            device_id: 0,
+            ndim: self.shape.len() as i32,
+            dtype_code: 2,
+            dtype_bits: 32,
+            dtype_lanes: 1,
+            shape: self.shape.as_mut_ptr(),
+            strides: null_mut(),
+            byte_offset: 0,
+        }
+    }
+}
+
+fn live(api: &facegrad_api) -> i64 {
+    let mut count = 0;
+    // SAFETY: NULL stands for every type; the count is a local.
+    let status = unsafe { (api.debug_live)(std::ptr::null(), &mut count) };
+    assert_eq!(status, 0);
+    count
+}
+
+/// Up to forty calls.
+pub fn calls(data: &[u8]) {
+    // SAFETY: the table is static.
+    let api = unsafe { facegrad_get_api(1).as_ref() }.expect("the table of version 1");
+    let choices = &mut Choices(data);
+    let before = live(api);
+    let mut handles = Handles(vec![null_mut(), std::ptr::without_provenance_mut(0x10)]);
+    let mut nodes = vec![-1, 0, 1, i64::MAX];
+    for _ in 0..40 {
+        let config = choices.of(&CONFIGS).as_ptr();
+        let (mut made, mut node) = (null_mut::<c_void>(), -1);
+        let mut held = Held::new(choices);
+        let raw = held.raw();
+        let at = *choices.of(&nodes);
+        let stream = null_mut();
+        // SAFETY: handles may be anything; every other pointer is to a local or a string, and a tensor's memory
+        // outlives the call.
+        let status = unsafe {
+            match choices.byte() % 16 {
+                0 => break,
+                1 | 2 if handles.0.len() < 6 => (api.context_new)(config, (&raw mut made).cast()),
+                3 | 4 => (api.graph_new)(handles.any(choices), (&raw mut made).cast()),
+                5 => (api.detector_new)(handles.any(choices), config, (&raw mut made).cast()),
+                6 => (api.backbone_new)(handles.any(choices), config, (&raw mut made).cast()),
+                7 => (api.vae_new)(handles.any(choices), config, (&raw mut made).cast()),
+                8 | 9 => {
+                    let wanted = i32::from(choices.byte() % 2);
+                    (api.graph_input)(handles.any(choices), &raw, wanted, &mut node, stream)
+                }
+                10 => {
+                    let other = *choices.of(&nodes);
+                    (api.graph_predict_x0)(
+                        handles.any(choices),
+                        at,
+                        other,
+                        &raw,
+                        config,
+                        &mut node,
+                        stream,
+                    )
+                }
+                11 => {
+                    let (mut sizes, mut ndim) = ([0; 8], 0);
+                    let capacity = usize::from(choices.byte() % 9);
+                    (api.graph_shape)(
+                        handles.any(choices),
+                        at,
+                        sizes.as_mut_ptr(),
+                        capacity,
+                        &mut ndim,
+                    )
+                }
+                12 => (api.graph_read)(handles.any(choices), at, &raw, stream),
+                13 => (api.graph_backward)(handles.any(choices), at, &raw, stream),
+                14 => (api.graph_gradient)(handles.any(choices), at, &raw, stream),
+                _ => {
+                    (api.graph_free)(handles.any(choices));
+                    (api.context_free)(handles.any(choices));
+                    let (mut text, mut needed) = ([0 as c_char; 64], 0);
+                    let capacity = usize::from(choices.byte() % 65);
+                    (api.last_error)(text.as_mut_ptr(), capacity, &mut needed)
+                }
+            }
+        };
+        // Poisoned, internal, panic: never, whatever a host does.
+        assert!(![12, 900, 901].contains(&status), "status {status}");
+        assert!(
+            made.is_null() || status == 0,
+            "status {status} with a handle"
+        );
+        if !made.is_null() {
+            handles.0.push(made);
+        }
+        if node >= 0 {
+            nodes.push(node);
+        }
+    }
+    for handle in handles.0 {
+        (api.graph_free)(handle.cast());
+        (api.context_free)(handle.cast());
+    }
+    assert_eq!(live(api), before, "a handle was leaked");
+}

@@ -1,0 +1,218 @@
+//! safetensors, paths that are no files, and saving.
+
+use super::{refused, refused_with, within};
+use facegrad::weights::{self, onnx};
+use std::path::Path;
+
+fn safetensors(header: &str, data: usize) -> Vec<u8> {
+    let length = (header.len() as u64).to_le_bytes().to_vec();
+    [length, header.as_bytes().to_vec(), vec![0; data]].concat()
+}
+
+#[test]
+fn safetensors_headers_stay_within_ten_times_their_size() {
+    let entry = |name: &str, shape: &str, start: usize, end: usize| {
+        format!(r#""{name}":{{"dtype":"U8","shape":[{shape}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let good = safetensors(&format!("{{{}}}", entry("a", "2,3", 0, 6)), 6);
+    assert_eq!(weights::parse(&good, &|_| true).unwrap()["a"].shape, [2, 3]);
+    let with_text = format!(
+        r#"{{"__metadata__":{{"t":"{}"}},{}}}"#,
+        "x".repeat(1 << 20),
+        entry("a", "2", 0, 2)
+    );
+    assert!(
+        within(1 << 20, || weights::parse(
+            &safetensors(&with_text, 2),
+            &|_| true
+        ))
+        .is_ok()
+    );
+    for (header, data) in [
+        (format!("{{{}}}", entry("a", "2,3", 0, 6)), 5),
+        (format!("{{{}}}", entry("a", "2,3", 0, 6)), 7),
+        (format!("{{{}}}", entry("a", "2,3", 0, 7)), 7),
+        (format!("{{{}}}", entry("a", "2", 1, 3)), 3),
+        (
+            format!("{{{},{}}}", entry("a", "2", 0, 2), entry("b", "2", 1, 3)),
+            3,
+        ),
+        (
+            format!("{{{},{}}}", entry("a", "2", 0, 2), entry("a", "2", 2, 4)),
+            4,
+        ),
+        (
+            format!("{{{}}}", entry("a", "18446744073709551615,2", 0, 6)),
+            6,
+        ),
+        (
+            format!("{{{}}}", entry("a", &"1,".repeat(500_000), 0, 6)),
+            6,
+        ),
+        (format!("{{{}}}", entry(&"a".repeat(1 << 20), "5", 0, 6)), 6),
+        ("{".repeat(1 << 20), 0),
+        (format!(r#"{{"a":{}"#, "[".repeat(1 << 20)), 0),
+        (
+            format!(r#"{{"__metadata__":{}"#, r#"{"a":"#.repeat(1 << 18)),
+            0,
+        ),
+        (r#"{"dtype":"U8"}"#.into(), 0),
+        (
+            format!(
+                r#"{{"a":{{"dtype":"{}","shape":[],"data_offsets":[0,1]}}}}"#,
+                "U".repeat(1 << 20)
+            ),
+            1,
+        ),
+    ] {
+        refused_with(&safetensors(&header, data), 101, "");
+    }
+    let many: Vec<String> = (0..60_000)
+        .map(|at| entry(&format!("{at}"), "", at, at + 1))
+        .collect();
+    let bytes = safetensors(&format!("{{{}}}", many.join(",")), 60_000);
+    within(bytes.len(), || weights::parse(&bytes, &|_| true)).unwrap();
+    let empty: Vec<String> = (0..60_000)
+        .map(|at| entry(&format!("{at}"), "0", 0, 0))
+        .collect();
+    let bytes = safetensors(&format!("{{{}}}", empty.join(",")), 0);
+    within(bytes.len(), || weights::parse(&bytes, &|_| true)).unwrap();
+    let mut claim = b"\xff\xff\xff\xff\xff\xff\xff\x7f{".to_vec();
+    claim.extend([0; 20]);
+    refused(&claim);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_was_waited_for_and_a_device_read_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.onnx");
+    let made = std::process::Command::new("mkfifo")
+        .arg(&pipe)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let link = folder.path().join("link.pth");
+    std::os::unix::fs::symlink(&pipe, &link).unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let devices = [
+        Path::new("/dev/zero"),
+        Path::new("/dev/null"),
+        Path::new("/dev/tty"),
+    ];
+    for path in devices
+        .into_iter()
+        .chain([pipe.as_path(), &link, &socket, folder.path()])
+    {
+        for error in [
+            weights::load(path, &|_| true).unwrap_err(),
+            weights::kind(path).unwrap_err(),
+            onnx::read(path).unwrap_err(),
+            weights::sha256(path).unwrap_err(),
+        ] {
+            assert!(
+                error.message().contains("regular file") || error.message().contains("folder"),
+                "{}: {error}",
+                path.display()
+            );
+        }
+        assert!(weights::text(path, 100).unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_read_is_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("grows.safetensors");
+    let bytes = safetensors(
+        r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#,
+        2,
+    );
+    std::fs::write(&path, &bytes).unwrap();
+    let grow = |_: &str| {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap();
+        file.write_all(&[0; 100]).unwrap();
+        true
+    };
+    let error = weights::load(&path, &grow).unwrap_err();
+    assert!(
+        error.message().contains("changed while it was read"),
+        "{error}"
+    );
+    std::fs::write(&path, &bytes).unwrap();
+    let shrink = |_: &str| {
+        std::fs::write(&path, b"").unwrap();
+        true
+    };
+    assert_eq!(weights::load(&path, &shrink).unwrap_err().status(), 100);
+}
+
+/// Arrays of `bytes` bytes to save.
+fn arrays(bytes: usize) -> weights::Weights {
+    let array = weights::Array {
+        dtype: weights::Dtype::U8,
+        shape: vec![bytes],
+        data: vec![7; bytes],
+    };
+    [("a".to_string(), array)].into()
+}
+
+#[test]
+fn a_failed_save_left_its_part_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+        let mut names: Vec<_> = files
+            .map(|f| f.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let path = folder.path().join("state");
+    weights::write(&path, &arrays(10)).unwrap();
+    weights::write(&path, &arrays(20)).unwrap();
+    assert_eq!(weights::load(&path, &|_| true).unwrap(), arrays(20));
+    assert_eq!(listed(), ["state"]);
+    let inside = folder.path().join("missing/state");
+    assert_eq!(
+        weights::write(&inside, &arrays(10)).unwrap_err().status(),
+        100
+    );
+    assert_eq!(
+        weights::write(folder.path(), &arrays(10))
+            .unwrap_err()
+            .status(),
+        100
+    );
+    assert_eq!(listed(), ["state"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_save_replaced_a_device_with_a_file() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo")
+        .arg(&pipe)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let (link, file) = (folder.path().join("link"), folder.path().join("file"));
+    symlink("/dev/null", folder.path().join("null")).unwrap();
+    for path in [&pipe, &folder.path().join("null")] {
+        let error = weights::write(path, &arrays(10)).unwrap_err();
+        assert!(error.message().contains("no regular file"), "{error}");
+    }
+    assert!(pipe.metadata().unwrap().file_type().is_fifo());
+    std::fs::write(&file, b"old").unwrap();
+    symlink("file", &link).unwrap();
+    weights::write(&link, &arrays(10)).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(weights::load(&file, &|_| true).unwrap(), arrays(10));
+}
