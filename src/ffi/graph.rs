@@ -24,7 +24,7 @@ use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;
 use serde::Deserialize;
 use std::ffi::{c_char, c_void};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// What a `facegrad_graph` stands for.
 struct Tape(Owned<Graph>);
@@ -73,7 +73,12 @@ pub unsafe extern "C" fn facegrad_graph_input(
         view.expect_device(graph.0.worker().device())?;
         let id = graph.0.with(Stream::new(stream), move |graph| {
             let host = view.borrow()?;
-            let mut copy = host.f_empty_like()?;
+            // What gets a gradient is float32: so is the gradient, unscaled as it is.
+            let kind = match needs_gradient {
+                0 => host.kind(),
+                _ => Kind::Float,
+            };
+            let mut copy = Tensor::f_empty(host.size(), (kind, host.device()))?;
             copy.f_copy_(&host)?;
             Ok(graph.input(copy, needs_gradient != 0))
         })?;
@@ -438,7 +443,7 @@ unsafe fn result_view(graph: &Tape, tensor: *const RawTensor) -> Result<View> {
     Ok(view)
 }
 
-fn write(view: &View, node: NodeId, value: &tch::Tensor) -> Result<()> {
+fn write(view: &View, node: NodeId, value: &Tensor) -> Result<()> {
     if view.shape() != value.size() {
         bail!(
             Shape,

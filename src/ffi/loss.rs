@@ -22,6 +22,7 @@ use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
+use tch::Kind;
 
 /// What a `facegrad_loss` stands for.
 pub(super) struct LossObject {
@@ -259,8 +260,8 @@ pub unsafe extern "C" fn facegrad_loss_remove_reference(
 ///
 /// @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
 /// @param[in] targets references and per-sample facts
-/// @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype;
-/// NULL: not computed
+/// @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
+/// float32 (see `facegrad_loss_step`); NULL: not computed
 /// @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
 /// @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
 /// @param[out] result may be NULL; its `struct_size` must be set
@@ -296,7 +297,11 @@ pub unsafe extern "C" fn facegrad_loss_images(
             let operation = FaceLoss::new(shared, targets.into_targets()?);
             let report = operation.report();
             let mut graph = Graph::new();
-            let input = graph.input(images.borrow()?, gradient.is_some());
+            let mut images = images.borrow()?;
+            if gradient.is_some() {
+                images = images.f_to_kind(Kind::Float)?;
+            }
+            let input = graph.input(images, gradient.is_some());
             let value = graph.apply(Box::new(operation), &[input])?;
             if let Some(output) = gradient {
                 graph.backward(value, None)?;

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ._compile import eager
 from ._library import build_info
 from .loss import FaceLoss
 from .models import Detector, Recogniser
@@ -80,6 +81,7 @@ class FaceIdentityLoss:
         self.vae = vae
         self.loss = FaceLoss(keys, detector=detector or None, recogniser=recogniser, vae=vae, device=device)
 
+    @eager
     def __call__(
         self,
         *,
@@ -104,6 +106,7 @@ class FaceIdentityLoss:
             return prediction.new_zeros((), dtype=torch.float32), _disabled(prediction)
         return self.loss.step(prediction, x_t, t, references, number=step, **arguments)
 
+    @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
         """Registers a person under an id, for ``reference_ids``, with the faces of ``[K,3,H,W]``, RGB in [0, 1]."""
         if self.loss is not None:

@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import _abi
+from ._compile import eager
 from ._library import Context, Owner, call, library, read_text
 from ._tensor import View, optional
 from .models import Detector, Recogniser
@@ -57,6 +58,7 @@ class FaceLoss(Owner):
         info: dict[str, Any] = json.loads(read_text(library.facegrad_loss_info, self._handle))
         return info
 
+    @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
         """Registers a person under an id with the faces of ``[K,3,H,W]``, RGB in [0, 1]."""
         views = View("images", images), optional("landmarks", landmarks)
@@ -78,6 +80,7 @@ class FaceLoss(Owner):
         the loss is then unchanged."""
         call("loss_restore", self._handle, os.fsencode(path))
 
+    @eager
     def __call__(self, images: torch.Tensor, references: torch.Tensor | None = None, **targets: Any) -> tuple[torch.Tensor, Report]:
         """The weighted loss of images, a scalar that ``backward()`` can start from, and the report.
 
@@ -95,6 +98,7 @@ class FaceLoss(Owner):
 
         return _value(images, run)
 
+    @eager
     def step(
         self,
         prediction: torch.Tensor,
@@ -164,13 +168,15 @@ def _value(tensor: torch.Tensor, run: _Run) -> tuple[torch.Tensor, Report]:
 
 
 class _Value(torch.autograd.Function):
-    """Value and gradient come from one call, so backward is one multiplication."""
+    """Value and gradient come from one call, so backward is one multiplication. The gradient stays in float32 until a
+    loss scale such as GradScaler's has been multiplied in: in float16 most of it would be zero before, or infinite."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, run: _Run, sink: Sink) -> torch.Tensor:
         gradient = None
         if ctx.needs_input_grad[0]:
-            gradient = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            gradient = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+            ctx.dtype = tensor.dtype
             ctx.save_for_backward(gradient)
         run(tensor, optional("gradient", gradient), sink)
         return torch.full((), sink.result.loss, dtype=torch.float32, device=tensor.device)
@@ -181,4 +187,4 @@ class _Value(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        return (gradient * grad_output).to(ctx.dtype), None, None

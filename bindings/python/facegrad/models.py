@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import _abi
+from ._compile import eager
 from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
 from ._tensor import View
 
@@ -90,6 +91,7 @@ class Detector(Owner):
         """File, engine and why, sizes and thresholds."""
         return read_text(library.facegrad_detector_info, self._handle)
 
+    @eager
     def detect(self, images: torch.Tensor) -> list[list[Face]]:
         """The faces of every image of ``[N,3,H,W]`` by falling score; RGB, uint8, or floats in [0, 1]."""
         view, count = View("images", images), c.c_size_t()
@@ -154,6 +156,7 @@ class Recogniser(Owner):
         """Where it computes."""
         return self._context.device
 
+    @eager
     def embed(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings of length 1, ``[M,D]`` float32, without a gradient.
 
@@ -168,6 +171,7 @@ class Recogniser(Owner):
         call("backbone_embed", self._handle, view.pointer, array, count, result.pointer, self._context.stream)
         return out
 
+    @eager
     def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
         """The crops that the network sees, ``[M,3,S,S]`` float32; arguments as for :meth:`embed`."""
         array, count = _faces(images, faces)

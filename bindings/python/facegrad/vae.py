@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from . import _abi
+from ._compile import eager
 from ._library import Context, Owner, call, library, read_text
 from ._tensor import View
 
@@ -78,6 +79,7 @@ class Vae(Owner):
         #: How the latents of the VAE's diffusion models relate to its own, as a loss's config takes it; None: not told.
         self.latent_format: str | dict[str, Any] | None = info["latent_format"]
 
+    @eager
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """``[B,C,h,w]``, as the VAE takes them → ``[B,3,s·h,s·w]`` float32, RGB in units of [0, 1], not clamped, without a gradient."""
         size = [self.scale_factor * n for n in latents.shape[-2:]]
