@@ -1,3 +1,4 @@
+use super::path::optional_path;
 use super::{
     BackboneConfig, Choice, DetectorChoice, DetectorConfig, Engine, FaceChoice, Provider, Runtime,
 };
@@ -34,6 +35,7 @@ pub struct EvaluatorConfig {
     /// ONNX Runtime's execution providers for the same, best first; empty: the CPU.
     pub providers: Vec<Provider>,
     /// ONNX Runtime's library or its folder, for the same.
+    #[serde(deserialize_with = "optional_path")]
     pub onnxruntime: Option<PathBuf>,
     /// Which of several faces is compared.
     pub face_choice: FaceChoice,

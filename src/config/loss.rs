@@ -123,6 +123,7 @@ pub struct LossConfig {
     /// The `data_type`s that count.
     pub face_types: Vec<String>,
     /// The recogniser's weights, where no backbone is handed over.
+    #[serde(deserialize_with = "optional_path")]
     pub arcface_weights: Option<PathBuf>,
     /// `r18`, `r34`, `r50`, `r100`, `r200`: checked against the weights where given.
     pub arcface_model: Option<String>,

@@ -287,9 +287,9 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (targets, sink)
         };
-        let shared = loss.owned.share();
+        let (shared, watch) = (loss.owned.share(), loss.watch.clone());
         let (id, report) = graph.0.with(stream, move |graph| {
-            let operation = FaceLoss::new(shared, targets.into_targets()?);
+            let operation = FaceLoss::new(shared, targets.into_targets(&watch)?);
             let report = operation.report();
             let id = graph.apply(Box::new(operation), &[images])?;
             let report = std::mem::take(&mut *lock(&report));

@@ -6,7 +6,7 @@ use once_cell::sync::Lazy;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 /// What a handle stands for.
 pub trait Object: Any + Send + Sync {
@@ -14,7 +14,8 @@ pub trait Object: Any + Send + Sync {
     const NAME: &'static str;
 }
 
-struct Entry {
+/// A row of the table.
+pub struct Entry {
     name: &'static str,
     object: Arc<dyn Any + Send + Sync>,
 }
@@ -88,6 +89,14 @@ pub fn remove<T: Object, H>(handle: *mut H) {
     // Dropping may wait for the worker, which may want the lock.
     drop(live);
     drop(entry);
+}
+
+/// The table, locked: nobody looks a handle up, makes or frees one meanwhile.
+pub type Held = RwLockWriteGuard<'static, HashMap<usize, Entry>>;
+
+/// Locks the table.
+pub fn hold() -> Held {
+    LIVE.write().unwrap_or_else(|e| e.into_inner())
 }
 
 /// How many handles of a type are alive; all of them for `None`.

@@ -4,10 +4,11 @@ use super::boundary::{call, copy_text};
 use super::context::{Context, Model, make};
 use super::detector;
 use super::handle::{self, Object};
-use super::read::{optional_text, text};
+use super::read::{self, optional_text, text};
 use super::report::ReportSink;
 use super::targets::RawTargets;
 use super::types::*;
+use super::watch::Watch;
 use super::{backbone, vae, views};
 use crate::config::{
     BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
@@ -30,6 +31,8 @@ pub(super) struct LossObject {
     pub owned: Owned<Loss>,
     /// The VAE of the fused step.
     pub decoder: Option<Shared<Decoder>>,
+    /// Of the pictures that are handed over.
+    pub watch: Arc<Watch>,
     info: String,
 }
 
@@ -191,6 +194,7 @@ fn build(
     Ok(LossObject {
         owned,
         decoder,
+        watch: Arc::new(Watch::new()),
         info,
     })
 }
@@ -223,10 +227,13 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
         if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
             bail!(Shape, "landmarks: expected {count} rows, one per image");
         }
+        let watch = loss.watch.clone();
         loss.owned.with(Stream::new(stream), move |loss| {
             let mut known = views::places(landmarks.as_ref(), None)?;
             known.resize(count as usize, Default::default());
-            loss.set_reference(&id, &images.borrow()?, &known)?;
+            let images = images.borrow()?;
+            watch.look(&format!("reference \"{id}\""), &images)?;
+            loss.set_reference(&id, &images, &known)?;
             Ok(())
         })
     })
@@ -292,12 +299,13 @@ pub unsafe extern "C" fn facegrad_loss_images(
             let sink = ReportSink::read(samples, samples_capacity, result, images.shape()[0])?;
             (images, targets, gradient, sink)
         };
-        let shared = loss.owned.share();
+        let (shared, watch) = (loss.owned.share(), loss.watch.clone());
         let report = loss.owned.worker().run(Stream::new(stream), move || {
-            let operation = FaceLoss::new(shared, targets.into_targets()?);
+            let operation = FaceLoss::new(shared, targets.into_targets(&watch)?);
             let report = operation.report();
             let mut graph = Graph::new();
             let mut images = images.borrow()?;
+            watch.look("images", &images)?;
             if gradient.is_some() {
                 images = images.f_to_kind(Kind::Float)?;
             }
@@ -331,8 +339,8 @@ pub unsafe extern "C" fn facegrad_loss_save(
     call(|| {
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
-        let path = unsafe { text("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.save(path.as_ref(), decoder))
+        let path = unsafe { read::path("path", path) }?;
+        object.with_decoder(move |loss, decoder| loss.save(&path, decoder))
     })
 }
 
@@ -351,8 +359,8 @@ pub unsafe extern "C" fn facegrad_loss_restore(
     call(|| {
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
-        let path = unsafe { text("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.restore(path.as_ref(), decoder))
+        let path = unsafe { read::path("path", path) }?;
+        object.with_decoder(move |loss, decoder| loss.restore(&path, decoder))
     })
 }
 

@@ -59,10 +59,10 @@ pub unsafe extern "C" fn facegrad_loss_step(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (step, targets, gradient, sink)
         };
-        let shared = loss.owned.share();
+        let (shared, watch) = (loss.owned.share(), loss.watch.clone());
         let report = loss.owned.worker().run(Stream::new(stream), move || {
             let wanted = gradient.is_some();
-            let targets = targets.into_targets()?;
+            let targets = targets.into_targets(&watch)?;
             let (report, made) = self::step(&shared, &decoder, step.into_step()?, targets, wanted)?;
             if let (Some(output), Some(made)) = (gradient, made) {
                 output.write(&made)?;

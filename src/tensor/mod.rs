@@ -11,7 +11,7 @@ pub use array::{from_array, to_array};
 pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
-pub use pixels::{Pixels, finite, pixels, quantised};
+pub use pixels::{Pixels, finite, pixels, quantised, unusual_range};
 pub use view::{RawTensor, Use, View, device_name};
 
 /// The torch that this library is built for. libtorch's C++ ABI changes with every minor version,

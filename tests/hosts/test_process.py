@@ -11,6 +11,7 @@ from conftest import ASSETS, HERE, TORCH, WARNINGS, Compile, run
 WAYS = [
     "freed", "left alive", "every order", "freed at exit", "used at exit", "exit on a thread", "exit in a callback",
     "main ends first", "dlclose first", "dlclose and again", "dlclose left alive", "fork before", "fork after", "fork, the child only frees",
+    "exit while others work", "errors at exit", "errors in a key's destructor", "fork while others are inside", "fork with ONNX Runtime",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 
 from . import _abi
 from ._compile import eager
-from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
+from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
 from .models import Face, _face, _faces
 from .modules import _sizes
@@ -84,20 +84,20 @@ class Evaluator(Owner):
         face_types: Sequence[str] | None = None,
     ) -> None:
         self._context = Context.of(device)
-        runtime = os.fspath(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
+        runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         engines: dict[str, Any] = {"engine": engine, "providers": list(providers)}
         if runtime is not None and engine != "torch":
             engines["onnxruntime"] = runtime
         config = {
             "detector": {
-                "path": os.fspath(detector), "det_sizes": list(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
+                "path": os.fsdecode(detector), "det_sizes": list(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
                 "min_size": min_size, "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, **engines,
             },
-            "recogniser": dict(recogniser) if isinstance(recogniser, Mapping) else os.fspath(recogniser),
+            "recogniser": dict(recogniser) if isinstance(recogniser, Mapping) else os.fsdecode(recogniser),
             "face_choice": face_choice, "face_index": face_index, "pooling": pooling, **engines,
             **({} if face_types is None else {"face_types": list(face_types)}),
         }  # fmt: skip
-        text = json.dumps(config, default=os.fspath).encode()
+        text = config_text(config)
         super().__init__(lambda out: call("evaluator_new", self._context._handle, text, out))
         info = json.loads(read_text(library.facegrad_evaluator_info, self._handle))
         #: What was loaded and which engine runs it.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes as c
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ._compile import eager
-from ._library import Context, Owner, call
+from ._library import Context, Owner, call, config_text
 from ._tensor import View, optional
 from .loss import FaceLoss
 from .report import Report, Sink
@@ -117,4 +116,4 @@ class Graph(Owner):
 
 
 def _json(config: Mapping[str, Any] | None) -> bytes | None:
-    return None if config is None else json.dumps(dict(config)).encode()
+    return None if config is None else config_text(config)

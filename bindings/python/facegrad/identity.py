@@ -58,7 +58,7 @@ class FaceIdentityLoss:
         device: str | torch.device | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        keys = read_config(config) if isinstance(config, (str, os.PathLike)) else dict(config or {})
+        keys = read_config(config) if isinstance(config, (str, bytes, os.PathLike)) else dict(config or {})
         self.loss: FaceLoss | None = None
         self.vae: Vae | None = None
         if keys.get("use_face_loss", True) is False:
@@ -69,12 +69,12 @@ class FaceIdentityLoss:
         model = keys.get("arcface_model", "r50")
         if detector is None and "detector" not in keys:
             detector = find_detector(root)
-        if isinstance(detector, (str, os.PathLike)):
+        if isinstance(detector, (str, bytes, os.PathLike)):
             detector = Detector(detector, device=device)
         if recogniser is None and keys.get("arcface_weights") is None:
             recogniser = find_recogniser(root, model)
             keys.pop("arcface_weights", None)
-        if isinstance(recogniser, (str, os.PathLike)):
+        if isinstance(recogniser, (str, bytes, os.PathLike)):
             recogniser = Recogniser(recogniser, device=device, model=keys.get("arcface_model"))
         if vae is not None and not isinstance(vae, Vae):
             vae = Vae(vae, device=device)
@@ -123,14 +123,15 @@ class FaceIdentityLoss:
             self.loss.restore(path)
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.
 
     Raises:
         ValueError: for a key that begins like the method's and is none, with the nearest that is
     """
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix.lower() == ".json":
+    file = Path(os.fsdecode(path))
+    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() == ".json":
         content = json.loads(text)
     else:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -154,13 +155,33 @@ def _tag(image: Image.Image, number: int) -> int | None:
     return int(first) if isinstance(first, (int, float)) else None
 
 
+def _exif_orientation(block: object) -> int | None:
+    """The orientation that an EXIF block tells, whatever the other entries are: Pillow stops at the first broken one."""
+    if not isinstance(block, bytes):
+        return None
+    block = block.removeprefix(b"Exif\0\0")
+    order = ">" if block.startswith(b"MM") else "<"
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", block, at)
+            if tag == 0x0112 and kind in (1, 3, 4):
+                return int(struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], block, at + 8)[0])
+    except struct.error:
+        pass
+    return None
+
+
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
     """Turned as the metadata of ``image`` say. Metadata that cannot be read say nothing."""
     turns = _pillow().Transpose
-    try:
-        orientation = image.getexif().get(0x0112)
-    except Exception:  # Pillow's parsers raise whatever they stumble over.
-        return rgb
+    orientation: object = _exif_orientation(image.info.get("exif"))
+    if orientation is None:
+        try:
+            orientation = image.getexif().get(0x0112)  # A TIFF's own tags, and XMP.
+        except Exception:  # Pillow's parsers raise whatever they stumble over.
+            return rgb
     by = {
         2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
         6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90,

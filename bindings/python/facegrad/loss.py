@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _abi
 from ._compile import eager
-from ._library import Context, Owner, call, library, read_text
+from ._library import Context, Owner, call, config_text, library, read_text
 from ._tensor import View, optional
 from .models import Detector, Recogniser
 from .report import Report, Sink
@@ -48,7 +48,7 @@ class FaceLoss(Owner):
         if device is None:
             device = next((part._context.device for part in self._parts if part is not None), "cpu")
         self._context = Context.of(device)
-        text = json.dumps(dict(config or {})).encode()
+        text = config_text(config or {})
         handles = [part._handle if part is not None else None for part in self._parts]
         super().__init__(lambda out: call("loss_new", self._context._handle, *handles, text, out))
 
@@ -68,12 +68,12 @@ class FaceLoss(Owner):
         """Forgets a registered person."""
         call("loss_remove_reference", self._handle, id.encode())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Writes what the loss remembers to a file: registered persons, faces of reference images, statistics of
         ``norm_stats``, and whether audits have ended the use of windows. It holds embeddings of people's faces."""
         call("loss_save", self._handle, os.fsencode(path))
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
+    def restore(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Remembers what :meth:`save` wrote, and nothing else: a training that was stopped goes on with the same numbers.
 
         Raises :class:`facegrad.FacegradError` where the file is damaged, or was written with another recogniser or VAE;
