@@ -798,6 +798,11 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_CALLBACK 13
 
 /**
+ * The process is ending: `exit` was called, or the main program has returned.
+ */
+#define FACEGRAD_ERR_EXITING 14
+
+/**
  * A file cannot be found or read.
  */
 #define FACEGRAD_ERR_IO 100

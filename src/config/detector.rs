@@ -1,10 +1,10 @@
 use super::path::{optional_path, path};
 use super::{Engine, Provider, Runtime};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Which of several faces a sample's loss looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum FaceChoice {
     /// The highest detection score.

@@ -3,11 +3,11 @@ use super::{
     BackboneConfig, Choice, DetectorChoice, DetectorConfig, Engine, FaceChoice, Provider, Runtime,
 };
 use crate::error::{Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// How the similarities to several reference images of one person become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
     /// The cosine with the normalised mean of their embeddings.

@@ -67,6 +67,7 @@ pub unsafe extern "C" fn facegrad_evaluator_new(
                 "recogniser": recogniser.description(),
                 "dim": recogniser.dim(),
                 "input_size": recogniser.input_size(),
+                "settings": evaluator.settings(),
             });
             Ok((recogniser.dim(), recogniser.input_size(), info.to_string()))
         })?;

@@ -14,7 +14,7 @@ use crate::config::{
     BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
 };
 use crate::detect::Detector;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::graph::Graph;
 use crate::loss::{FaceLoss, Loss, Pipeline};
 use crate::nets::vae::Decoder;
@@ -180,6 +180,13 @@ fn build(
         "face_align_mode": format!("{:?}", config.face_align_mode).to_lowercase(),
         "face_loss_weight": config.face_loss_weight,
         "face_types": config.face_types,
+        // What the VAE's files tell stands in for what was left out.
+        "latent_format": match (&config.latent_format, &vae) {
+            (None, Some(vae)) => vae.owned.with(Stream::default(), |vae| Ok(vae.format().cloned()))?,
+            (given, _) => given.clone(),
+        },
+        "settings": serde_json::to_value(&config)
+            .map_err(|e| Error::Internal(format!("the settings of a loss: {e}")))?,
     })
     .to_string();
     let pipeline = Pipeline {
@@ -365,7 +372,8 @@ pub unsafe extern "C" fn facegrad_loss_restore(
 }
 
 /// What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
-/// `face_loss_weight`, `face_types`.
+/// `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
+/// key of the config with the value that counts.
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

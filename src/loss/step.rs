@@ -6,6 +6,7 @@ use super::{Loss, Outcome, Report, Targets, schedule};
 use crate::config::Prediction;
 use crate::error::{Result, bail};
 use crate::latent::coefficients;
+use crate::log::{Level, emit};
 use crate::nets::vae::Decoder;
 use crate::shared::{Shared, lock};
 use tch::Tensor;
@@ -178,5 +179,9 @@ fn limit(loss: &Loss, gradient: Tensor, norm: Option<f64>) -> Result<Tensor> {
     if own <= most {
         return Ok(gradient);
     }
+    emit(
+        Level::Debug,
+        &format!("gradient_limit: a gradient of norm {own:.3e} is scaled down to {most:.3e}"),
+    );
     Ok(gradient.f_mul_scalar(most / own)?)
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -22,4 +23,9 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     def enter(*args: P.args, **kwargs: P.kwargs) -> R:
         return outside(*args, **kwargs) if "torch._dynamo" in sys.modules else function(*args, **kwargs)
 
+    # Not compiled by itself either: that would cost guards, and warnings about tensors that it only passes on.
+    with contextlib.suppress(ImportError):
+        from torch._C._dynamo.eval_frame import skip_code
+
+        skip_code(enter.__code__)
     return enter

@@ -100,8 +100,8 @@ class Evaluator(Owner):
         text = config_text(config)
         super().__init__(lambda out: call("evaluator_new", self._context._handle, text, out))
         info = json.loads(read_text(library.facegrad_evaluator_info, self._handle))
-        #: What was loaded and which engine runs it.
-        self.description: dict[str, str] = {key: info[key] for key in ("detector", "recogniser")}
+        #: What was loaded, which engine runs it, and under ``settings`` what decides between faces.
+        self.description: dict[str, Any] = {key: info[key] for key in ("detector", "recogniser", "settings")}
         #: Numbers of an embedding.
         self.dim: int = info["dim"]
         #: Side of an aligned crop, pixels.

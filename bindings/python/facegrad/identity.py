@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ._compile import eager
-from ._library import build_info
+from ._library import build_info, log
 from .loss import FaceLoss
 from .models import Detector, Recogniser
 from .packs import find_detector, find_recogniser
@@ -80,6 +80,7 @@ class FaceIdentityLoss:
             vae = Vae(vae, device=device)
         self.vae = vae
         self.loss = FaceLoss(keys, detector=detector or None, recogniser=recogniser, vae=vae, device=device)
+        log.info("face loss on %s: %s", device, json.dumps(self.loss.description))
 
     @eager
     def __call__(
@@ -150,7 +151,9 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, known, 1)
             hint = f" (did you mean `{near[0]}`?)" if near else ""
             raise ValueError(f"{path}: unknown key `{key}`{hint}; known are {', '.join(known)}")
-    return {key: value for key, value in section.items() if key in known}
+    ours = {key: value for key, value in section.items() if key in known}
+    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", path, ", ".join(ours) or "nothing", len(section) - len(ours))
+    return ours
 
 
 def _disabled(prediction: torch.Tensor) -> Report:

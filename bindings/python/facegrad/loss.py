@@ -54,7 +54,7 @@ class FaceLoss(Owner):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the loss uses."""
+        """The networks that the loss uses, and every key of its configuration with the value that counts."""
         info: dict[str, Any] = json.loads(read_text(library.facegrad_loss_info, self._handle))
         return info
 

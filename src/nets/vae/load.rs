@@ -99,6 +99,12 @@ fn build(
         None
     };
     let has_norms = source.next_norm() > 0;
+    let assumed = match config.norm_num_groups.or(sidecar.norm_num_groups) {
+        None if has_norms && family != VaeFamily::Wan => {
+            format!("; no config.json tells norm_num_groups, taken as {DEFAULT_GROUPS}")
+        }
+        _ => String::new(),
+    };
     source.finish(&format!("{family:?} decoder"))?;
     let format = match family {
         VaeFamily::Tiny => Some(LatentFormat::None),
@@ -123,6 +129,7 @@ fn build(
         has_norms,
         stats,
         format,
+        assumed,
     })
 }
 
@@ -205,6 +212,7 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
         has_norms: false,
         stats: None,
         format: None,
+        assumed: "; it runs code that is in its file".into(),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use super::block::{Block, Reach};
 use super::statistics::Norms;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, bail};
 use std::fs::File;
 use std::path::Path;
 use tch::{CModule, Device, Tensor};
@@ -17,8 +17,11 @@ impl Script {
         let failed =
             |e: tch::TchError| Error::from(e).context(format!("reading {}", path.display()));
         // Not by its name, which libtorch takes in UTF-8 alone.
-        let mut file =
-            File::open(path).map_err(|e| Error::Io(format!("{}: {e}", path.display())))?;
+        let io = |e: std::io::Error| Error::Io(format!("{}: {e}", path.display()));
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            bail!(Format, "{}: not a regular file", path.display());
+        }
+        let mut file = std::fs::File::open(path).map_err(io)?;
         let mut module = CModule::load_data_on_device(&mut file, device).map_err(failed)?;
         module.f_set_eval().map_err(failed)?;
         for (_, parameter) in module.named_parameters().map_err(failed)? {
