@@ -3,31 +3,41 @@
 use crate::error::Result;
 use crate::log::warn_host;
 use crate::tensor::unusual_range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tch::Tensor;
 
 /// How many batches an object looks at: a trainer that mistakes the range does so from its first step on.
 const LOOKS: u32 = 32;
 
-/// Looks at an object's first pictures and warns once.
-pub(super) struct Watch(AtomicU32);
+/// Looks at an object's first pictures and warns once of every wrong range.
+pub(super) struct Watch {
+    looks: AtomicU32,
+    warned: Mutex<Vec<&'static str>>,
+}
 
 impl Watch {
     /// A watch that has seen nothing.
     pub fn new() -> Watch {
-        Watch(AtomicU32::new(LOOKS))
+        Watch {
+            looks: AtomicU32::new(LOOKS),
+            warned: Mutex::default(),
+        }
     }
 
     /// Looks at a batch `[N,3,H,W]`, the host's argument `name`.
     pub fn look(&self, name: &str, images: &Tensor) -> Result<()> {
-        let left = self.0.load(Ordering::Relaxed);
+        let left = self.looks.load(Ordering::Relaxed);
         if left == 0 {
             return Ok(());
         }
-        let unusual = unusual_range(images)?;
-        let left = if unusual.is_some() { 0 } else { left - 1 };
-        self.0.store(left, Ordering::Relaxed);
-        if let Some((least, largest, advice)) = unusual {
+        self.looks.store(left - 1, Ordering::Relaxed);
+        let Some((least, largest, advice)) = unusual_range(images)? else {
+            return Ok(());
+        };
+        let mut warned = self.warned.lock().unwrap_or_else(|e| e.into_inner());
+        if !warned.contains(&advice) {
+            warned.push(advice);
             warn_host!(
                 "{name}: values from {least:.3} to {largest:.3} came, where RGB in [0, 1] is expected; {advice}. Similarities \
                  and losses of such pictures are wrong"

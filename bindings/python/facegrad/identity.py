@@ -138,10 +138,10 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
         try:
             import yaml
         except ImportError as error:
-            raise ImportError(f"reading {path} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
+            raise ImportError(f"reading {file} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
         content = yaml.safe_load(text)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
     section = content["model"] if isinstance(content.get("model"), dict) else content
     known = build_info()["loss_keys"]
     for key in section:
@@ -150,9 +150,9 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
 
             near = difflib.get_close_matches(key, known, 1)
             hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{path}: unknown key `{key}`{hint}; known are {', '.join(known)}")
+            raise ValueError(f"{file}: unknown key `{key}`{hint}; known are {', '.join(known)}")
     ours = {key: value for key, value in section.items() if key in known}
-    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", path, ", ".join(ours) or "nothing", len(section) - len(ours))
+    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
     return ours
 
 

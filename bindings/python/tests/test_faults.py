@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
-import warnings
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -93,15 +93,13 @@ def test_a_compiled_step_breaks_its_graph_and_is_compiled_once(face, tensors, ch
     want = step(x, 1)
     torch._dynamo.reset()
     compiled = torch.compile(step, backend="aot_eager")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for number in (1, 2, 3):
-            counters.clear()
-            net.zero_grad()
-            value = compiled(x, number)
-            value.backward()
-            assert value.item() == pytest.approx(want.item(), rel=1e-6)
-            assert net.weight.grad.abs().sum() > 0
+    for number in (1, 2, 3):
+        counters.clear()
+        net.zero_grad()
+        value = compiled(x, number)
+        value.backward()
+        assert value.item() == pytest.approx(want.item(), rel=1e-6)
+        assert net.weight.grad.abs().sum() > 0
     # The number of the step became a variable in the second call; nothing is compiled in the third.
     assert not counters["stats"].get("unique_graphs"), counters["stats"]
     torch._dynamo.reset()
@@ -140,7 +138,7 @@ def test_references_in_another_range_are_warned_of_once(recogniser, chain, caplo
         (record,) = (record for record in caplog.records if "came, where RGB in [0, 1]" in record.message)
         least, largest = changed["references"].min(), changed["references"].max()
         assert record.message.startswith("reference") and f"from {least:.3f} to {largest:.3f}" in record.message
-        assert pytest.importorskip("re").search(advice, record.message)
+        assert re.search(advice, record.message)
 
 
 # Downloads
@@ -271,7 +269,7 @@ def test_names_of_any_bytes_and_linked_folders_are_paths_like_any_other(tmp_path
     for path in (weights, str(weights), os.fsencode(weights)):
         assert facegrad.Recogniser(path).dim == recogniser.dim
     for engine in ("ort", "torch"):
-        facegrad.Evaluator(os.fsencode(detector), weights, engine=engine)
+        assert facegrad.Detector(os.fsencode(detector), engine=engine).detect(chain["images"])
     for config in ({"arcface_weights": weights, "detector": detector, "vae": decoder}, {"arcface_weights": weights, "detector": {"path": detector}}):
         loss = facegrad.FaceLoss({"face_align_mode": "kps", **config})
         want, _ = loss(chain["images"], **arguments(chain))
@@ -301,3 +299,34 @@ def test_a_torchscript_vae_runs_only_where_it_is_asked_for_by_name(tmp_path, cap
     with caplog.at_level(logging.WARNING, "facegrad"):
         decoder = facegrad.Vae(path, config={"latent_channels": 4, "family": "torchscript"})
     assert "runs code" in caplog.text and decoder.decode(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 16, 16)
+
+
+# The end of the process
+
+
+DAEMON = """
+import logging, sys, threading, time, torch, facegrad
+logging.basicConfig(level=logging.DEBUG, stream=open("/dev/null", "w"))
+loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=facegrad.Recogniser(sys.argv[1]))
+picture = torch.rand(4, 3, 128, 128)
+points = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]).repeat(4, 1, 1)
+points[1] = 0  # Spans no area, so that every call has something to say.
+
+def work():
+    while True:
+        image = picture.clone().requires_grad_()
+        loss(image, picture, landmarks=points, reference_landmarks=points)[0].backward()
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(float(sys.argv[2]))
+sys.exit(3)
+"""
+
+
+def test_python_ends_while_daemon_threads_are_inside_calls():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DAEMON, str(FIXTURES / "nets/small.safetensors")]
+    for wait in (0.1, 0.3, 0.35):
+        done = subprocess.run([*command, str(wait)], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 3 and "Fatal" not in done.stderr, (done.returncode, done.stderr[-2000:])
