@@ -305,17 +305,27 @@ def test_a_torchscript_vae_runs_only_where_it_is_asked_for_by_name(tmp_path, cap
 
 
 DAEMON = """
-import logging, sys, threading, time, torch, facegrad
+import ctypes, logging, sys, threading, time, torch, facegrad
+from facegrad._library import call
+from facegrad._tensor import View
+from facegrad.report import Sink
+from facegrad.targets import Targets
 logging.basicConfig(level=logging.DEBUG, stream=open("/dev/null", "w"))
 loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=facegrad.Recogniser(sys.argv[1]))
 picture = torch.rand(4, 3, 128, 128)
 points = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]).repeat(4, 1, 1)
 points[1] = 0  # Spans no area, so that every call has something to say.
+image, gradient = View("images", picture), View("gradient", torch.empty_like(picture))
+targets = Targets(4, picture, landmarks=points, reference_landmarks=points)
 
 def work():
+    # The library's calls alone: torch's own operations abort a process that ends while a daemon thread is in one.
+    sink = Sink(4)
     while True:
-        image = picture.clone().requires_grad_()
-        loss(image, picture, landmarks=points, reference_landmarks=points)[0].backward()
+        call(
+            "loss_images", loss._handle, image.pointer, ctypes.byref(targets.struct), gradient.pointer,
+            sink.samples, sink.capacity, ctypes.byref(sink.result), None,
+        )
 
 for _ in range(2):
     threading.Thread(target=work, daemon=True).start()
