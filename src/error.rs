@@ -131,6 +131,28 @@ impl From<tch::TchError> for Error {
     }
 }
 
+/// A name out of a file or a configuration as an error shows it: its first 80 characters, none of them a
+/// control character.
+pub(crate) fn brief(text: &str) -> String {
+    let mut shown: String = text.chars().take(80).filter(|c| !c.is_control()).collect();
+    if text.chars().nth(80).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// A library's message that quotes what it was given: where that is long, its middle is left out.
+pub(crate) fn shorten(text: &str) -> String {
+    const END: usize = 400;
+    let count = text.chars().count();
+    if count <= 8 * END {
+        return text.to_string();
+    }
+    let start: String = text.chars().take(END).collect();
+    let end: String = text.chars().skip(count - END).collect();
+    format!("{start} … {end}")
+}
+
 /// Returns early with an [`Error`]: `bail!(Shape, "images: expected …, got {shape:?}")`.
 macro_rules! bail {
     ($kind:ident, $($arg:tt)+) => {

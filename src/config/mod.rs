@@ -28,20 +28,33 @@ pub use path::from_bytes as path_from_bytes;
 pub use runtime::{Engine, Provider, Runtime};
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result, bail, brief, shorten};
 use serde::de::DeserializeOwned;
 
-/// Reads one configuration. `what` names it in errors (`detector config`).
+/// Longer than any configuration, with a model's `config.json` inside it.
+pub const MAX_BYTES: usize = 1 << 20;
+
+/// Reads one configuration of up to [`MAX_BYTES`]. `what` names it in errors (`detector config`).
 /// NULL, empty and blank text stand for `{}`.
 pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
     let text = match json.trim() {
         "" => "{}",
         text => text,
     };
+    if text.len() > MAX_BYTES {
+        bail!(
+            Config,
+            "{what}: {} bytes; at most {MAX_BYTES} are read",
+            text.len()
+        );
+    }
     // serde would read a list as the fields in order.
     if !text.starts_with('{') {
-        let start: String = text.chars().take(20).collect();
-        bail!(Config, "{what}: expected a JSON object, got {start}");
+        bail!(
+            Config,
+            "{what}: expected a JSON object, got {}",
+            brief(text)
+        );
     }
     serde_json::from_str(text)
         .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
@@ -62,16 +75,23 @@ fn explain(text: &str) -> String {
     let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
     let unknown = text.starts_with("unknown field") || text.starts_with("unknown variant");
     let Some((came, known)) = quoted.split_first().filter(|_| unknown) else {
-        return text.to_string();
+        return shorten(text);
+    };
+    let near = |name: &&str| {
+        // The lengths alone tell that a long text is none of ours; comparing it would take its time.
+        let allowed = name.len().max(came.len()) / 2;
+        (came.len() <= 2 * name.len())
+            .then(|| strsim::damerau_levenshtein(came, name))
+            .filter(|&distance| distance <= allowed)
     };
     let nearest = known
         .iter()
-        .map(|name| (strsim::damerau_levenshtein(came, name), name))
-        .filter(|(distance, name)| *distance <= name.len().max(came.len()) / 2)
+        .filter_map(|name| Some((near(name)?, name)))
         .min();
+    let text = shorten(&text.replacen(came, &brief(came), 1));
     match nearest {
         Some((_, name)) => format!("{text} (did you mean `{name}`?)"),
-        None => text.to_string(),
+        None => text,
     }
 }
 
@@ -88,6 +108,21 @@ mod tests {
             error.message().contains("did you mean `threshold`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_key_of_megabytes_is_refused_at_once_and_in_short() {
+        let start = std::time::Instant::now();
+        for length in [200, 1_000_000, 10_000_000] {
+            let json = format!(r#"{{"path":"a","{}":0.4}}"#, "k".repeat(length));
+            let error = parse::<DetectorConfig>("detector config", &json).unwrap_err();
+            assert_eq!(error.status(), 8);
+            assert!(error.message().len() < 2000, "{}", error.message().len());
+        }
+        let value = format!(r#"{{"path":"a","threshold":"{}"}}"#, "9".repeat(1_000_000));
+        let error = parse::<DetectorConfig>("detector config", &value).unwrap_err();
+        assert!(error.message().len() < 2000, "{}", error.message().len());
+        assert!(start.elapsed().as_secs() < 2);
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! What a file is, by its first bytes.
 
-use super::io;
+use super::source::Source;
 use crate::error::{Result, bail};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 /// A kind of weights file.
@@ -22,18 +20,20 @@ pub enum Kind {
 }
 
 /// The kind of a file, decided by its content.
+///
+/// Errors: as [`super::load`].
 pub fn kind(path: &Path) -> Result<Kind> {
-    if path.is_dir() {
-        bail!(Format, "a folder; give the weights file inside it");
+    let source = Source::open(path)?;
+    source.settled(of(&source))
+}
+
+/// The kind of a file's content.
+pub(super) fn of(source: &Source) -> Result<Kind> {
+    let head = source.read(0, source.size().min(512))?;
+    match of_head(&head, source.size())? {
+        Some(kind) => Ok(kind),
+        None => super::torch::zip_kind(source),
     }
-    let mut head = Vec::new();
-    let file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    file.take(512).read_to_end(&mut head).map_err(io)?;
-    if let Some(kind) = of_head(&head, size)? {
-        return Ok(kind);
-    }
-    super::torch::zip_kind(path)
 }
 
 /// `None` for a zip archive, whose kind its entries tell.

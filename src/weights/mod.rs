@@ -1,19 +1,25 @@
 //! Files → named, typed, shaped arrays. Nothing here executes anything that a file says, and nothing
-//! is allocated because a file claims a size: every reader checks that the bytes are there first.
+//! is allocated because a file claims a size: every reader keeps within the file's [`budget`].
 #![forbid(unsafe_code)]
 
+mod budget;
 mod kind;
 mod names;
 pub mod onnx;
 mod safetensors;
+mod source;
 mod torch;
+mod zip;
 
 pub use self::safetensors::write;
+pub use budget::{ALLOWANCE, FACTOR};
 pub use kind::{Kind, kind};
 pub use names::{strip, take_prefix};
+pub use source::text;
 
 use crate::error::{Error, Result, bail};
 use sha2::{Digest, Sha256};
+use source::Source;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -84,53 +90,53 @@ impl Array {
 /// The arrays of one file by name.
 pub type Weights = BTreeMap<String, Array>;
 
-/// More than any published network has, and less than a 64-bit size can be made to claim.
-const MAX_FILE: u64 = 64 << 30;
-
 /// Reads every array of a file whose name `wanted` accepts; the kind is found from the content, never
 /// from the ending. Nested dictionaries become dotted names (`state_dict.layer1.0.weight`).
 ///
-/// Errors: `Io`, `Format` (not a weights file, damaged, or a pickle that wants code), `Limit`.
+/// Memory: at most [`FACTOR`] times the file's size and [`ALLOWANCE`] bytes. Time: linear in both.
+///
+/// Errors: `Io`, `Format` (not a regular file, not a weights file, damaged, or a pickle that wants code),
+/// `Limit`.
 pub fn load(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
-    let read = || -> Result<Weights> {
-        match kind(path)? {
-            Kind::Safetensors => safetensors::read(&bytes(path)?, wanted),
-            Kind::TorchZip => torch::read_zip(path, wanted),
-            Kind::TorchLegacy => torch::read_legacy(&bytes(path)?, wanted),
-            Kind::Onnx => Ok(onnx::parse(&bytes(path)?)?
-                .initializers
-                .into_iter()
-                .filter(|(name, _)| wanted(name))
-                .collect()),
-            Kind::TorchScript => bail!(
-                Format,
-                "a TorchScript program, not a weights file; save its state dict: \
-                 torch.save(module.state_dict(), \"weights.pth\")"
-            ),
-        }
+    let read = || {
+        let source = Source::open(path)?;
+        source.settled(arrays(&source, Some(path), wanted))
     };
     read().map_err(|e| e.context(path.display()))
 }
 
+/// As [`load`], from a file's content. An ONNX model's other files are not read.
+pub fn parse(bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
+    arrays(&Source::of(bytes), None, wanted)
+}
+
+fn arrays(source: &Source, path: Option<&Path>, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
+    match kind::of(source)? {
+        Kind::Safetensors => safetensors::read(source, wanted),
+        Kind::TorchZip => torch::read_zip(source, wanted),
+        Kind::TorchLegacy => torch::read_legacy(source, wanted),
+        Kind::Onnx => Ok(onnx::model(source, path)?
+            .initializers
+            .into_iter()
+            .filter(|(name, _)| wanted(name))
+            .collect()),
+        Kind::TorchScript => bail!(
+            Format,
+            "a TorchScript program, not a weights file; save its state dict: \
+             torch.save(module.state_dict(), \"weights.pth\")"
+        ),
+    }
+}
+
 /// SHA-256 of a file as lower-case hex.
 pub fn sha256(path: &Path) -> Result<String> {
-    let digest = Sha256::digest(bytes(path).map_err(|e| e.context(path.display()))?);
+    let digest = || {
+        let source = Source::open(path)?;
+        let mut digest = Sha256::new();
+        let read = source.pieces(|piece| digest.update(piece));
+        source.settled(read)?;
+        Ok(digest.finalize())
+    };
+    let digest = digest().map_err(|e: Error| e.context(path.display()))?;
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The content of a file.
-fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(io)?.len();
-    if size > MAX_FILE {
-        bail!(Limit, "{size} bytes; at most {MAX_FILE} are read");
-    }
-    std::fs::read(path).map_err(io)
-}
-
-fn io(error: std::io::Error) -> Error {
-    Error::Io(match error.kind() {
-        std::io::ErrorKind::NotFound => "no such file".into(),
-        std::io::ErrorKind::PermissionDenied => "no permission to read it".into(),
-        _ => error.to_string(),
-    })
 }

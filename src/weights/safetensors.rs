@@ -1,41 +1,177 @@
-//! safetensors. The crate checks the header's invariants: no hole, no overlap, nothing beyond the end.
+//! safetensors. The crate checks the header's invariants: no hole, no overlap, nothing beyond the end. The
+//! header is read here, since the crate's own reading keeps many times its size.
 
+use super::budget::{Budget, OVER};
+use super::source::Source;
 use super::{Array, Dtype, Weights};
-use crate::error::{Error, Result, bail};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype as Kind, SafeTensors};
+use crate::error::{Error, Result, bail, brief, shorten};
+use safetensors::Dtype as Kind;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
 use std::path::Path;
 
-/// The wanted arrays of a file's content.
-pub fn read(bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::Format(format!("a damaged safetensors file: {e}")))?;
+/// What an entry of the header costs beside its name, and a size of its shape.
+const ENTRY: usize = 400;
+const SIZE: usize = 32;
+/// More than any network's tensor has.
+const MAX_RANK: usize = 16;
+
+/// The wanted arrays of a file. Of the rest only the header is read.
+pub fn read(source: &Source, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
+    let head = source.read(0, 8)?;
+    let length = u64::from_le_bytes(head.try_into().unwrap_or_default());
+    let header = source.read(8, length)?;
+    let entries = entries(&header, source)?;
+    let data = 8 + length;
+    let places: Vec<_> = entries.iter().map(|(_, info)| info.clone()).collect();
+    let names = (0..places.len()).map(|at| at.to_string());
+    let checked = Metadata::new(None, names.zip(places).collect()).map_err(|e| {
+        Error::Format(format!(
+            "a damaged safetensors file: {e}; download it again"
+        ))
+    })?;
+    if checked.data_len() as u64 != source.size() - data {
+        bail!(
+            Format,
+            "a damaged safetensors file: its tensors need {} bytes, it has {}; download it again",
+            checked.data_len(),
+            source.size() - data
+        );
+    }
     let mut weights = Weights::new();
-    for (name, view) in file.iter().filter(|(name, _)| wanted(name)) {
-        let dtype = match view.dtype() {
-            Kind::F64 => Dtype::F64,
-            Kind::F32 => Dtype::F32,
-            Kind::F16 => Dtype::F16,
-            Kind::BF16 => Dtype::Bf16,
-            Kind::I64 => Dtype::I64,
-            Kind::I32 => Dtype::I32,
-            Kind::I16 => Dtype::I16,
-            Kind::I8 => Dtype::I8,
-            Kind::U8 => Dtype::U8,
-            Kind::BOOL => Dtype::Bool,
-            other => bail!(
+    for (name, info) in entries.into_iter().filter(|(name, _)| wanted(name)) {
+        let Some(dtype) = dtype(info.dtype) else {
+            bail!(
                 Format,
-                "{name}: dtype {other:?} is not read; convert it to float32, float16 or bfloat16"
-            ),
+                "{}: dtype {:?} is not read; convert it to float32, float16 or bfloat16",
+                brief(&name),
+                info.dtype
+            );
         };
+        let (start, end) = info.data_offsets;
         let array = Array {
             dtype,
-            shape: view.shape().to_vec(),
-            data: view.data().to_vec(),
+            shape: info.shape,
+            data: source.read(data + start as u64, (end - start) as u64)?,
         };
-        weights.insert(name.to_string(), array);
+        if let Some(_twice) = weights.insert(name, array) {
+            bail!(
+                Format,
+                "a damaged safetensors file: a tensor is there twice"
+            );
+        }
     }
     Ok(weights)
+}
+
+/// The tensors that a header names, in the order of their data. What else it says is passed over.
+fn entries(header: &[u8], source: &Source) -> Result<Vec<(String, TensorInfo)>> {
+    let mut json = serde_json::Deserializer::from_slice(header);
+    let read = json.deserialize_map(Header(source.budget()));
+    let mut entries = read
+        .and_then(|entries| json.end().map(|()| entries))
+        .map_err(|e| {
+            let text = shorten(&e.to_string());
+            match text.starts_with(OVER) {
+                true => Error::Limit(text),
+                false => Error::Format(format!(
+                    "a damaged safetensors file: its header: {text}; download it again"
+                )),
+            }
+        })?;
+    entries.sort_by_key(|(_, info)| info.data_offsets);
+    Ok(entries)
+}
+
+/// The object that a header is, kept entry by entry within the budget.
+struct Header<'a>(&'a Budget);
+
+impl<'de> Visitor<'de> for Header<'_> {
+    type Value = Vec<(String, TensorInfo)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(
+        self,
+        mut map: M,
+    ) -> std::result::Result<Self::Value, M::Error> {
+        let over = |e: Error| M::Error::custom(e.message());
+        let mut entries = vec![];
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            self.0.take(ENTRY + 2 * name.len()).map_err(over)?;
+            let info: Info = map.next_value()?;
+            self.0.take(SIZE * info.shape.0.len()).map_err(over)?;
+            let info = TensorInfo {
+                dtype: info.dtype,
+                shape: info.shape.0,
+                data_offsets: info.data_offsets,
+            };
+            entries.push((name, info));
+        }
+        Ok(entries)
+    }
+}
+
+/// [`TensorInfo`] with a shape of bounded length.
+#[derive(Deserialize)]
+struct Info {
+    dtype: Kind,
+    shape: Shape,
+    data_offsets: (usize, usize),
+}
+
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Sizes;
+        impl<'de> Visitor<'de> for Sizes {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "up to {MAX_RANK} sizes")
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(
+                self,
+                mut list: S,
+            ) -> std::result::Result<Shape, S::Error> {
+                let mut sizes = vec![];
+                while let Some(size) = list.next_element()? {
+                    if sizes.len() == MAX_RANK {
+                        return Err(S::Error::invalid_length(MAX_RANK + 1, &self));
+                    }
+                    sizes.push(size);
+                }
+                Ok(Shape(sizes))
+            }
+        }
+        deserializer.deserialize_seq(Sizes)
+    }
+}
+
+fn dtype(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::F64 => Dtype::F64,
+        Kind::F32 => Dtype::F32,
+        Kind::F16 => Dtype::F16,
+        Kind::BF16 => Dtype::Bf16,
+        Kind::I64 => Dtype::I64,
+        Kind::I32 => Dtype::I32,
+        Kind::I16 => Dtype::I16,
+        Kind::I8 => Dtype::I8,
+        Kind::U8 => Dtype::U8,
+        Kind::BOOL => Dtype::Bool,
+        _ => return None,
+    })
 }
 
 /// Writes arrays as a file that is there as a whole or not at all.

@@ -1,7 +1,8 @@
 //! The `config.json` that diffusers puts beside a model.
 
-use crate::config::{CustomFormat, LatentFormat, VaeFamily};
+use crate::config::{CustomFormat, LatentFormat, MAX_BYTES, VaeFamily};
 use crate::error::{Error, Result, bail};
+use crate::weights;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ impl Sidecar {
     /// nothing.
     pub(super) fn beside(weights: &Path) -> Result<Sidecar> {
         let path = weights.with_file_name("config.json");
-        let Ok(text) = std::fs::read_to_string(&path) else {
+        let Some(text) = weights::text(&path, MAX_BYTES as u64)? else {
             return Ok(Sidecar::default());
         };
         let value = serde_json::from_str(&text)

@@ -4,7 +4,7 @@
 use super::block::{Block, Reach};
 use super::statistics::Norms;
 use crate::error::{Error, Result, bail};
-use std::fs::File;
+use crate::weights;
 use std::path::Path;
 use tch::{CModule, Device, Tensor};
 
@@ -43,13 +43,5 @@ impl Block for Script {
 
 /// Whether a file is a TorchScript archive: a zip that holds code, which torch.save's have not.
 pub(super) fn is_torchscript(path: &Path) -> bool {
-    let Some(archive) = File::open(path)
-        .ok()
-        .and_then(|file| zip::ZipArchive::new(file).ok())
-    else {
-        return false;
-    };
-    archive
-        .file_names()
-        .any(|name| name.is_ok_and(|name| name.contains("/code/")))
+    matches!(weights::kind(path), Ok(weights::Kind::TorchScript))
 }

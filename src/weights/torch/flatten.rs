@@ -2,42 +2,57 @@
 
 use super::pickle::{Id, Value};
 use super::{Storage, TensorRef};
-use crate::error::{Result, bail};
-use crate::weights::{Array, Dtype, Weights};
+use crate::error::{Error, Result, bail, brief};
+use crate::weights::budget::Budget;
+use crate::weights::{Array, Weights};
 
 /// Deeper than any checkpoint nests its dictionaries.
 const MAX_DEPTH: usize = 12;
 const MAX_ENTRIES: usize = 1_000_000;
+/// What a name costs beside its letters.
+const NAME: usize = 128;
 
 /// The tensors below `root`, by dotted name. What is not a tensor or a dictionary of tensors (epochs,
 /// settings) is passed over.
-pub fn tensors(values: &[Value], root: Id) -> Result<Vec<(String, &TensorRef)>> {
+pub fn tensors<'a>(
+    values: &'a [Value],
+    root: Id,
+    budget: &Budget,
+) -> Result<Vec<(String, &'a TensorRef)>> {
     let mut found = vec![];
     let mut open = vec![(root, String::new(), 0)];
     let mut seen = 0;
     while let Some((id, name, depth)) = open.pop() {
-        seen += 1;
-        if seen > MAX_ENTRIES {
-            bail!(Limit, "the file has more than {MAX_ENTRIES} entries");
-        }
         match &values[id] {
-            Value::Tensor(tensor) => found.push((name, tensor)),
+            Value::Tensor(tensor) => found.push((name, &**tensor)),
             Value::Dict(entries) => {
                 if depth >= MAX_DEPTH {
                     bail!(Limit, "dictionaries nest deeper than {MAX_DEPTH}");
                 }
-                for (key, value) in entries {
-                    let key = match &values[*key] {
-                        Value::Text(key) => key.clone(),
-                        Value::Int(key) => key.to_string(),
+                // A dictionary may be in many places: what counts is how often its entries are met.
+                seen += entries.len();
+                if seen > MAX_ENTRIES {
+                    bail!(Limit, "the file has more than {MAX_ENTRIES} entries");
+                }
+                for &(key, value) in entries {
+                    if !matches!(values[value], Value::Tensor(_) | Value::Dict(_)) {
+                        continue;
+                    }
+                    let number;
+                    let key = match &values[key] {
+                        Value::Text(key) => &**key,
+                        Value::Int(key) => {
+                            number = key.to_string();
+                            &number
+                        }
                         _ => continue,
                     };
-                    let dotted = if name.is_empty() {
-                        key
-                    } else {
-                        format!("{name}.{key}")
+                    budget.take(NAME + 2 * (name.len() + key.len()))?;
+                    let dotted = match name.as_str() {
+                        "" => key.to_string(),
+                        name => format!("{name}.{key}"),
                     };
-                    open.push((*value, dotted, depth + 1));
+                    open.push((value, dotted, depth + 1));
                 }
             }
             _ => {}
@@ -56,23 +71,21 @@ pub fn tensors(values: &[Value], root: Id) -> Result<Vec<(String, &TensorRef)>> 
 pub fn arrays<'a>(
     tensors: Vec<(String, &TensorRef)>,
     wanted: &dyn Fn(&str) -> bool,
-    mut storage: impl FnMut(&Storage) -> Result<&'a [u8]>,
+    budget: &Budget,
+    storage: impl Fn(&Storage) -> Result<&'a [u8]>,
 ) -> Result<Weights> {
     let mut weights = Weights::new();
-    // Views may repeat one small storage many times over; a state dict does not.
-    let mut budget = 0usize;
     for (name, tensor) in tensors.into_iter().filter(|(name, _)| wanted(name)) {
-        let bytes = storage(&tensor.storage).map_err(|e| e.context(&name))?;
-        budget = budget.saturating_add(bytes.len().max(4096).saturating_mul(4));
-        let array = gather(tensor, bytes, budget).map_err(|e| e.context(&name))?;
-        budget -= array.data.len().min(budget);
+        let array = storage(&tensor.storage).and_then(|bytes| gather(tensor, bytes, budget));
+        let array = array.map_err(|e| e.context(brief(&name)))?;
         weights.insert(name, array);
     }
     Ok(weights)
 }
 
-/// Copies a strided window out of its storage, in C order.
-fn gather(tensor: &TensorRef, bytes: &[u8], budget: usize) -> Result<Array> {
+/// Copies a strided window out of its storage, in C order. Views may repeat one small storage many times
+/// over, which the budget bounds.
+fn gather(tensor: &TensorRef, bytes: &[u8], budget: &Budget) -> Result<Array> {
     let Some(dtype) = tensor.storage.dtype else {
         bail!(
             Format,
@@ -80,63 +93,37 @@ fn gather(tensor: &TensorRef, bytes: &[u8], budget: usize) -> Result<Array> {
         );
     };
     let size = dtype.size();
-    let damaged = || {
-        crate::error::Error::Format(
-            "the tensor reaches beyond its storage; the file is damaged".into(),
-        )
-    };
+    let damaged =
+        || Error::Format("the tensor reaches beyond its storage; the file is damaged".into());
     let elements = Array::elements(&tensor.shape).ok_or_else(damaged)?;
     let total = elements.checked_mul(size).ok_or_else(damaged)?;
-    if total > budget {
-        bail!(Limit, "{total} bytes out of a storage of {}", bytes.len());
-    }
-    if elements == 0 {
-        return Ok(empty(dtype, tensor));
-    }
-    let reach = tensor
-        .shape
-        .iter()
-        .zip(&tensor.strides)
-        .try_fold(tensor.offset, |reach, (&size, &stride)| {
-            (size - 1).checked_mul(stride)?.checked_add(reach)
-        });
-    let fits = |reach: usize| {
-        reach
-            .checked_add(1)?
-            .checked_mul(size)
-            .filter(|&n| n <= bytes.len())
-    };
-    reach.and_then(fits).ok_or_else(damaged)?;
-
-    let mut dense = 1;
-    let contiguous = tensor
-        .shape
-        .iter()
-        .zip(&tensor.strides)
-        .rev()
-        .all(|(&n, &stride)| {
-            let ok = n == 1 || stride == dense;
-            dense *= n;
-            ok
-        });
-    let start = tensor.offset * size;
+    budget.take(total)?;
     let mut data = Vec::with_capacity(total);
-    if contiguous {
-        data.extend_from_slice(&bytes[start..start + total]);
-    } else {
-        let mut index = vec![0usize; tensor.shape.len()];
-        for _ in 0..elements {
-            let steps: usize = index.iter().zip(&tensor.strides).map(|(i, s)| i * s).sum();
-            let at = start + steps * size;
-            data.extend_from_slice(&bytes[at..at + size]);
-            for (i, &n) in index.iter_mut().zip(&tensor.shape).rev() {
-                *i += 1;
-                if *i < n {
-                    break;
-                }
-                *i = 0;
-            }
-        }
+    if elements > 0 {
+        let steps = tensor.shape.iter().zip(&tensor.strides);
+        let reach = steps
+            .clone()
+            .try_fold(tensor.offset, |reach, (&n, &stride)| {
+                (n - 1).checked_mul(stride)?.checked_add(reach)
+            });
+        let fits = |reach: usize| {
+            reach
+                .checked_add(1)?
+                .checked_mul(size)
+                .filter(|&n| n <= bytes.len())
+        };
+        reach.and_then(fits).ok_or_else(damaged)?;
+        let steps = steps
+            .map(|(&n, &stride)| (n, stride))
+            .filter(|&(n, _)| n > 1);
+        let (outer, run) = runs(steps.collect());
+        rows(
+            &outer,
+            run * size,
+            size,
+            &bytes[tensor.offset * size..],
+            &mut data,
+        );
     }
     Ok(Array {
         dtype,
@@ -145,10 +132,42 @@ fn gather(tensor: &TensorRef, bytes: &[u8], budget: usize) -> Result<Array> {
     })
 }
 
-fn empty(dtype: Dtype, tensor: &TensorRef) -> Array {
-    Array {
-        dtype,
-        shape: tensor.shape.clone(),
-        data: vec![],
+/// The dimensions that are left when the innermost ones that lie densely are one run of elements.
+fn runs(mut steps: Vec<(usize, usize)>) -> (Vec<(usize, usize)>, usize) {
+    let mut run = 1;
+    while let Some(&(n, stride)) = steps.last()
+        && stride == run
+    {
+        run *= n;
+        steps.pop();
+    }
+    (steps, run)
+}
+
+/// Appends the runs of `length` bytes at every index of `steps`.
+fn rows(steps: &[(usize, usize)], length: usize, size: usize, bytes: &[u8], data: &mut Vec<u8>) {
+    let Some((&(n, stride), outer)) = steps.split_last() else {
+        data.extend_from_slice(&bytes[..length]);
+        return;
+    };
+    let mut index = vec![0usize; outer.len()];
+    loop {
+        let start: usize = index.iter().zip(outer).map(|(i, (_, s))| i * s).sum();
+        for step in 0..n {
+            let at = (start + step * stride) * size;
+            data.extend_from_slice(&bytes[at..at + length]);
+        }
+        let mut dimension = outer.len();
+        loop {
+            if dimension == 0 {
+                return;
+            }
+            dimension -= 1;
+            index[dimension] += 1;
+            if index[dimension] < outer[dimension].0 {
+                break;
+            }
+            index[dimension] = 0;
+        }
     }
 }

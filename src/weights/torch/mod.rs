@@ -11,12 +11,13 @@ pub use legacy::read as read_legacy;
 pub use zip::{kind as zip_kind, read as read_zip};
 
 use super::Dtype;
+use std::rc::Rc;
 
 /// A storage that a pickle mentions: a flat buffer, kept beside the pickle.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Storage {
     /// Its name in the file.
-    pub key: String,
+    pub key: Rc<str>,
     /// Element type; `None` for untyped bytes.
     pub dtype: Option<Dtype>,
     /// How many elements it has (bytes where untyped).
@@ -27,7 +28,7 @@ pub struct Storage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorRef {
     /// Where its elements are.
-    pub storage: Storage,
+    pub storage: Rc<Storage>,
     /// First element.
     pub offset: usize,
     /// Sizes.

@@ -2,9 +2,11 @@
 //! so that neither deep nesting nor a cycle can hurt.
 
 use super::{Storage, TensorRef};
-use crate::error::{Result, bail};
+use crate::error::{Result, bail, brief};
 use crate::weights::Dtype;
+use crate::weights::budget::Budget;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// A value's number in the arena.
 pub type Id = usize;
@@ -19,7 +21,7 @@ pub enum Value {
     /// Floats.
     Float(f64),
     /// Strings; bytes that are not text lose what is not text.
-    Text(String),
+    Text(Rc<str>),
     /// Tuples and lists.
     Sequence(Vec<Id>),
     /// Dictionaries of any kind, in order.
@@ -27,9 +29,9 @@ pub enum Value {
     /// A name that the pickle imported.
     Global(&'static Global),
     /// A storage.
-    Storage(Storage),
+    Storage(Rc<Storage>),
     /// A tensor.
-    Tensor(TensorRef),
+    Tensor(Box<TensorRef>),
 }
 
 /// The names that may be imported and what they do here.
@@ -77,8 +79,18 @@ static GLOBALS: &[(&str, Global)] = &[
 ];
 
 const MAX_STEPS: usize = 20_000_000;
-const MAX_VALUES: usize = 4_000_000;
 const MAX_RANK: usize = 16;
+/// PyTorch numbers its storages: their names are short.
+pub const MAX_KEY: usize = 64;
+
+// What a value, an item of a list, an entry of a dictionary, of the memo and of the stack cost, with the
+// room that a growing list keeps.
+const VALUE: usize = 96;
+const ITEM: usize = 24;
+const ENTRY: usize = 48;
+const NOTE: usize = 64;
+const SLOT: usize = 24;
+const TENSOR: usize = 512;
 
 /// The arena and the machine's registers.
 pub struct Machine<'a> {
@@ -88,11 +100,12 @@ pub struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
+    budget: &'a Budget,
 }
 
 /// Runs one pickle from the start of `input`; returns the arena, the result's number and how many
-/// bytes the pickle took.
-pub fn run(input: &[u8]) -> Result<(Vec<Value>, Id, usize)> {
+/// bytes the pickle took. No value is ever copied: what is used twice is one value with two users.
+pub fn run(input: &[u8], budget: &Budget) -> Result<(Vec<Value>, Id, usize)> {
     let mut machine = Machine {
         input,
         at: 0,
@@ -100,6 +113,7 @@ pub fn run(input: &[u8]) -> Result<(Vec<Value>, Id, usize)> {
         stack: vec![],
         marks: vec![],
         memo: HashMap::new(),
+        budget,
     };
     for _ in 0..MAX_STEPS {
         if machine.step()? {
@@ -110,7 +124,7 @@ pub fn run(input: &[u8]) -> Result<(Vec<Value>, Id, usize)> {
     bail!(Limit, "the pickle has more than {MAX_STEPS} instructions");
 }
 
-impl Machine<'_> {
+impl<'a> Machine<'a> {
     /// One instruction; true at the end of the program.
     fn step(&mut self) -> Result<bool> {
         let op = self.take(1)?[0];
@@ -125,7 +139,10 @@ impl Machine<'_> {
             0x95 => {
                 self.take(8)?;
             }
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => {
+                self.budget.take(SLOT)?;
+                self.marks.push(self.stack.len());
+            }
             b'0' => {
                 self.pop()?;
             }
@@ -134,7 +151,7 @@ impl Machine<'_> {
             }
             b'2' => {
                 let top = *self.stack.last().ok_or_else(Self::underflow)?;
-                self.stack.push(top);
+                self.put(top)?;
             }
             b'N' => self.push(Value::Nothing)?,
             0x88 => self.push(Value::Int(1))?,
@@ -224,7 +241,11 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let (module, name) = (self.string(module)?, self.string(name)?);
+                let (Value::Text(module), Value::Text(name)) =
+                    (self.values[module].clone(), self.values[name].clone())
+                else {
+                    bail!(Format, "the pickle imports something without a name");
+                };
                 self.import(&module, &name)?;
             }
             b'Q' => {
@@ -262,21 +283,23 @@ impl Machine<'_> {
                 "the pickle calls a function without a tuple of arguments"
             );
         };
-        let arguments = arguments.clone();
-        let argument = |at: usize| match arguments.get(at) {
-            Some(&id) => Ok(id),
-            None => bail!(
-                Format,
-                "the pickle calls {global:?} with {} arguments",
-                arguments.len()
-            ),
+        let count = arguments.len();
+        let mut first = [0; 4];
+        for (slot, &id) in first.iter_mut().zip(arguments) {
+            *slot = id;
+        }
+        let argument = |at: usize| match at < count {
+            true => Ok(first[at]),
+            false => bail!(Format, "the pickle calls {global:?} with {count} arguments"),
         };
         match global {
             Global::OrderedDict => {
                 let mut entries = vec![];
-                if let Some(&list) = arguments.first()
-                    && let Value::Sequence(pairs) = &self.values[list]
+                if count > 0
+                    && let Value::Sequence(pairs) = &self.values[first[0]]
                 {
+                    // A list may be given to many calls, each of which walks along it.
+                    self.budget.take(pairs.len().saturating_mul(ENTRY))?;
                     for &pair in pairs {
                         if let Value::Sequence(pair) = &self.values[pair]
                             && let &[key, value] = pair.as_slice()
@@ -288,17 +311,22 @@ impl Machine<'_> {
                 self.push(Value::Dict(entries))
             }
             Global::Size => {
-                let sizes = self.values[argument(0)?].clone();
-                self.push(sizes)
+                let sizes = argument(0)?;
+                if !matches!(self.values[sizes], Value::Sequence(_)) {
+                    bail!(
+                        Format,
+                        "the pickle makes a size of something else than a tuple"
+                    );
+                }
+                self.put(sizes)
             }
-            Global::RebuildParameter => {
-                self.stack.push(argument(0)?);
-                Ok(())
-            }
+            Global::RebuildParameter => self.put(argument(0)?),
             Global::RebuildTensor | Global::RebuildTensorV2 => {
-                let Value::Storage(storage) = self.values[argument(0)?].clone() else {
+                let Value::Storage(storage) = &self.values[argument(0)?] else {
                     bail!(Format, "a tensor without a storage");
                 };
+                let storage = storage.clone();
+                self.budget.take(TENSOR)?;
                 let tensor = TensorRef {
                     storage,
                     offset: self.size(argument(1)?)?,
@@ -313,7 +341,7 @@ impl Machine<'_> {
                         tensor.strides.len()
                     );
                 }
-                self.push(Value::Tensor(tensor))
+                self.push(Value::Tensor(Box::new(tensor)))
             }
             Global::StorageType(_) => bail!(Format, "the pickle makes a storage by hand"),
             Global::Ignored => self.push(Value::Nothing),
@@ -324,15 +352,16 @@ impl Machine<'_> {
     fn storage(&mut self, id: Id) -> Result<()> {
         if let Value::Sequence(parts) = &self.values[id]
             && let &[tag, kind, key, _, length, ..] = parts.as_slice()
-            && self.values[tag] == Value::Text("storage".into())
+            && matches!(&self.values[tag], Value::Text(tag) if **tag == *"storage")
             && let Value::Global(Global::StorageType(dtype)) = self.values[kind]
         {
             let storage = Storage {
-                key: self.string(key)?,
+                key: self.key(key)?,
                 dtype: *dtype,
                 length: self.size(length)?,
             };
-            return self.push(Value::Storage(storage));
+            self.budget.take(VALUE)?;
+            return self.push(Value::Storage(Rc::new(storage)));
         }
         bail!(
             Format,
@@ -341,20 +370,23 @@ impl Machine<'_> {
     }
 
     fn import(&mut self, module: &str, name: &str) -> Result<()> {
-        let full = format!("{module} {name}");
-        match GLOBALS.iter().find(|(known, _)| *known == full) {
+        match GLOBALS
+            .iter()
+            .find(|(known, _)| known.split_once(' ') == Some((module, name)))
+        {
             Some((_, global)) => self.push(Value::Global(global)),
             None => bail!(
                 Format,
                 "the pickle wants to run `{}.{}`, which a state dict does not need; nothing was executed. \
                  If you trust the file: load it in Python and torch.save its state_dict() alone",
-                printable(module),
-                printable(name)
+                brief(module),
+                brief(name)
             ),
         }
     }
 
     fn extend(&mut self, items: Vec<Id>) -> Result<()> {
+        self.budget.take(items.len().saturating_mul(ITEM))?;
         let target = *self.stack.last().ok_or_else(Self::underflow)?;
         match &mut self.values[target] {
             Value::Sequence(list) => list.extend(items),
@@ -364,6 +396,7 @@ impl Machine<'_> {
     }
 
     fn set(&mut self, items: Vec<Id>) -> Result<()> {
+        self.budget.take(items.len().saturating_mul(ENTRY))?;
         let target = *self.stack.last().ok_or_else(Self::underflow)?;
         match &mut self.values[target] {
             Value::Dict(entries) => {
@@ -379,19 +412,19 @@ impl Machine<'_> {
 
     fn remember(&mut self, slot: u64) -> Result<()> {
         let top = *self.stack.last().ok_or_else(Self::underflow)?;
+        self.budget.take(NOTE)?;
         self.memo.insert(slot, top);
         Ok(())
     }
 
     fn recall(&mut self, slot: u64) -> Result<()> {
         match self.memo.get(&slot) {
-            Some(&id) => self.stack.push(id),
+            Some(&id) => self.put(id),
             None => bail!(
                 Format,
                 "the pickle recalls value {slot}, which it never made"
             ),
         }
-        Ok(())
     }
 
     fn size(&self, id: Id) -> Result<usize> {
@@ -400,7 +433,10 @@ impl Machine<'_> {
         {
             return Ok(size);
         }
-        bail!(Format, "expected a size, got {:?}", self.values[id]);
+        bail!(
+            Format,
+            "the pickle gives something else where a size belongs"
+        );
     }
 
     fn sizes(&self, id: Id) -> Result<Vec<usize>> {
@@ -412,18 +448,23 @@ impl Machine<'_> {
         }
     }
 
-    fn string(&self, id: Id) -> Result<String> {
+    /// A storage's name. Old files name storages by number.
+    fn key(&self, id: Id) -> Result<Rc<str>> {
         match &self.values[id] {
-            Value::Text(text) => Ok(text.clone()),
-            // Old files name storages by number.
-            Value::Int(number) => Ok(number.to_string()),
-            _ => bail!(Format, "expected a string"),
+            Value::Text(text) if text.len() <= MAX_KEY => Ok(text.clone()),
+            Value::Int(number) => Ok(number.to_string().into()),
+            _ => bail!(
+                Format,
+                "the pickle names a storage by something else than a number or up to {MAX_KEY} letters"
+            ),
         }
     }
 
     fn text(&mut self, length: usize) -> Result<()> {
-        let text = String::from_utf8_lossy(self.take(length)?).into_owned();
-        self.push(Value::Text(text))
+        let bytes = self.take(length)?;
+        // Bytes that are not text become three times as long.
+        self.budget.take(4 * bytes.len())?;
+        self.push(Value::Text(String::from_utf8_lossy(bytes).into()))
     }
 
     fn line(&mut self) -> Result<String> {
@@ -440,12 +481,20 @@ impl Machine<'_> {
         Ok(self.stack.split_off(start.ok_or_else(Self::underflow)?))
     }
 
+    /// A new value on the stack.
     fn push(&mut self, value: Value) -> Result<()> {
-        if self.values.len() >= MAX_VALUES {
-            bail!(Limit, "the pickle makes more than {MAX_VALUES} values");
+        self.budget.take(VALUE)?;
+        if let Value::Sequence(items) = &value {
+            self.budget.take(items.len().saturating_mul(ITEM))?;
         }
         self.values.push(value);
-        self.stack.push(self.values.len() - 1);
+        self.put(self.values.len() - 1)
+    }
+
+    /// A value that is there already on the stack.
+    fn put(&mut self, id: Id) -> Result<()> {
+        self.budget.take(SLOT)?;
+        self.stack.push(id);
         Ok(())
     }
 
@@ -463,7 +512,7 @@ impl Machine<'_> {
         Ok(bytes)
     }
 
-    fn take(&mut self, count: usize) -> Result<&[u8]> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(count);
         match end.and_then(|end| self.input.get(self.at..end)) {
             Some(bytes) => {
@@ -489,13 +538,13 @@ fn long(bytes: &[u8]) -> Value {
     Value::Int(i64::from_le_bytes(full))
 }
 
-fn printable(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(80).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn run(input: &[u8]) -> Result<(Vec<Value>, Id, usize)> {
+        super::run(input, &Budget::of(input.len() as u64))
+    }
 
     #[test]
     fn code_is_named_and_not_run() {
@@ -512,8 +561,8 @@ mod tests {
 
     #[test]
     fn depth_is_no_danger() {
-        let mut deep = b"]".repeat(200_000);
-        deep.extend(b"a".repeat(199_999));
+        let mut deep = b"]".repeat(100_000);
+        deep.extend(b"a".repeat(99_999));
         deep.push(b'.');
         assert!(run(&deep).is_ok());
     }
