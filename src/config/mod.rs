@@ -21,7 +21,7 @@ pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
 pub use loss::{
-    AlignMode, Decode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
+    AlignMode, DecodeMode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
     TimeWeight, VaeChoice,
 };
 pub use path::from_bytes as path_from_bytes;
@@ -130,6 +130,22 @@ mod tests {
         let keys = keys::<LossConfig>();
         assert!(keys.len() > 20, "{keys:?}");
         assert_eq!(keys[..2], ["use_face_loss", "face_loss_weight"]);
+    }
+
+    #[test]
+    fn the_documentation_lists_exactly_the_keys_of_a_loss() {
+        let page = include_str!("../../docs/configuration.md");
+        let (of_the_loss, _) = page.split_once("## The VAE").unwrap();
+        let mut listed: Vec<&str> = of_the_loss
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once(" | "))
+            .flat_map(|(cell, _)| cell.split('`').step_by(2))
+            .filter(|name| !name.contains(','))
+            .collect();
+        let mut keys = keys::<LossConfig>();
+        listed.sort_unstable();
+        keys.sort_unstable();
+        assert_eq!(listed, keys);
     }
 
     #[test]

@@ -17,9 +17,8 @@ use crate::config::{
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
 use crate::latent::coefficients;
-use crate::loss::FaceLoss;
+use crate::loss::node::face_loss;
 use crate::nets::vae::Decoder;
-use crate::shared::lock;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;
 use serde::Deserialize;
@@ -27,16 +26,35 @@ use std::ffi::{c_char, c_void};
 use tch::{Kind, Tensor};
 
 /// What a `facegrad_graph` stands for.
-struct Tape(Owned<Graph>);
+struct GraphObject(Owned<Graph>);
 
-impl Object for Tape {
+impl GraphObject {
+    /// Makes a node on the context's thread and writes its number to `node`.
+    ///
+    /// # Safety
+    /// `node` is NULL or writable.
+    unsafe fn add(
+        &self,
+        node: *mut i64,
+        stream: *mut c_void,
+        make: impl FnOnce(&mut Graph) -> Result<NodeId> + Send + 'static,
+    ) -> Result<()> {
+        let node = output("node", node)?;
+        let made = self.0.with(Stream::new(stream), make)?;
+        // SAFETY: not NULL, and the caller promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    }
+}
+
+impl Object for GraphObject {
     const NAME: &'static str = "graph";
 }
 
-/// Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
-/// is computed when it is made and stays until the tape is freed.
+/// Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
+/// is computed when it is made and stays until the graph is freed.
 ///
-/// @param[out] out the new tape; NULL on failure
+/// @param[out] out the new graph; NULL on failure
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_new(
     context: *const facegrad_context,
@@ -44,13 +62,15 @@ pub unsafe extern "C" fn facegrad_graph_new(
 ) -> facegrad_status {
     let body = || {
         let context = get::<Context, _>("context", context)?;
-        Ok(Tape(Owned::build(&context.worker, |_| Ok(Graph::new()))?))
+        Ok(GraphObject(Owned::build(&context.worker, |_| {
+            Ok(Graph::new())
+        })?))
     };
     // SAFETY: the host promises that `out` is NULL or writable.
     unsafe { make(out, body) }
 }
 
-/// Puts a copy of a tensor on the tape.
+/// Adds a copy of a tensor.
 ///
 /// @param[in] tensor float32, float16 or bfloat16, any shape
 /// @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
@@ -65,13 +85,12 @@ pub unsafe extern "C" fn facegrad_graph_input(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
-        let node = output("node", node)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { View::read("tensor", tensor, Use::Input) }?;
         view.expect_float()?;
         view.expect_device(graph.0.worker().device())?;
-        let id = graph.0.with(Stream::new(stream), move |graph| {
+        let make = move |graph: &mut Graph| {
             let host = view.borrow()?;
             // What gets a gradient is float32: so is the gradient, unscaled as it is.
             let kind = match needs_gradient {
@@ -81,10 +100,9 @@ pub unsafe extern "C" fn facegrad_graph_input(
             let mut copy = Tensor::f_empty(host.size(), (kind, host.device()))?;
             copy.f_copy_(&host)?;
             Ok(graph.input(copy, needs_gradient != 0))
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(id as i64) };
-        Ok(())
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -107,8 +125,7 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
-        let node = output("node", node)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         // SAFETY: the host promises NULL or a string, and `View::read`'s for the tensor.
         let (config, times) = unsafe {
             let json = optional_text("config", config)?.unwrap_or_default();
@@ -125,7 +142,7 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             -1 => None,
             other => Some(id("x_t", other)?),
         };
-        let made = graph.0.with(Stream::new(stream), move |graph| {
+        let make = move |graph: &mut Graph| {
             let count = graph
                 .value(prediction)?
                 .size()
@@ -143,10 +160,9 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             };
             let inputs: Vec<NodeId> = x_t.into_iter().chain([prediction]).collect();
             graph.apply(predict_x0(pairs), &inputs)
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -180,10 +196,9 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string.
         let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
         let config: UnpackConfig = parse("unpack config", &json)?;
@@ -195,12 +210,9 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
             format: config.latent_format,
         };
         let decoder = vae.owned.share();
-        let made = graph.0.with(Stream::new(stream), move |graph| {
-            graph.apply(unpack(unpacking, &decoder)?, &[latents])
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        let make = move |graph: &mut Graph| graph.apply(unpack(unpacking, &decoder)?, &[latents]);
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -228,21 +240,17 @@ pub unsafe extern "C" fn facegrad_graph_decode(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string.
         let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
         let config: DecodeConfig = parse("decode config", &json)?;
         let latents = id("latents", latents)?;
         let operation: Box<dyn Operation> = Box::new(Decode::new(vae.owned.share(), config.clamp));
-        let made = graph.0.with(Stream::new(stream), move |graph| {
-            graph.apply(operation, &[latents])
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        let make = move |graph: &mut Graph| graph.apply(operation, &[latents]);
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -266,7 +274,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let loss = get::<LossObject, _>("loss", loss)?;
         views::same_context("loss", graph.0.worker(), loss.owned.worker())?;
         let node = output("node", node)?;
@@ -289,11 +297,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
         };
         let (shared, watch) = (loss.owned.share(), loss.watch.clone());
         let (id, report) = graph.0.with(stream, move |graph| {
-            let operation = FaceLoss::new(shared, targets.into_targets(&watch)?);
-            let report = operation.report();
-            let id = graph.apply(Box::new(operation), &[images])?;
-            let report = std::mem::take(&mut *lock(&report));
-            Ok((id, report))
+            face_loss(graph, images, &shared, &targets.into_targets(&watch)?)
         })?;
         // SAFETY: `read` checked the pointers, `node` is not NULL, and the host promises that all are
         // writable.
@@ -318,7 +322,7 @@ pub unsafe extern "C" fn facegrad_graph_shape(
     ndim: *mut usize,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let ndim = output("ndim", ndim)?;
         if capacity > 0 {
             output("shape", shape)?;
@@ -349,7 +353,7 @@ pub unsafe extern "C" fn facegrad_graph_read(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { result_view(&graph, tensor) }?;
@@ -359,9 +363,9 @@ pub unsafe extern "C" fn facegrad_graph_read(
     })
 }
 
-/// Walks back from a node. Gradients of an earlier walk on this tape are forgotten.
+/// Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
 ///
-/// @param[in] node the node to start from, usually a loss
+/// @param[in] node the node to differentiate, usually a loss
 /// @param[in] seed the gradient with respect to it, of its shape; NULL: ones
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 #[unsafe(no_mangle)]
@@ -372,7 +376,7 @@ pub unsafe extern "C" fn facegrad_graph_backward(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         let seed = match seed.is_null() {
             true => None,
@@ -394,8 +398,8 @@ pub unsafe extern "C" fn facegrad_graph_backward(
     })
 }
 
-/// Copies the gradient that the last `facegrad_graph_backward` brought to a node; zeros where none
-/// arrived.
+/// Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
+/// influence.
 ///
 /// @param[out] tensor the node's shape, any float dtype
 /// @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -407,7 +411,7 @@ pub unsafe extern "C" fn facegrad_graph_gradient(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { result_view(&graph, tensor) }?;
@@ -417,11 +421,11 @@ pub unsafe extern "C" fn facegrad_graph_gradient(
     })
 }
 
-/// Frees a tape with all its nodes.
+/// Frees a graph with all its nodes.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_graph_free(graph: *mut facegrad_graph) {
     call(|| {
-        handle::remove::<Tape, _>(graph);
+        handle::remove::<GraphObject, _>(graph);
         Ok(())
     });
 }
@@ -435,7 +439,7 @@ fn id(name: &str, node: i64) -> Result<NodeId> {
 
 /// # Safety
 /// As for [`View::read`].
-unsafe fn result_view(graph: &Tape, tensor: *const RawTensor) -> Result<View> {
+unsafe fn result_view(graph: &GraphObject, tensor: *const RawTensor) -> Result<View> {
     // SAFETY: the caller's promise is the same.
     let view = unsafe { View::read("tensor", tensor, Use::Output) }?;
     view.expect_float()?;

@@ -6,7 +6,7 @@ use super::detector;
 use super::handle::{self, Object};
 use super::read::{self, optional_text, text};
 use super::report::ReportSink;
-use super::targets::RawTargets;
+use super::targets::{RawReference, RawTargets};
 use super::types::*;
 use super::watch::Watch;
 use super::{backbone, vae, views};
@@ -15,10 +15,10 @@ use crate::config::{
 };
 use crate::detect::Detector;
 use crate::error::{Error, Result, bail};
-use crate::graph::Graph;
-use crate::loss::{FaceLoss, Loss, Pipeline};
+use crate::loss::Loss;
 use crate::nets::vae::Decoder;
-use crate::shared::{Shared, lock};
+use crate::pipeline::Pipeline;
+use crate::step::StepLoss;
 use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
@@ -29,24 +29,13 @@ use tch::Kind;
 pub(super) struct LossObject {
     /// The loss on images.
     pub owned: Owned<Loss>,
-    /// The VAE of the fused step.
-    pub decoder: Option<Shared<Decoder>>,
+    /// The fused step on that loss.
+    pub steps: Owned<StepLoss>,
+    /// Whether the fused step has its VAE.
+    pub has_vae: bool,
     /// Of the pictures that are handed over.
     pub watch: Arc<Watch>,
     info: String,
-}
-
-impl LossObject {
-    /// Runs `work` on the context's thread, with the VAE of the steps.
-    fn with_decoder(
-        &self,
-        work: impl FnOnce(&mut Loss, Option<&Decoder>) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
-        let decoder = self.decoder.clone();
-        self.owned.with(Stream::default(), move |loss| {
-            work(loss, decoder.as_ref().map(lock).as_deref())
-        })
-    }
 }
 
 impl Object for LossObject {
@@ -60,24 +49,8 @@ impl Object for LossObject {
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
 /// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
 /// one
-/// @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
-/// 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
-/// "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
-/// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
-/// `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
-/// "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
-/// `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
-/// of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
-/// "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
-/// "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
-/// `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
-/// {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
-/// `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
-/// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
-/// `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
-/// "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
-/// samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
-/// `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
+/// @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+/// `facegrad_build_info` lists their names
 /// @param[out] out the new loss; NULL on failure
 ///
 /// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -197,10 +170,13 @@ fn build(
         index: config.face_index,
     };
     let owned = Owned::build(worker, move |_| Ok(Loss::new(config, pipeline)))?;
-    let decoder = vae.map(|vae| vae.owned.share());
+    let has_vae = vae.is_some();
+    let (loss, decoder) = (owned.share(), vae.map(|vae| vae.owned.share()));
+    let steps = Owned::build(worker, move |_| Ok(StepLoss::new(loss, decoder)))?;
     Ok(LossObject {
         owned,
-        decoder,
+        steps,
+        has_vae,
         watch: Arc::new(Watch::new()),
         info,
     })
@@ -223,24 +199,16 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
 ) -> facegrad_status {
     call(|| {
         let loss = handle::get::<LossObject, _>("loss", loss)?;
-        // SAFETY: the host's promises are those of `text` and `View::read`.
-        let (id, images, landmarks) = unsafe {
-            let device = loss.owned.worker().device();
-            let images = views::images("images", images, Use::Input, device)?;
-            let landmarks = views::optional_numbers("landmarks", landmarks, 10)?;
-            (text("id", id)?, images, landmarks)
+        // SAFETY: the host's promises are those of `View::read` and `RawReference::read`.
+        let reference = unsafe {
+            let images = views::images("images", images, Use::Input, loss.owned.worker().device())?;
+            RawReference::read(id, images, landmarks)?
         };
-        let count = images.shape()[0];
-        if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
-            bail!(Shape, "landmarks: expected {count} rows, one per image");
-        }
         let watch = loss.watch.clone();
         loss.owned.with(Stream::new(stream), move |loss| {
-            let mut known = views::places(landmarks.as_ref(), None)?;
-            known.resize(count as usize, Default::default());
-            let images = images.borrow()?;
-            watch.look(&format!("reference \"{id}\""), &images)?;
-            loss.set_reference(&id, &images, &known)?;
+            let images = reference.images.borrow()?;
+            watch.look(&format!("reference \"{}\"", reference.id), &images)?;
+            loss.set_reference(&reference.id, &images, &reference.places()?)?;
             Ok(())
         })
     })
@@ -299,30 +267,22 @@ pub unsafe extern "C" fn facegrad_loss_images(
         let (images, targets, gradient, sink) = unsafe {
             let images = views::images("images", images, Use::Input, device)?;
             let targets = RawTargets::read(targets, device, images.shape()[0])?;
-            let gradient = match gradient.is_null() {
-                true => None,
-                false => Some(views::output("gradient", gradient, images.shape(), device)?),
-            };
+            let gradient = views::optional_output("gradient", gradient, images.shape(), device)?;
             let sink = ReportSink::read(samples, samples_capacity, result, images.shape()[0])?;
             (images, targets, gradient, sink)
         };
-        let (shared, watch) = (loss.owned.share(), loss.watch.clone());
-        let report = loss.owned.worker().run(Stream::new(stream), move || {
-            let operation = FaceLoss::new(shared, targets.into_targets(&watch)?);
-            let report = operation.report();
-            let mut graph = Graph::new();
+        let watch = loss.watch.clone();
+        let report = loss.owned.with(Stream::new(stream), move |loss| {
+            let targets = targets.into_targets(&watch)?;
             let mut images = images.borrow()?;
             watch.look("images", &images)?;
             if gradient.is_some() {
                 images = images.f_to_kind(Kind::Float)?;
             }
-            let input = graph.input(images, gradient.is_some());
-            let value = graph.apply(Box::new(operation), &[input])?;
-            if let Some(output) = gradient {
-                graph.backward(value, None)?;
-                output.write(&graph.gradient(input)?)?;
+            let (report, made) = loss.evaluate(&images, &targets, gradient.is_some())?;
+            if let (Some(output), Some(made)) = (gradient, made) {
+                output.write(&made)?;
             }
-            let report = std::mem::take(&mut *lock(&report));
             Ok(report)
         })?;
         // SAFETY: `read` checked the pointers, and the host promises that they are writable.
@@ -347,7 +307,9 @@ pub unsafe extern "C" fn facegrad_loss_save(
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { read::path("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.save(&path, decoder))
+        object
+            .steps
+            .with(Stream::default(), move |steps| steps.save(&path))
     })
 }
 
@@ -367,7 +329,9 @@ pub unsafe extern "C" fn facegrad_loss_restore(
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { read::path("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.restore(&path, decoder))
+        object
+            .steps
+            .with(Stream::default(), move |steps| steps.restore(&path))
     })
 }
 

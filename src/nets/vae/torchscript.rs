@@ -1,7 +1,7 @@
 //! Any other decoder as a TorchScript module. The file's code runs, so that it is loaded only where the host names the
 //! family.
 
-use super::block::{Block, Reach};
+use super::block::{Block, ReceptiveField};
 use super::statistics::Norms;
 use crate::error::{Error, Result, bail};
 use crate::weights;
@@ -36,8 +36,8 @@ impl Block for Script {
         Ok(self.0.forward_ts(&[x])?)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::Whole
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::Whole
     }
 }
 
