@@ -96,6 +96,7 @@ bench: build $(VENV)/.ready-tests
 	cargo bench --bench abi
 	$(RUN) benches/step.py
 	$(RUN) benches/window.py
+	test ! -d $(DATA) || $(RUN) benches/mobilefacenet.py $(DATA)
 	test ! -d $(DATA) || $(RUN) benches/evaluate.py $(DATA)
 
 clean:

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Tensors, cosine, data, fixture, max_abs, relative};
-use facegrad::config::BackboneConfig;
+use facegrad::config::{BackboneConfig, Engine, Runtime};
 use facegrad::error::Result;
 use facegrad::nets::{OnnxGraph, Recogniser};
 use facegrad::tensor::vjp;
@@ -69,6 +69,81 @@ fn every_operator_gives_what_onnx_runtime_gives() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A model of the sweep, what ONNX Runtime makes of it, and where they differ. `None` where it is refused.
+fn swept(model: &[u8], values: &Tensors, name: &str) -> Option<std::result::Result<(), String>> {
+    let x = values.get(&format!("x/{name}"));
+    let float = x.kind() == Kind::Float;
+    let x = x.f_set_requires_grad(float).unwrap();
+    let made = onnx::parse(model)
+        .and_then(|model| OnnxGraph::new(&model, Device::Cpu, Kind::Float))
+        .and_then(|graph| graph.forward(&[&x]));
+    let made = match made {
+        Ok(made) => made,
+        // Anything else is a defect: a file's fault is Format, Limit or Operator.
+        Err(error) if (101..=104).contains(&error.status()) => return None,
+        Err(error) => return Some(Err(format!("{name}: {error}"))),
+    };
+    for (at, made) in made.iter().enumerate() {
+        let want = values.get(&format!("y{at}/{name}"));
+        let made = made.detach().f_to_kind(want.kind()).unwrap();
+        let close = made.f_allclose(&want, 1e-4, 2e-5, true).unwrap_or(false);
+        if made.size() != want.size() || !close {
+            let (made, want) = (made.size(), want.size());
+            return Some(Err(format!("{name}: output {at}, {made:?} for {want:?}")));
+        }
+    }
+    if values.has(&format!("g/{name}")) {
+        let count = x.numel() as i64;
+        let direction = Tensor::f_arange(count + 1, (Kind::Float, Device::Cpu)).unwrap();
+        let direction = direction
+            .f_narrow(0, 1, count)
+            .unwrap()
+            .f_view_as(&x)
+            .unwrap();
+        let gradient = vjp(&made[0], &[&x], &direction, false).unwrap().remove(0);
+        let want = values.get(&format!("g/{name}"));
+        if !gradient.f_allclose(&want, 1e-4, 1e-4, false).unwrap() {
+            return Some(Err(format!("{name}: gradient {gradient} for {want}")));
+        }
+    }
+    Some(Ok(()))
+}
+
+#[test]
+fn every_attribute_gives_what_onnx_runtime_gives_or_is_refused() {
+    let models = std::fs::read(fixture("sweep/graphs.bin")).unwrap();
+    let values = Tensors::open("sweep/values.safetensors");
+    let names: Vec<String> = values
+        .names()
+        .iter()
+        .filter_map(|key| Some(key.strip_prefix("at/")?.into()))
+        .collect();
+    let (mut wrong, mut refused) = (vec![], vec![]);
+    for name in &names {
+        let at = values.numbers(&format!("at/{name}"));
+        match swept(&models[at[0] as usize..at[1] as usize], &values, name) {
+            None => refused.push(name.as_str()),
+            Some(Ok(())) => {}
+            Some(Err(text)) => wrong.push(text),
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        names.len(),
+        wrong.join("\n")
+    );
+    // Refusing is no way to pass.
+    assert!(names.len() > 2500, "only {} cases", names.len());
+    assert!(
+        refused.len() * 20 < names.len(),
+        "{} refused:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
 }
 
 #[test]
@@ -176,6 +251,94 @@ fn wrong_weights_are_named() {
     says(with(|c| c.dtype = Some("int8".into())), 8, "int8");
     says(with(|c| c.std = Some([0.0; 3])), 8, "std");
     says(with(|c| c.input_size = Some(128)), 8, "takes 112");
+}
+
+#[test]
+fn an_input_that_is_not_square_sees_the_middle_of_the_crop() {
+    let expected = Tensors::open("recognisers/tall.safetensors");
+    let ort = Runtime {
+        engine: Engine::Ort,
+        library: Some(common::onnxruntime()),
+        ..Runtime::default()
+    };
+    let path = fixture("recognisers/tall.onnx");
+    for runtime in [
+        Runtime {
+            engine: Engine::Torch,
+            ..Runtime::default()
+        },
+        ort,
+    ] {
+        let tall = Recogniser::load_frozen(&config(path.clone()), Device::Cpu, &runtime).unwrap();
+        assert_eq!((tall.dim(), tall.input_size()), (32, 112));
+        assert!(
+            tall.description().contains("112x96"),
+            "{}",
+            tall.description()
+        );
+        let crops = expected.get("crops");
+        assert!(max_abs(&tall.embed(&crops).unwrap(), &expected.get("embeddings")) <= 1e-5);
+        let pixels: Vec<u8> = common::numbers(&crops)
+            .iter()
+            .map(|v| (v * 255.0).round() as u8)
+            .collect();
+        let halves: Vec<&[u8]> = pixels.chunks(3 * 112 * 112).collect();
+        let rows = tall.embed_pixels(&halves).unwrap().concat();
+        let rows = Tensor::f_from_slice(&rows)
+            .unwrap()
+            .f_view([2, 32])
+            .unwrap();
+        assert!(max_abs(&rows, &expected.get("embeddings")) <= 1e-5);
+    }
+    let tall = Recogniser::load(&config(path), Device::Cpu).unwrap();
+    let crops = expected.get("crops").f_set_requires_grad(true).unwrap();
+    let embeddings = tall.embed(&crops).unwrap();
+    let direction = embeddings.f_zeros_like().unwrap();
+    direction
+        .f_narrow(1, 0, 1)
+        .unwrap()
+        .f_copy_(&Tensor::f_ones([2, 1], (Kind::Float, Device::Cpu)).unwrap())
+        .unwrap();
+    let gradient = vjp(&embeddings, &[&crops], &direction, false)
+        .unwrap()
+        .remove(0);
+    assert!(relative(&gradient, &expected.get("gradient")) <= 1e-5);
+}
+
+#[test]
+fn what_is_no_recogniser_is_named() {
+    for (file, words) in [
+        ("recognisers/numbers_1.onnx", "one number"),
+        ("recognisers/numbers_3.onnx", "genderage"),
+        ("recognisers/numbers_100.onnx", "100 numbers"),
+        ("recognisers/numbers_212.onnx", "2d106det"),
+        ("recognisers/map.onnx", "12544 numbers"),
+        ("recognisers/normed.onnx", "keep that one"),
+        ("detect/detector_9.onnx", "SCRFD detector"),
+        (
+            "recognisers/mobilefacenet.safetensors",
+            "MobileFaceNet (NAME: mbf",
+        ),
+        ("recognisers/vit.safetensors", "torch2onnx.py"),
+    ] {
+        let path = fixture(file);
+        for engine in [Engine::Torch, Engine::Ort] {
+            if engine == Engine::Ort && !file.ends_with("onnx") {
+                continue;
+            }
+            let library = (engine == Engine::Ort).then(common::onnxruntime);
+            let runtime = Runtime {
+                engine,
+                library,
+                ..Runtime::default()
+            };
+            let error = Recogniser::load_frozen(&config(path.clone()), Device::Cpu, &runtime)
+                .err()
+                .unwrap();
+            assert_eq!(error.status(), 103, "{file}: {error}");
+            assert!(error.message().contains(words), "{file}: {error}");
+        }
+    }
 }
 
 #[test]

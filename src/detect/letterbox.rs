@@ -57,7 +57,7 @@ impl Picture for Pixels {
     }
 
     fn bordered(&self, border: i64) -> Result<Self> {
-        Ok(self.padded(border as usize))
+        self.padded(border as usize)
     }
 }
 

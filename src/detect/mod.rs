@@ -9,12 +9,20 @@ mod resize;
 use crate::config::DetectorConfig;
 use crate::error::{Result, bail};
 use crate::face::{Face, nms};
-use crate::tensor::{Pixels, finite, pixels, quantised};
+use crate::log::warn_host;
+use crate::tensor::{MAX_PIXELS, Pixels, bounded, finite, pixels, quantised};
 use crate::weights::onnx;
 use decode::{Layout, decode};
 use engine::Network;
 use letterbox::{Picture, letterbox};
 use tch::{Device, Tensor};
+
+/// More boxes than a crowd gives: comparing them takes as long as the square of their number.
+const MAX_CANDIDATES: usize = 1 << 16;
+/// The longest side of a canvas that a config may ask for.
+const MAX_SIDE: u32 = 8192;
+/// The longest side of a canvas that a file may ask for.
+const MAX_FIXED_SIDE: i64 = 4096;
 
 /// A loaded SCRFD detector.
 pub struct Detector {
@@ -86,12 +94,14 @@ impl Detector {
     /// no faces.
     pub fn detect(&mut self, images: &Tensor) -> Result<Vec<Vec<Face>>> {
         let _frozen = tch::no_grad_guard();
+        bounded(images)?;
         if images.device() == Device::Cpu {
-            let find = |picture: Option<Pixels>| match picture {
+            // One picture at a time: a batch of photographs is large.
+            let find = |at| match pixels(&images.f_narrow(0, at, 1)?)?.pop().flatten() {
                 Some(picture) => self.find(&picture),
                 None => Ok(vec![]),
             };
-            return pixels(images)?.into_iter().map(find).collect();
+            return (0..images.size()[0]).map(find).collect();
         }
         (0i64..)
             .zip(finite(images)?)
@@ -110,6 +120,10 @@ impl Detector {
 
     /// At the configured sizes; where that finds nothing, at each size to retry; then with a border.
     fn find<P: Picture>(&mut self, picture: &P) -> Result<Vec<Face>> {
+        let (height, width) = picture.size();
+        if height == 0 || width == 0 {
+            return Ok(vec![]);
+        }
         let sizes = self.sizes.clone();
         let mut faces = self.merged(picture, &sizes)?;
         for size in self.retry_sizes.clone() {
@@ -118,8 +132,16 @@ impl Detector {
             }
         }
         if faces.is_empty() && self.retry_padding > 0.0 {
-            let (height, width) = picture.size();
             let border = (self.retry_padding * height.max(width) as f64).round();
+            let around = 2 * border as i64;
+            if (height + around) * (width + around) > MAX_PIXELS {
+                warn_host!(
+                    "no face was found in a picture of {width}x{height}, and it is too large to look again with \
+                     retry_padding {}",
+                    self.retry_padding
+                );
+                return Ok(faces);
+            }
             faces = self.merged(&picture.bordered(border as i64)?, &sizes)?;
             for face in &mut faces {
                 face.bbox = face.bbox.map(|v| v - border);
@@ -136,6 +158,14 @@ impl Detector {
             let (canvas, scale) = letterbox(picture, size)?;
             let outputs = self.network.run(&canvas, size)?;
             faces.extend(decode(&self.layout, &outputs, size, scale, self.threshold)?);
+            if faces.len() > MAX_CANDIDATES {
+                bail!(
+                    Weights,
+                    "the network finds more than {MAX_CANDIDATES} faces in one picture; it is no SCRFD detector, or \
+                     the threshold {} is too low",
+                    self.threshold
+                );
+            }
         }
         let mut faces = nms(faces, self.nms_threshold);
         // A box that the network turned inside out is a face like any other unless a size is asked for.
@@ -170,7 +200,17 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
         .inputs
         .first()
         .map_or(&[] as &[_], |input| input.shape.as_slice());
-    if let [_, _, Some(height), Some(width)] = *shape {
+    if let [batch, channels, Some(height), Some(width)] = *shape {
+        if batch.is_some_and(|n| n != 1)
+            || channels.is_some_and(|n| n != 3)
+            || height.max(width) > MAX_FIXED_SIDE
+        {
+            bail!(
+                Weights,
+                "the model's input is fixed to {shape:?}; expected one picture of three colours with sides of at most \
+                 {MAX_FIXED_SIDE}"
+            );
+        }
         let listed = config.det_sizes != [640];
         if height != width || (listed && config.det_sizes != [height as u32]) {
             bail!(
@@ -223,10 +263,20 @@ fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
 }
 
 fn sides(name: &str, sizes: &[u32]) -> Result<Vec<i64>> {
-    if let Some(bad) = sizes.iter().find(|&&s| s == 0 || s % 32 != 0 || s > 8192) {
+    if sizes.len() > 64 {
         bail!(
             Config,
-            "detector config: {name}: expected multiples of 32 up to 8192, got {bad}"
+            "detector config: {name}: expected at most 64 sizes, got {}",
+            sizes.len()
+        );
+    }
+    if let Some(bad) = sizes
+        .iter()
+        .find(|&&s| s == 0 || s % 32 != 0 || s > MAX_SIDE)
+    {
+        bail!(
+            Config,
+            "detector config: {name}: expected multiples of 32 up to {MAX_SIDE}, got {bad}"
         );
     }
     Ok(sizes.iter().map(|&s| i64::from(s)).collect())

@@ -53,12 +53,15 @@ impl Runner {
             }
         };
         match output {
-            Some(output) if output.size().first() == Some(&count) => Ok(output.f_flatten(1, -1)?),
-            Some(output) => bail!(
-                Weights,
-                "the model yields {:?} for {count} crops, not one row each",
-                output.size()
-            ),
+            // Exporters leave further dimensions behind the embedding, as [N,D,1,1].
+            Some(output) => match output.size().as_slice() {
+                &[rows, _, ..] if rows == count => Ok(output.f_flatten(1, -1)?),
+                other => bail!(
+                    Weights,
+                    "the model yields a value of shape {other:?} for {count} crops; a recogniser yields [{count}, D], \
+                     one embedding each"
+                ),
+            },
             None => bail!(Weights, "the model yields nothing"),
         }
     }
@@ -73,7 +76,8 @@ pub struct Recogniser {
     levels: [[f32; 256]; 3],
     bgr: bool,
     kind: Kind,
-    input_size: i64,
+    /// Height and width of what the network takes.
+    input: (i64, i64),
     dim: i64,
     description: String,
 }
@@ -147,7 +151,12 @@ impl Recogniser {
                         "the config says \"{model}\", but the weights are those of {name}; set it to \"{name}\" or give other weights"
                     );
                 }
-                (Network::IResNet(net), name, PLUS_MINUS_ONE, Some(size))
+                (
+                    Network::IResNet(net),
+                    name,
+                    PLUS_MINUS_ONE,
+                    Some((size, size)),
+                )
             }
         };
         if let Some(model) = &config.model
@@ -159,18 +168,22 @@ impl Recogniser {
             );
         }
         if let (Some(own), Some(asked)) = (own_size, config.input_size)
-            && own != asked
+            && own.0.max(own.1) != asked
         {
             bail!(
                 Config,
-                "backbone config: input_size {asked}: the network takes {own}"
+                "backbone config: input_size {asked}: the network takes {}",
+                own.0.max(own.1)
             );
         }
-        let input_size = own_size.or(config.input_size).unwrap_or(112);
-        if !(8..=1024).contains(&input_size) {
+        let square = config.input_size.unwrap_or(112);
+        let input = own_size.unwrap_or((square, square));
+        if input.0.min(input.1) < 8 || input.0.max(input.1) > 1024 {
             bail!(
                 Config,
-                "backbone config: input_size: expected 8 to 1024, got {input_size}"
+                "backbone config: input_size: expected 8 to 1024, got {} rows of {}",
+                input.0,
+                input.1
             );
         }
         let configured = |given: bool, known: &str| match given {
@@ -206,15 +219,17 @@ impl Recogniser {
             }),
             bgr,
             kind,
-            input_size,
+            input,
             dim: 0,
             description: format!(
-                "{family} from {}; {input_size}x{input_size} {} ({}), mean {mean:?} std {std:?} of [0, 1] ({}), {}",
+                "{family} from {}; {}x{} {} ({}), mean {mean:?} std {std:?} of [0, 1] ({}), {}",
                 config
                     .path
                     .file_name()
                     .unwrap_or_default()
                     .to_string_lossy(),
+                input.0,
+                input.1,
                 if bgr { "BGR" } else { "RGB" },
                 configured(config.color.is_some(), "the family's"),
                 configured(config.mean.is_some() || config.std.is_some(), norm.source),
@@ -234,15 +249,16 @@ impl Recogniser {
         let ramp = Tensor::f_linspace(
             0.0,
             1.0,
-            2 * 3 * self.input_size * self.input_size,
+            2 * 3 * self.input_size() * self.input_size(),
             (Kind::Float, device),
         )?;
-        let crops = ramp.f_view([2, 3, self.input_size, self.input_size])?;
+        let crops = ramp.f_view([2, 3, self.input_size(), self.input_size()])?;
         if let Network::Onnx { batched, .. } = &mut self.network {
             *batched = false;
         }
         let single = self.embed(&crops)?;
         self.dim = single.size()[1];
+        embedding_size(self.dim)?;
         if let Network::Onnx { batched, .. } = &mut self.network {
             *batched = true;
             let together = self.embed(&crops);
@@ -264,9 +280,17 @@ impl Recogniser {
         Ok(())
     }
 
-    /// Side of the square input, pixels.
+    /// Side of the square crops, pixels. A network whose input is not square sees their middle: a face aligned to
+    /// 112x112 with 8 columns cut off on both sides is one aligned to InsightFace's 112x96.
     pub fn input_size(&self) -> i64 {
-        self.input_size
+        self.input.0.max(self.input.1)
+    }
+
+    /// First row and column, height and width of the part of a crop that the network sees.
+    fn part(&self) -> [i64; 4] {
+        let (height, width) = self.input;
+        let side = self.input_size();
+        [(side - height) / 2, (side - width) / 2, height, width]
     }
 
     /// Where its inputs are expected.
@@ -288,7 +312,8 @@ impl Recogniser {
     /// network, libtorch has no part in it.
     pub fn embed_pixels(&self, crops: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
         let _frozen = tch::no_grad_guard();
-        let (size, dim) = (self.input_size, self.dim as usize);
+        let (size, dim) = (self.input_size(), self.dim as usize);
+        let [_, _, height, width] = self.part();
         if let Network::Onnx {
             runner: Runner::Session(session),
             batched,
@@ -296,7 +321,7 @@ impl Recogniser {
         {
             let mut rows = vec![];
             for part in crops.chunks(if *batched { crops.len().max(1) } else { 1 }) {
-                let shape = [part.len() as i64, 3, size, size];
+                let shape = [part.len() as i64, 3, height, width];
                 let outputs = session.borrow_mut().run(&self.normalised(part), &shape)?;
                 match outputs.first() {
                     Some((_, values)) if values.len() == part.len() * dim => {
@@ -319,13 +344,18 @@ impl Recogniser {
 
     /// Crops as the network takes them, one after the other.
     fn normalised(&self, crops: &[&[u8]]) -> Vec<f32> {
-        let plane = (self.input_size * self.input_size) as usize;
-        let mut values = Vec::with_capacity(crops.len() * 3 * plane);
+        let side = self.input_size() as usize;
+        let [top, left, height, width] = self.part().map(|n| n as usize);
+        let mut values = Vec::with_capacity(crops.len() * 3 * height * width);
         for crop in crops {
             for (channel, levels) in self.levels.iter().enumerate() {
                 let from = if self.bgr { 2 - channel } else { channel };
-                let pixels = &crop[from * plane..(from + 1) * plane];
-                values.extend(pixels.iter().map(|&pixel| levels[pixel as usize]));
+                let rows = crop[from * side * side..]
+                    .chunks(side)
+                    .skip(top)
+                    .take(height);
+                let pixels = rows.flat_map(|row| &row[left..left + width]);
+                values.extend(pixels.map(|&pixel| levels[pixel as usize]));
             }
         }
         values
@@ -341,10 +371,14 @@ impl Recogniser {
                 (Kind::Float, crops.device()),
             )?);
         }
-        let ordered = if self.bgr {
-            crops.f_flip([1])?
-        } else {
-            crops.shallow_clone()
+        let [top, left, height, width] = self.part();
+        let seen = match height == width {
+            true => crops.shallow_clone(),
+            false => crops.f_narrow(2, top, height)?.f_narrow(3, left, width)?,
+        };
+        let ordered = match self.bgr {
+            true => seen.f_flip([1])?,
+            false => seen,
         };
         let x = ordered
             .f_sub(&self.mean)?
@@ -396,12 +430,26 @@ fn runner(
     kind: Kind,
     runtime: &Runtime,
 ) -> Result<(Runner, String)> {
-    if model.inputs.len() != 1 || model.outputs.is_empty() {
+    if model.inputs.len() != 1 || model.outputs.len() != 1 {
+        let names: Vec<&str> = model
+            .outputs
+            .iter()
+            .take(4)
+            .map(|output| output.name.as_str())
+            .collect();
+        let looks = match model.outputs.len() {
+            6 | 9 | 10 | 15 => "it looks like an SCRFD detector, which is given as the detector",
+            _ => {
+                "if one of them is the embedding, keep that one: \
+                 onnx.utils.extract_model(\"in.onnx\", \"out.onnx\", [INPUT], [OUTPUT])"
+            }
+        };
         bail!(
             Weights,
-            "a recogniser has one input and one output, this model {} and {}",
+            "a recogniser has one input and one output, the embedding; this model has {} and {} ({}): {looks}",
             model.inputs.len(),
-            model.outputs.len()
+            model.outputs.len(),
+            names.join(", ")
         );
     }
     let torch = || {
@@ -448,25 +496,57 @@ fn onnx_norm(model: &onnx::Model) -> Norm {
     PLUS_MINUS_ONE
 }
 
-/// The side of the model's input, where the file fixes it.
-fn onnx_size(model: &onnx::Model) -> Result<Option<i64>> {
+/// Networks that are no recognisers, by how many numbers they yield.
+const OTHERS: [(i64, &str); 8] = [
+    (1, "one number, such as a quality or an age"),
+    (2, "two numbers, such as a gender or a liveness"),
+    (3, "what InsightFace's genderage yields"),
+    (10, "five points"),
+    (136, "68 points"),
+    (204, "68 points in space"),
+    (212, "InsightFace's 106 points (2d106det)"),
+    (3309, "InsightFace's 1k3d68"),
+];
+
+/// Fails where an output of `dim` numbers is no embedding. Known ones have 128 to 2048; all that are trained have a
+/// multiple of 8.
+fn embedding_size(dim: i64) -> Result<()> {
+    let other = OTHERS
+        .iter()
+        .find(|(size, _)| *size == dim)
+        .map(|(_, name)| *name);
+    if other.is_none() && (32..=4096).contains(&dim) && dim % 8 == 0 {
+        return Ok(());
+    }
+    bail!(
+        Weights,
+        "the network yields {dim} numbers for a face{}: this is no face recogniser, whose embeddings have 128, 256 or \
+         512 numbers",
+        other
+            .map(|name| format!(", which is {name}"))
+            .unwrap_or_default()
+    );
+}
+
+/// Height and width of the model's input, where the file fixes them.
+fn onnx_size(model: &onnx::Model) -> Result<Option<(i64, i64)>> {
     let Some(input) = model.inputs.first() else {
         bail!(Weights, "a model without an input");
     };
     match input.shape.as_slice() {
         [_, Some(3) | None, height, width] => match (height, width) {
-            (Some(h), Some(w)) if h == w => Ok(Some(*h)),
+            (Some(h), Some(w)) => Ok(Some((*h, *w))),
             (None, None) => Ok(None),
             _ => bail!(
                 Weights,
-                "expected a square input, the model takes {:?}",
+                "the model takes {:?}; export it with both sides of the input fixed, or both dynamic",
                 input.shape
             ),
         },
         [] => Ok(None),
         other => bail!(
             Weights,
-            "expected an input [N,3,S,S], the model takes {other:?}; a recogniser works on colour pictures"
+            "expected an input [N,3,H,W], the model takes {other:?}; a recogniser works on colour pictures"
         ),
     }
 }
@@ -477,6 +557,25 @@ fn iresnet(all: Weights, device: Device, kind: Kind) -> Result<IResNet> {
         return IResNet::from_weights(&plain, device, kind);
     }
     let has = |part: &str| plain.keys().any(|name| name.contains(part));
+    let export = |networks: &str| {
+        format!(
+            "{networks}: export it with arcface_torch's own torch2onnx.py, which makes the ONNX file to give here \
+             (python torch2onnx.py model.pt --output model.onnx --network NAME)"
+        )
+    };
+    let arcface = [
+        (
+            "conv_sep.layers.0.weight",
+            "arcface_torch's MobileFaceNet (NAME: mbf or mbf_large)",
+        ),
+        (
+            "patch_embed.proj.weight",
+            "arcface_torch's ViT (NAME: vit_t, vit_s, vit_b or vit_l_dp005_mask_005)",
+        ),
+    ];
+    if let Some((_, network)) = arcface.iter().find(|(name, _)| has(name)) {
+        bail!(Weights, "expected an IResNet, found {}", export(network));
+    }
     let looks = if has("input_layer.0.weight") || has("res_layer") {
         "an IR-SE50 (TreB1eN, pSp, e4e), which is another network"
     } else if has("last_linear") || has("repeat_1.") {

@@ -1,7 +1,7 @@
 //! Pictures as 8-bit pixels on the host: what detectors were trained on, and what alignment for a score
 //! that is compared with other programs' starts from.
 
-use crate::error::Result;
+use crate::error::{Error, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 /// One picture: three planes (red, green, blue) of `height` rows of `width` pixels.
@@ -15,8 +15,39 @@ pub struct Pixels {
     pub width: usize,
 }
 
+/// The most pixels of a picture. A tensor whose strides are 0 has any size without the memory for it.
+pub const MAX_PIXELS: i64 = 1 << 28;
+/// The most pixels of a batch.
+const MAX_BATCH: i64 = 1 << 30;
+
+/// Fails where a batch `[N,3,H,W]` is larger than can be copied.
+///
+/// # Errors
+/// `Limit`, and `Shape` where it is no batch.
+pub fn bounded(images: &Tensor) -> Result<()> {
+    let size = images.size();
+    let (count, height, width) = match *size.as_slice() {
+        [count, _, height, width] => (count, height, width),
+        [_, height, width] => (1, height, width),
+        _ => bail!(Shape, "images: expected [N,3,H,W], got {size:?}"),
+    };
+    let plane = height.saturating_mul(width);
+    if plane > MAX_PIXELS || plane.max(1).saturating_mul(count) > MAX_BATCH {
+        bail!(
+            Limit,
+            "images of shape {size:?}: a picture may have {MAX_PIXELS} pixels and a batch {MAX_BATCH}; give smaller \
+             pictures or fewer at a time"
+        );
+    }
+    Ok(())
+}
+
 /// Images `[N,3,H,W]` in 8 bits: uint8 as they are; floats in [0, 1] rounded, and cut off where outside.
+///
+/// # Errors
+/// `Limit` where there are more pixels than can be copied.
 pub fn quantised(images: &Tensor) -> Result<Tensor> {
+    bounded(images)?;
     if images.kind() == Kind::Uint8 {
         return Ok(images.shallow_clone());
     }
@@ -51,7 +82,11 @@ pub fn unusual_range(images: &Tensor) -> Result<Option<(f64, f64, &'static str)>
 }
 
 /// For every image of a batch whether all its pixels are finite.
+///
+/// # Errors
+/// `Limit` where there are more pixels than can be copied.
 pub fn finite(images: &Tensor) -> Result<Vec<bool>> {
+    bounded(images)?;
     if images.kind() == Kind::Uint8 {
         return Ok(vec![true; images.size()[0] as usize]);
     }
@@ -65,7 +100,11 @@ pub fn finite(images: &Tensor) -> Result<Vec<bool>> {
 ///
 /// Read from the tensor's own memory in one pass, on this thread: torch's threads would go on spinning where
 /// ONNX Runtime's are needed next.
+///
+/// # Errors
+/// `Limit` where there are more pixels than can be copied, `OutOfMemory` where there is no room for them.
 pub fn pixels(images: &Tensor) -> Result<Vec<Option<Pixels>>> {
+    bounded(images)?;
     let kind = match images.kind() {
         Kind::Uint8 => Kind::Uint8,
         _ => Kind::Float,
@@ -76,7 +115,7 @@ pub fn pixels(images: &Tensor) -> Result<Vec<Option<Pixels>>> {
     (0..size[0])
         .map(|at| {
             let image = images.f_select(0, at)?;
-            let mut planes = Vec::with_capacity(3 * height * width);
+            let mut planes = room(3 * height * width)?;
             let mut finite = true;
             match kind {
                 Kind::Uint8 => each(&image, |value: u8| planes.push(value)),
@@ -92,6 +131,17 @@ pub fn pixels(images: &Tensor) -> Result<Vec<Option<Pixels>>> {
             }))
         })
         .collect()
+}
+
+/// An empty vector with room for `bytes`.
+fn room(bytes: usize) -> Result<Vec<u8>> {
+    let mut planes = Vec::new();
+    match planes.try_reserve_exact(bytes) {
+        Ok(()) => Ok(planes),
+        Err(_) => Err(Error::OutOfMemory(format!(
+            "no room for a picture of {bytes} bytes"
+        ))),
+    }
 }
 
 /// Hands out the elements of `image` `[3,H,W]` on the CPU, row after row; `T` is its element type.
@@ -110,20 +160,24 @@ fn each<T: Copy>(image: &Tensor, mut take: impl FnMut(T)) {
 }
 
 impl Pixels {
-    /// The same with a black border of `border` pixels on every side.
-    pub fn padded(&self, border: usize) -> Pixels {
+    /// The same with a black border of `border` pixels on every side; at most [`MAX_PIXELS`] in all.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where there is no room for them.
+    pub fn padded(&self, border: usize) -> Result<Pixels> {
         let (height, width) = (self.height + 2 * border, self.width + 2 * border);
-        let mut planes = vec![0; 3 * height * width];
+        let mut planes = room(3 * height * width)?;
+        planes.resize(3 * height * width, 0);
         for (at, row) in self.planes.chunks(self.width).enumerate() {
             let (plane, y) = (at / self.height, at % self.height + border);
             let start = (plane * height + y) * width + border;
             planes[start..start + self.width].copy_from_slice(row);
         }
-        Pixels {
+        Ok(Pixels {
             planes,
             height,
             width,
-        }
+        })
     }
 }
 
@@ -145,6 +199,24 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_larger_than_memory_is_refused() {
+        for (shape, kind) in [
+            ([1i64, 3, 1 << 20, 1 << 20], Kind::Uint8),
+            ([1 << 40, 3, 1, 1], Kind::Float),
+        ] {
+            let one = Tensor::f_zeros([1, 1, 1, 1], (kind, Device::Cpu)).unwrap();
+            let vast = one.f_expand(shape, false).unwrap();
+            for error in [
+                pixels(&vast).unwrap_err(),
+                quantised(&vast).unwrap_err(),
+                finite(&vast).unwrap_err(),
+            ] {
+                assert_eq!(error.status(), 102, "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn interleaved_pixels_become_planes() {
         let bytes: Vec<u8> = (0..24).collect();
         let image = Tensor::f_from_slice(&bytes).unwrap();
@@ -163,7 +235,7 @@ mod tests {
             height: 1,
             width: 1,
         };
-        let padded = picture.padded(1);
+        let padded = picture.padded(1).unwrap();
         assert_eq!((padded.height, padded.width), (3, 3));
         assert_eq!(padded.planes.iter().map(|&p| u32::from(p)).sum::<u32>(), 6);
         assert_eq!(padded.planes[4], 1);

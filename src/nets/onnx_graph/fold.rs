@@ -1,69 +1,114 @@
 //! Batch norms that follow a convolution, folded into its weights.
 
-use crate::weights::onnx::{Attribute, Model};
+use crate::weights::onnx::{Attribute, Model, Node};
 use crate::weights::{Array, Dtype};
 use std::collections::HashMap;
 
-/// Folds every BatchNormalization whose input is a Conv with constant weights that nobody else uses.
-pub fn batch_norms(model: &mut Model) {
-    let mut uses: HashMap<String, usize> = HashMap::new();
-    for name in model.nodes.iter().flat_map(|node| &node.inputs) {
-        *uses.entry(name.clone()).or_default() += 1;
-    }
-    for output in &model.outputs {
-        *uses.entry(output.name.clone()).or_default() += 1;
-    }
-    let mut folded = vec![];
-    for at in 0..model.nodes.len() {
-        if model.nodes[at].op != "BatchNormalization" {
-            continue;
-        }
-        let input = model.nodes[at].inputs.first().cloned().unwrap_or_default();
-        let made = model
-            .nodes
-            .iter()
-            .position(|node| node.op == "Conv" && node.outputs.first() == Some(&input));
-        if uses.get(&input) == Some(&1)
-            && let Some(conv) = made
-            && fold(model, conv, at).is_some()
-        {
-            folded.push(at);
-        }
-    }
-    let mut at = 0;
-    model.nodes.retain(|_| {
-        at += 1;
-        !folded.contains(&(at - 1))
-    });
+/// What becomes of a node.
+pub enum Folded {
+    /// A convolution with the weights and the bias of the norm behind it, whose output it makes.
+    Conv {
+        /// The norm's place.
+        norm: usize,
+        /// The weights.
+        weight: Array,
+        /// The bias.
+        bias: Array,
+    },
+    /// A norm that has become part of the convolution before it.
+    Gone,
 }
 
-/// `None`, and nothing changed, where a number is not a constant float or a shape is odd.
-fn fold(model: &mut Model, conv: usize, norm: usize) -> Option<()> {
-    let (conv_node, norm_node) = (&model.nodes[conv], &model.nodes[norm]);
-    let constant = |name: &String| floats(model.initializers.get(name)?);
-    let weight = model.initializers.get(conv_node.inputs.get(1)?)?;
-    let shape = weight.shape.clone();
-    let mut kernel = floats(weight)?;
-    let channels = *shape.first()?;
-    let [scale, shift, mean, var] =
-        [1, 2, 3, 4].map(|at| norm_node.inputs.get(at).and_then(constant));
-    let (scale, shift, mean, var) = (scale?, shift?, mean?, var?);
-    let bias = match conv_node.inputs.get(2).filter(|name| !name.is_empty()) {
-        Some(name) => constant(name)?,
-        None => vec![0.0; channels],
-    };
-    let per_channel = kernel.len() / channels.max(1);
-    if [&scale, &shift, &mean, &var, &bias]
+/// Folds every BatchNormalization whose input is a Conv with constant weights that nobody else uses. By the nodes'
+/// places; a node that is not named stays as it is.
+pub fn batch_norms(model: &Model) -> HashMap<usize, Folded> {
+    let mut uses: HashMap<&str, usize> = HashMap::new();
+    let outputs = model.outputs.iter().map(|output| &output.name);
+    for name in model
+        .nodes
         .iter()
-        .any(|v| v.len() != channels)
-        || per_channel == 0
+        .flat_map(|node| &node.inputs)
+        .chain(outputs)
+    {
+        *uses.entry(name).or_default() += 1;
+    }
+    let convs: HashMap<&str, usize> = (0..)
+        .zip(&model.nodes)
+        .filter(|(_, node)| node.op == "Conv")
+        .filter_map(|(at, node)| Some((node.outputs.first()?.as_str(), at)))
+        .collect();
+    // Many convolutions may share one weight, of which each then has a copy.
+    let mut room = elements(model).saturating_add(1 << 20);
+    let mut folded = HashMap::new();
+    for (at, norm) in model.nodes.iter().enumerate() {
+        if norm.op != "BatchNormalization" {
+            continue;
+        }
+        let Some(input) = norm.inputs.first() else {
+            continue;
+        };
+        if uses.get(input.as_str()) == Some(&1)
+            && let Some(&conv) = convs.get(input.as_str())
+            && let Some(made) = fold(model, &model.nodes[conv], at, &mut room)
+        {
+            folded.insert(conv, made);
+            folded.insert(at, Folded::Gone);
+        }
+    }
+    folded
+}
+
+/// The elements of a model's constants.
+pub fn elements(model: &Model) -> u64 {
+    model
+        .initializers
+        .values()
+        .map(|array| length(array) as u64)
+        .sum()
+}
+
+fn length(array: &Array) -> usize {
+    array.data.len() / array.dtype.size()
+}
+
+/// `None` where a number is not a constant float, a shape is odd, or the norm is none of plain inference.
+fn fold(model: &Model, conv: &Node, at: usize, room: &mut u64) -> Option<Folded> {
+    let norm = &model.nodes[at];
+    let plain = |name: &str| matches!(name, "epsilon" | "momentum");
+    if !norm.attributes.keys().all(|name| plain(name))
+        || norm.outputs.len() != 1
+        || conv.outputs.len() != 1
     {
         return None;
     }
-    let epsilon = match norm_node.attributes.get("epsilon") {
-        Some(Attribute::Float(value)) => f64::from(*value),
-        _ => 1e-5,
+    let weight = model.initializers.get(conv.inputs.get(1)?)?;
+    let shape = weight.shape.clone();
+    let channels = *shape.first()?;
+    let constant = |name: &String| {
+        let values = model.initializers.get(name)?;
+        if length(values) == channels {
+            floats(values)
+        } else {
+            None
+        }
     };
+    let [scale, shift, mean, var] = [1, 2, 3, 4].map(|at| norm.inputs.get(at).and_then(constant));
+    let (scale, shift, mean, var) = (scale?, shift?, mean?, var?);
+    let bias = match conv.inputs.get(2).filter(|name| !name.is_empty()) {
+        Some(name) => constant(name)?,
+        None => vec![0.0; channels],
+    };
+    let per_channel = length(weight) / channels.max(1);
+    if per_channel == 0 {
+        return None;
+    }
+    let epsilon = match norm.attributes.get("epsilon") {
+        Some(Attribute::Float(value)) => f64::from(*value),
+        None => 1e-5,
+        Some(_) => return None,
+    };
+    *room = room.checked_sub(length(weight) as u64)?;
+    let mut kernel = floats(weight)?;
     let factors: Vec<f64> = scale
         .iter()
         .zip(&var)
@@ -75,23 +120,11 @@ fn fold(model: &mut Model, conv: usize, norm: usize) -> Option<()> {
     let bias = (0..channels)
         .map(|c| (bias[c] - mean[c]) * factors[c] + shift[c])
         .collect();
-    // Names of their own: another convolution may share the weights.
-    let output = norm_node.outputs.first()?.clone();
-    let (weight_name, bias_name) = (
-        format!("{output}/folded/weight"),
-        format!("{output}/folded/bias"),
-    );
-    model
-        .initializers
-        .insert(weight_name.clone(), array(shape, kernel));
-    model
-        .initializers
-        .insert(bias_name.clone(), array(vec![channels], bias));
-    let node = &mut model.nodes[conv];
-    node.inputs.truncate(1);
-    node.inputs.extend([weight_name, bias_name]);
-    node.outputs = vec![output];
-    Some(())
+    Some(Folded::Conv {
+        norm: at,
+        weight: array(shape, kernel),
+        bias: array(vec![channels], bias),
+    })
 }
 
 fn floats(array: &Array) -> Option<Vec<f64>> {

@@ -2,28 +2,45 @@
 //! its inputs. What depends on constants alone is computed once; a batch norm after a convolution is
 //! folded into it.
 //!
+//! A file decides what is computed, so nothing is allocated before a [`Budget`] has been asked, and an
+//! attribute that an operator does not understand is an error.
+//!
 //! Shape arithmetic (Shape, Gather, Slice, … on integers) stays on the CPU whatever the device, so that a
 //! GPU is never waited for.
 
+mod activation;
+mod arithmetic;
+mod budget;
 mod conv;
-mod elementwise;
+mod coordinates;
 mod fold;
 mod node;
+mod pick;
+mod pool;
 mod reduce;
 mod resize;
 mod shape;
+#[cfg(test)]
+mod tests;
+mod window;
 
 use crate::error::{Error, Result, bail};
 use crate::tensor::from_array;
+use crate::weights::Array;
 use crate::weights::onnx::{Model, Node, Value};
+use budget::{Budget, MAX_NAMES, MAX_NODES};
+use fold::Folded;
 use node::{Call, Operator};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use tch::{Device, Kind, Tensor};
 
 /// The tables of operators, one a file.
-const TABLES: [&[(&str, Operator)]; 5] = [
+const TABLES: [&[Operator]; 8] = [
+    activation::OPERATORS,
+    arithmetic::OPERATORS,
     conv::OPERATORS,
-    elementwise::OPERATORS,
+    pick::OPERATORS,
+    pool::OPERATORS,
     reduce::OPERATORS,
     resize::OPERATORS,
     shape::OPERATORS,
@@ -34,7 +51,7 @@ type Slot = usize;
 
 struct Step {
     node: Node,
-    operator: Operator,
+    operator: &'static Operator,
     inputs: Vec<Option<Slot>>,
     outputs: Vec<Option<Slot>>,
     /// Slots that no later step needs.
@@ -51,61 +68,48 @@ pub struct OnnxGraph {
     constants: HashMap<Slot, Tensor>,
     steps: Vec<Step>,
     slots: usize,
+    /// Whether pictures are laid out pixel by pixel: oneDNN, libtorch's convolutions on a CPU, then need not turn
+    /// every value around before and after a convolution.
+    by_pixels: bool,
 }
 
 impl OnnxGraph {
     /// Converts the constants to `kind` on `device` (integers stay 64-bit on the CPU) and checks that
-    /// every operator is known.
+    /// every operator and every attribute is known.
     ///
-    /// Errors: `Operator` naming every operator that is missing.
+    /// Errors: `Operator` naming every operator that is missing, or the attribute; `Limit` where the model asks for
+    /// more than a model of its size may; `Format` where its values do not fit together.
     pub fn new(model: &Model, device: Device, kind: Kind) -> Result<Self> {
-        let mut model = model.clone();
-        known(&model)?;
-        fold::batch_norms(&mut model);
-        let mut slots: HashMap<String, Slot> = HashMap::new();
-        let mut slot = |name: &str| {
-            let next = slots.len();
-            *slots.entry(name.to_string()).or_insert(next)
+        known(model)?;
+        let mut builder = Builder {
+            slots: HashMap::new(),
+            count: 0,
+            constants: HashMap::new(),
+            device,
+            kind,
         };
-        let input_slots: Vec<Slot> = model.inputs.iter().map(|v| slot(&v.name)).collect();
-        let mut constants = HashMap::new();
-        for (name, array) in &model.initializers {
-            let constant = node::constant(from_array(array, Device::Cpu)?, device, kind)
-                .map_err(|e| e.context(name))?;
-            constants.insert(slot(name), constant);
-        }
-        let mut steps = vec![];
-        for node in std::mem::take(&mut model.nodes) {
-            let mut all = |names: &[String]| -> Vec<Option<Slot>> {
-                names
-                    .iter()
-                    .map(|name| (!name.is_empty()).then(|| slot(name)))
-                    .collect()
-            };
-            let (inputs, outputs) = (all(&node.inputs), all(&node.outputs));
-            let Some(operator) = find(&node) else {
-                bail!(Internal, "operator {} was known a moment ago", node.op);
-            };
-            steps.push(Step {
-                node,
-                operator,
-                inputs,
-                outputs,
-                ends: vec![],
-            });
-        }
-        let output_slots = model.outputs.iter().map(|v| slot(&v.name)).collect();
+        let input_slots: Vec<Slot> = model.inputs.iter().map(|v| builder.slot(&v.name)).collect();
+        let steps = builder.steps(model)?;
+        let output_slots = model
+            .outputs
+            .iter()
+            .map(|v| builder.slot(&v.name))
+            .collect();
+        builder.initializers(model)?;
         let mut graph = Self {
             opset: model.opset,
-            slots: slots.len(),
-            inputs: model.inputs,
-            outputs: model.outputs,
+            slots: builder.count,
+            inputs: model.inputs.clone(),
+            outputs: model.outputs.clone(),
             input_slots,
             output_slots,
-            constants,
+            constants: builder.constants,
+            by_pixels: device == Device::Cpu
+                && kind == Kind::Float
+                && steps.iter().any(|step| step.node.op == "Conv"),
             steps,
         };
-        graph.precompute(device, kind)?;
+        graph.precompute(fold::elements(model), device, kind)?;
         graph.find_ends();
         Ok(graph)
     }
@@ -121,6 +125,9 @@ impl OnnxGraph {
     }
 
     /// Runs the model.
+    ///
+    /// Errors: `Limit` where the model asks for more memory or work than its inputs' sizes allow, before it is
+    /// taken; `Format` where values do not fit together, `Operator` for what is not implemented.
     pub fn forward(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         if inputs.len() != self.inputs.len() {
             bail!(
@@ -130,19 +137,27 @@ impl OnnxGraph {
                 inputs.len()
             );
         }
+        let mut budget = Budget::running(inputs.iter().map(|input| node::elements(input)).sum());
         let mut values: Vec<Option<Tensor>> = (0..self.slots).map(|_| None).collect();
         for (&slot, input) in self.input_slots.iter().zip(inputs) {
-            values[slot] = Some(input.shallow_clone());
+            values[slot] = Some(match self.by_pixels && input.dim() == 4 {
+                true => input
+                    .f_permute([0, 2, 3, 1])?
+                    .f_contiguous()?
+                    .f_permute([0, 3, 1, 2])?,
+                false => input.shallow_clone(),
+            });
         }
         for step in &self.steps {
-            let made = self.run(step, |slot| values[slot].as_ref())?;
+            let made = self.run(step, &mut budget, |slot| values[slot].as_ref())?;
             for (slot, value) in step.outputs.iter().zip(made) {
                 if let Some(slot) = slot {
+                    budget.hold(node::elements(&value));
                     values[*slot] = Some(value);
                 }
             }
             for &slot in &step.ends {
-                values[slot] = None;
+                budget.release(values[slot].take().as_ref().map_or(0, node::elements));
             }
         }
         let outputs = self.output_slots.iter().zip(&self.outputs);
@@ -150,7 +165,7 @@ impl OnnxGraph {
             .map(|(&slot, output)| {
                 match values[slot].as_ref().or_else(|| self.constants.get(&slot)) {
                     Some(value) => Ok(value.shallow_clone()),
-                    None => bail!(Internal, "output {} was not computed", output.name),
+                    None => bail!(Format, "output {} was not computed", output.name),
                 }
             })
             .collect()
@@ -159,6 +174,7 @@ impl OnnxGraph {
     fn run<'a>(
         &'a self,
         step: &Step,
+        budget: &mut Budget,
         value: impl Fn(Slot) -> Option<&'a Tensor>,
     ) -> Result<Vec<Tensor>> {
         let inputs = step
@@ -171,12 +187,21 @@ impl OnnxGraph {
             opset: self.opset,
             inputs,
         };
-        (step.operator)(&call).map_err(|e| e.context(call.title()))
+        (step.operator.cost)(&call)
+            .and_then(|cost| budget.take(cost))
+            .and_then(|()| (step.operator.run)(&call))
+            .map_err(|e| match e {
+                // What the file asks for cannot be computed; a device that fails is another matter.
+                Error::Torch(text) if !text.contains("CUDA") => Error::Format(text),
+                other => other,
+            })
+            .map_err(|e| e.context(call.title()))
     }
 
-    /// Runs what depends on constants alone, once.
-    fn precompute(&mut self, device: Device, kind: Kind) -> Result<()> {
+    /// Runs what depends on constants alone, once, and drops the constants that nothing else needs.
+    fn precompute(&mut self, elements: u64, device: Device, kind: Kind) -> Result<()> {
         let _frozen = tch::no_grad_guard();
+        let mut budget = Budget::folding(elements);
         let mut rest = vec![];
         for step in std::mem::take(&mut self.steps) {
             let constant = step
@@ -188,7 +213,7 @@ impl OnnxGraph {
                 rest.push(step);
                 continue;
             }
-            let made = self.run(&step, |_| None)?;
+            let made = self.run(&step, &mut budget, |_| None)?;
             for (slot, value) in step.outputs.iter().zip(made) {
                 if let Some(slot) = slot {
                     self.constants
@@ -197,12 +222,18 @@ impl OnnxGraph {
             }
         }
         self.steps = rest;
+        let used = self
+            .steps
+            .iter()
+            .flat_map(|step| step.inputs.iter().flatten());
+        let used: HashSet<Slot> = used.chain(&self.output_slots).copied().collect();
+        self.constants.retain(|slot, _| used.contains(slot));
         Ok(())
     }
 
     /// Marks after which step every value can go.
     fn find_ends(&mut self) {
-        let mut needed: BTreeSet<Slot> = self.output_slots.iter().copied().collect();
+        let mut needed: HashSet<Slot> = self.output_slots.iter().copied().collect();
         for step in self.steps.iter_mut().rev() {
             let used = step
                 .inputs
@@ -214,19 +245,112 @@ impl OnnxGraph {
     }
 }
 
-fn find(node: &Node) -> Option<Operator> {
+/// Gives every value a slot.
+struct Builder<'a> {
+    slots: HashMap<&'a str, Slot>,
+    count: usize,
+    constants: HashMap<Slot, Tensor>,
+    device: Device,
+    kind: Kind,
+}
+
+impl<'a> Builder<'a> {
+    fn slot(&mut self, name: &'a str) -> Slot {
+        let count = &mut self.count;
+        *self.slots.entry(name).or_insert_with(|| {
+            *count += 1;
+            *count - 1
+        })
+    }
+
+    fn all(&mut self, names: &'a [String]) -> Vec<Option<Slot>> {
+        let slot = |name: &'a String| (!name.is_empty()).then(|| self.slot(name));
+        names.iter().map(slot).collect()
+    }
+
+    /// A slot for a constant without a name.
+    fn constant(&mut self, array: &Array) -> Result<Slot> {
+        let slot = self.count;
+        self.count += 1;
+        self.constants.insert(slot, self.tensor(array)?);
+        Ok(slot)
+    }
+
+    fn tensor(&self, array: &Array) -> Result<Tensor> {
+        budget::limited(
+            array
+                .shape
+                .iter()
+                .map(|&n| i64::try_from(n).unwrap_or(-1))
+                .collect(),
+        )?;
+        node::constant(from_array(array, Device::Cpu)?, self.device, self.kind)
+    }
+
+    fn steps(&mut self, model: &'a Model) -> Result<Vec<Step>> {
+        let mut folded = fold::batch_norms(model);
+        let mut steps = vec![];
+        for (at, node) in model.nodes.iter().enumerate() {
+            let Some(operator) = find(node) else {
+                bail!(Internal, "operator {} was known a moment ago", node.op);
+            };
+            let (inputs, outputs) = match folded.remove(&at) {
+                Some(Folded::Gone) => continue,
+                Some(Folded::Conv { norm, weight, bias }) => {
+                    let mut inputs = self.all(&node.inputs[..1]);
+                    inputs.push(Some(self.constant(&weight)?));
+                    inputs.push(Some(self.constant(&bias)?));
+                    (inputs, self.all(&model.nodes[norm].outputs))
+                }
+                None => (self.all(&node.inputs), self.all(&node.outputs)),
+            };
+            steps.push(Step {
+                node: node.clone(),
+                operator,
+                inputs,
+                outputs,
+                ends: vec![],
+            });
+        }
+        Ok(steps)
+    }
+
+    /// The file's constants that something uses.
+    fn initializers(&mut self, model: &Model) -> Result<()> {
+        for (name, array) in &model.initializers {
+            if let Some(&slot) = self.slots.get(name.as_str()) {
+                let constant = self.tensor(array).map_err(|e| e.context(name))?;
+                self.constants.insert(slot, constant);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find(node: &Node) -> Option<&'static Operator> {
     if !matches!(node.domain.as_str(), "" | "ai.onnx") {
         return None;
     }
     TABLES
         .iter()
         .flat_map(|table| table.iter())
-        .find(|(name, _)| *name == node.op)
-        .map(|(_, operator)| *operator)
+        .find(|operator| operator.name == node.op)
 }
 
-/// Whether an operator is implemented, for a message before anything is loaded.
+/// Whether every operator and attribute is implemented and their number is a network's, before anything is loaded.
 fn known(model: &Model) -> Result<()> {
+    let names: usize = model
+        .nodes
+        .iter()
+        .map(|node| node.inputs.len() + node.outputs.len())
+        .sum();
+    if model.nodes.len() > MAX_NODES || names > MAX_NAMES {
+        bail!(
+            Limit,
+            "the model has {} nodes with {names} inputs and outputs; the most is {MAX_NODES} and {MAX_NAMES}",
+            model.nodes.len()
+        );
+    }
     let missing: BTreeSet<String> = model
         .nodes
         .iter()
@@ -236,14 +360,36 @@ fn known(model: &Model) -> Result<()> {
             domain => format!("{domain}.{}", node.op),
         })
         .collect();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        let example = model.nodes.iter().find(|node| find(node).is_none());
+        let example = example.map_or("", |node| node.name.as_str());
+        // A damaged file may have thousands.
+        let shown: Vec<String> = missing.iter().take(20).cloned().collect();
+        let more = match missing.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        return Err(Error::Operator(format!(
+            "the model uses operators that are not implemented: {}{more} (opset {}; for example in node \"{example}\")",
+            shown.join(", "),
+            model.opset
+        )));
     }
-    let example = model.nodes.iter().find(|node| find(node).is_none());
-    let example = example.map_or("", |node| node.name.as_str());
-    Err(Error::Operator(format!(
-        "the model uses operators that are not implemented: {} (opset {}; for example in node \"{example}\")",
-        missing.into_iter().collect::<Vec<_>>().join(", "),
-        model.opset
-    )))
+    for node in &model.nodes {
+        let known = find(node).map_or(&[] as &[_], |operator| operator.attributes);
+        if let Some(name) = node
+            .attributes
+            .keys()
+            .find(|name| !known.contains(&name.as_str()))
+        {
+            bail!(
+                Operator,
+                "{} \"{}\": the attribute {name} is not implemented (opset {}); export the model without it",
+                node.op,
+                node.name,
+                model.opset
+            );
+        }
+    }
+    Ok(())
 }

@@ -1,60 +1,94 @@
 //! Reductions and what is built from them.
 
-use super::node::{Call, Operator, axis, one};
-use crate::error::Result;
-use tch::Tensor;
+use super::budget::Cost;
+use super::node::{
+    Call, Class, Operator, axis, class, distinct_axes, elements, one, op, same, scalar,
+};
+use crate::error::{Result, bail};
+use tch::{Kind, Tensor};
 
 /// This file's operators.
-pub const OPERATORS: &[(&str, Operator)] = &[
-    ("ReduceMean", |c| {
+pub const OPERATORS: &[Operator] = &[
+    op("ReduceMean", REDUCE, floats, |c| {
         reduce(c, |x, d, k| x.f_mean_dim(d, k, None))
     }),
-    ("ReduceSum", |c| {
+    op("ReduceSum", REDUCE, numbers, |c| {
         reduce(c, |x, d, k| x.f_sum_dim_intlist(d, k, None))
     }),
-    ("ReduceMax", |c| reduce(c, |x, d, k| x.f_amax(d, k))),
-    ("ReduceMin", |c| reduce(c, |x, d, k| x.f_amin(d, k))),
-    ("ReduceL2", |c| {
+    op("ReduceMax", REDUCE, numbers, |c| {
+        reduce(c, |x, d, k| x.f_amax(d, k))
+    }),
+    op("ReduceMin", REDUCE, numbers, |c| {
+        reduce(c, |x, d, k| x.f_amin(d, k))
+    }),
+    // The norm's own gradient is zero at zero, a root's is not.
+    op("ReduceL2", REDUCE, floats, |c| {
         reduce(c, |x, d, k| x.f_norm_scalaropt_dim(2.0, d, k))
     }),
-    ("ReduceSumSquare", |c| {
+    op("ReduceL1", REDUCE, numbers, |c| {
+        reduce(c, |x, d, k| x.f_abs()?.f_sum_dim_intlist(d, k, None))
+    }),
+    op("ReduceSumSquare", REDUCE, numbers, |c| {
         reduce(c, |x, d, k| x.f_mul(x)?.f_sum_dim_intlist(d, k, None))
     }),
-    ("LpNormalization", lp_normalization),
-    ("Softmax", softmax),
+    op("LpNormalization", &["axis", "p"], floats, lp_normalization),
+    op("Softmax", &["axis"], same, |c| {
+        softmax(c, |x, d| x.f_softmax(d, x.kind()))
+    }),
+    op("LogSoftmax", &["axis"], same, |c| {
+        softmax(c, |x, d| x.f_log_softmax(d, x.kind()))
+    }),
 ];
 
-fn reduce(
-    call: &Call,
-    op: impl Fn(&Tensor, &[i64], bool) -> std::result::Result<Tensor, tch::TchError>,
-) -> Result<Vec<Tensor>> {
+const REDUCE: &[&str] = &["axes", "keepdims", "noop_with_empty_axes"];
+
+type Reduced = std::result::Result<Tensor, tch::TchError>;
+
+fn floats(call: &Call) -> Result<Cost> {
+    call.float_input(0)?;
+    numbers(call)
+}
+
+fn numbers(call: &Call) -> Result<Cost> {
+    let x = call.full(0)?;
+    if class(x) == Class::Truth {
+        bail!(Format, "input 0: expected numbers, got truth values");
+    }
+    Ok(Cost::of(elements(x)).with_scratch(elements(x)))
+}
+
+fn reduce(call: &Call, op: impl Fn(&Tensor, &[i64], bool) -> Reduced) -> Result<Vec<Tensor>> {
     let x = call.input(0)?;
     let axes = match call.axes("axes", 1)? {
-        Some(axes) if !axes.is_empty() => axes
-            .iter()
-            .map(|&a| axis(a, x.dim()))
-            .collect::<Result<Vec<_>>>()?,
-        _ if call.int("noop_with_empty_axes", 0) != 0 => return Ok(vec![x.shallow_clone()]),
+        Some(axes) if !axes.is_empty() => distinct_axes(&axes, x.dim())?,
+        _ if call.flag("noop_with_empty_axes")? => {
+            bail!(Operator, "noop_with_empty_axes without axes")
+        }
         _ => (0..x.dim() as i64).collect(),
     };
-    one(op(x, &axes, call.int("keepdims", 1) != 0))
+    one(op(x, &axes, call.int("keepdims", 1)? != 0))
 }
 
 fn lp_normalization(call: &Call) -> Result<Vec<Tensor>> {
     let x = call.input(0)?;
-    let axis = axis(call.int("axis", -1), x.dim())?;
-    let order = call.int("p", 2) as f64;
-    let norm = x.f_norm_scalaropt_dim(order, [axis].as_slice(), true)?;
-    one(x.f_div(&norm.f_clamp_min(1e-12)?))
+    let axis = [axis(call.int("axis", -1)?, x.dim())?];
+    let norm = match call.int("p", 2)? {
+        1 => x.f_abs()?.f_sum_dim_intlist(axis.as_slice(), true, None)?,
+        2 => x.f_norm_scalaropt_dim(2.0, axis.as_slice(), true)?,
+        other => bail!(Operator, "the norm of order {other}"),
+    };
+    // What has no length stays as it is.
+    let zero = norm.f_eq_tensor(&scalar(0.0, Kind::Float)?)?;
+    one(x.f_div(&norm.f_ones_like()?.f_where_self(&zero, &norm)?))
 }
 
-fn softmax(call: &Call) -> Result<Vec<Tensor>> {
+fn softmax(call: &Call, op: impl Fn(&Tensor, i64) -> Reduced) -> Result<Vec<Tensor>> {
     let x = call.input(0)?;
     if call.opset >= 13 {
-        return one(x.f_softmax(axis(call.int("axis", -1), x.dim())?, x.kind()));
+        return one(op(x, axis(call.int("axis", -1)?, x.dim())?));
     }
     // Before opset 13 everything from the axis on is one dimension.
-    let from = axis(call.int("axis", 1), x.dim())?;
+    let from = axis(call.int("axis", 1)?, x.dim())?;
     let flat = x.f_flatten(from, -1)?;
-    one(flat.f_softmax(from, x.kind())?.f_view_as(x))
+    one(op(&flat, from)?.f_reshape(x.size()))
 }

@@ -1,0 +1,189 @@
+//! What a graph may cost. A file of a few hundred bytes can ask for terabytes, so every operator says what it is
+//! about to allocate and to compute, and the sum is checked before it does.
+
+use crate::error::{Result, bail};
+
+/// More nodes than any face network has.
+pub const MAX_NODES: usize = 1 << 16;
+/// More names of inputs and outputs than any face network has, over all nodes.
+pub const MAX_NAMES: usize = 1 << 20;
+/// The most dimensions of a value.
+pub const MAX_RANK: usize = 16;
+/// The most elements of a value, whatever else is allowed.
+const MAX_ELEMENTS: u64 = 1 << 36;
+
+/// What one operator call is about to take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Elements that stay: those of the outputs, unless they are views.
+    pub elements: u64,
+    /// Elements that are needed meanwhile.
+    pub scratch: u64,
+    /// Elements visited or multiplied.
+    pub work: u64,
+}
+
+impl Cost {
+    /// A view of what is there.
+    pub const FREE: Cost = Cost {
+        elements: 0,
+        scratch: 0,
+        work: 0,
+    };
+
+    /// A value of `elements`, each computed once.
+    pub fn of(elements: u64) -> Cost {
+        Cost {
+            elements,
+            scratch: 0,
+            work: elements,
+        }
+    }
+
+    /// The same with `scratch` elements beside it.
+    #[must_use]
+    pub fn with_scratch(self, scratch: u64) -> Cost {
+        Cost { scratch, ..self }
+    }
+
+    /// The same where every element takes `steps` steps.
+    #[must_use]
+    pub fn times(self, steps: u64) -> Cost {
+        Cost {
+            work: self.work.saturating_mul(steps),
+            ..self
+        }
+    }
+}
+
+/// The number of elements of a shape; the largest number where there are too many to count.
+pub fn count(sizes: &[i64]) -> u64 {
+    let sizes = sizes.iter().map(|&size| u64::try_from(size).unwrap_or(0));
+    sizes.fold(1, u64::saturating_mul)
+}
+
+/// A shape that can be: sizes from 0, few dimensions, and few enough elements even where a size of 0 hides them.
+///
+/// # Errors
+/// `Limit`.
+pub fn limited(sizes: Vec<i64>) -> Result<Vec<i64>> {
+    let hidden = sizes.iter().map(|&size| size.max(1)).collect::<Vec<_>>();
+    if sizes.len() > MAX_RANK || sizes.iter().any(|&size| size < 0) || count(&hidden) > MAX_ELEMENTS
+    {
+        let shown = &sizes[..sizes.len().min(MAX_RANK)];
+        bail!(
+            Limit,
+            "a value of {} dimensions, {shown:?}; the most is {MAX_RANK} dimensions and {MAX_ELEMENTS} elements",
+            sizes.len()
+        );
+    }
+    Ok(sizes)
+}
+
+/// Limits, and what has been taken so far.
+#[derive(Debug)]
+pub struct Budget {
+    live: (u64, u64),
+    made: (u64, u64),
+    work: (u64, u64),
+}
+
+impl Budget {
+    /// For what is computed from constants alone, of which the file has `elements`: twice as many elements and
+    /// 2²⁴ more, 2⁹ steps for each and 2³⁰ more.
+    pub fn folding(elements: u64) -> Budget {
+        let made = elements.saturating_mul(2).saturating_add(1 << 24);
+        let work = elements.saturating_mul(1 << 9).saturating_add(1 << 30);
+        Budget {
+            live: (0, made),
+            made: (0, made),
+            work: (0, work),
+        }
+    }
+
+    /// For a run over inputs of `elements`: 2⁸ elements at a time and 2¹³ in all for each, and 2²⁴ more; 2²¹ steps
+    /// for each and 2³⁰ more. The largest recognisers (IResNet-200, ViT-L) take a third of that.
+    pub fn running(elements: u64) -> Budget {
+        let times = |factor: u64, more: u64| elements.saturating_mul(factor).saturating_add(more);
+        Budget {
+            live: (0, times(1 << 8, 1 << 24)),
+            made: (0, times(1 << 13, 1 << 24)),
+            work: (0, times(1 << 21, 1 << 30)),
+        }
+    }
+
+    /// Takes what a call costs.
+    ///
+    /// # Errors
+    /// `Limit`, and then nothing may be allocated.
+    pub fn take(&mut self, cost: Cost) -> Result<()> {
+        let meanwhile = self
+            .live
+            .0
+            .saturating_add(cost.elements)
+            .saturating_add(cost.scratch);
+        self.made.0 = self
+            .made
+            .0
+            .saturating_add(cost.elements)
+            .saturating_add(cost.scratch);
+        self.work.0 = self.work.0.saturating_add(cost.work);
+        let parts = [
+            ("elements at a time", meanwhile, self.live.1),
+            ("elements in all", self.made.0, self.made.1),
+            ("steps", self.work.0, self.work.1),
+        ];
+        for (what, wanted, most) in parts {
+            if wanted > most {
+                bail!(
+                    Limit,
+                    "the model asks for {wanted} {what}, and {most} are allowed for a model and an input of this size"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the elements of a value that stays; those of a view too, because it keeps what it looks at.
+    pub fn hold(&mut self, elements: u64) {
+        self.live.0 = self.live.0.saturating_add(elements);
+    }
+
+    /// Gives back the elements of a value that has gone.
+    pub fn release(&mut self, elements: u64) {
+        self.live.0 = self.live.0.saturating_sub(elements);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_that_cannot_be_is_refused() {
+        assert!(limited(vec![2, 0, 3]).is_ok());
+        for bad in [
+            vec![-1],
+            vec![0, 1 << 62, 1 << 62],
+            vec![1; 17],
+            vec![i64::MAX, i64::MAX],
+        ] {
+            assert_eq!(limited(bad).unwrap_err().status(), 102);
+        }
+        assert_eq!(count(&[i64::MAX, i64::MAX]), u64::MAX);
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_but_not_for_ever() {
+        let most = Cost::of(1 << 24);
+        let mut small = Budget::running(0);
+        assert!(small.take(Cost::of((1 << 24) + 1)).is_err());
+        let mut full = Budget::running(0);
+        full.hold(1);
+        assert!(full.take(most).is_err());
+        full.release(1);
+        let mut large = Budget::running(1 << 20);
+        let runs = (0..1000).take_while(|_| large.take(most).is_ok()).count();
+        assert!((100..1000).contains(&runs), "{runs}");
+    }
+}
