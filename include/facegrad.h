@@ -1060,7 +1060,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * is read.
  *
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
- * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
+ * "kl" | "flux2" | "wan" | "tiny" | "torchscript", which has to be named, since loading a TorchScript file runs code that
+ * is in it; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
  * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
  * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
@@ -1127,24 +1128,8 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
  * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
  * one
- * @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
- * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
- * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
- * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
- * `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
- * "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
- * `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
- * of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
- * "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
- * "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
- * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
- * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
- * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
- * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
- * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
- * samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
- * `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
+ * @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+ * `facegrad_build_info` lists their names
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -1186,8 +1171,8 @@ facegrad_status facegrad_loss_remove_reference(struct facegrad_loss *loss, const
  *
  * @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
  * @param[in] targets references and per-sample facts
- * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype;
- * NULL: not computed
+ * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
+ * float32 (see `facegrad_loss_step`); NULL: not computed
  * @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
  * @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
  * @param[out] result may be NULL; its `struct_size` must be set
@@ -1229,7 +1214,8 @@ facegrad_status facegrad_loss_restore(struct facegrad_loss *loss,
 
 /**
  * What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
- * `face_loss_weight`, `face_types`.
+ * `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
+ * key of the config with the value that counts.
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -1246,13 +1232,14 @@ void facegrad_loss_free(struct facegrad_loss *loss);
 
 /**
  * One training step: from the model's prediction to the weighted loss and its gradient with respect to
- * the prediction, in the prediction's own packing and dtype. A sample that is gated out by its data type,
- * noise level or step number costs nothing.
+ * the prediction, in the prediction's own packing. A sample that is gated out by its data type, noise level or
+ * step number costs nothing.
  *
  * @param[in] step latents, prediction and times
  * @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
  * @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
- * dtype; NULL: not computed
+ * dtype; NULL: not computed. Take float32, whatever the prediction's dtype is, and multiply a loss scale in before
+ * casting: unscaled, most of it is below float16's least number
  * @param[out] samples, result and the rest as in `facegrad_loss_images`
  */
 facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
@@ -1265,16 +1252,16 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    void *stream);
 
 /**
- * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
- * is computed when it is made and stays until the tape is freed.
+ * Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
+ * is computed when it is made and stays until the graph is freed.
  *
- * @param[out] out the new tape; NULL on failure
+ * @param[out] out the new graph; NULL on failure
  */
 facegrad_status facegrad_graph_new(const struct facegrad_context *context,
                                    struct facegrad_graph **out);
 
 /**
- * Puts a copy of a tensor on the tape.
+ * Adds a copy of a tensor.
  *
  * @param[in] tensor float32, float16 or bfloat16, any shape
  * @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
@@ -1384,9 +1371,9 @@ facegrad_status facegrad_graph_read(const struct facegrad_graph *graph,
                                     void *stream);
 
 /**
- * Walks back from a node. Gradients of an earlier walk on this tape are forgotten.
+ * Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
  *
- * @param[in] node the node to start from, usually a loss
+ * @param[in] node the node to differentiate, usually a loss
  * @param[in] seed the gradient with respect to it, of its shape; NULL: ones
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
@@ -1396,8 +1383,8 @@ facegrad_status facegrad_graph_backward(struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Copies the gradient that the last `facegrad_graph_backward` brought to a node; zeros where none
- * arrived.
+ * Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
+ * influence.
  *
  * @param[out] tensor the node's shape, any float dtype
  * @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -1408,7 +1395,7 @@ facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Frees a tape with all its nodes.
+ * Frees a graph with all its nodes.
  */
 void facegrad_graph_free(struct facegrad_graph *graph);
 

@@ -176,6 +176,9 @@ impl Worker {
         match sent.then(|| wait(&answer)) {
             Some(Ok(Ok(result))) => result,
             Some(Ok(Err(panic))) => {
+                if let Some(error) = torch_error(panic.as_ref()) {
+                    return Err(error);
+                }
                 self.poisoned.store(true, Ordering::Release);
                 Err(Error::Panic(panic_text(panic.as_ref())))
             }
@@ -307,6 +310,18 @@ pub fn check_callbacks() -> Result<()> {
     Ok(())
 }
 
+/// The error of libtorch that a panic stands for. tch's scalars are temporaries of the call that they are arguments of, and
+/// unwrap the call's error as they are dropped (tch 0.24, `wrappers/scalar.rs`), before the call can return it. All that
+/// happens then is what would have happened if it had been returned.
+pub fn torch_error(panic: &(dyn Any + Send)) -> Option<Error> {
+    let text = panic
+        .downcast_ref::<String>()?
+        .strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"")?;
+    let told = text.strip_suffix("\")").unwrap_or(text);
+    let told = told.replace("\\n", "\n").replace("\\\"", "\"");
+    Some(tch::TchError::Torch(told).into())
+}
+
 /// What a panic said.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic
@@ -343,6 +358,24 @@ mod tests {
         assert_eq!(poisoned.status(), 12);
         drop(owned);
         assert_eq!(dropped.recv().unwrap(), worker.number);
+    }
+
+    #[test]
+    fn an_error_of_libtorch_is_an_error_where_a_scalar_is_among_the_arguments() {
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let run = |make: fn(&tch::Tensor) -> std::result::Result<tch::Tensor, tch::TchError>| {
+            let failed = worker.run(Stream::default(), move || {
+                let huge = tch::Tensor::f_zeros([1], (tch::Kind::Float, Device::Cpu))?
+                    .f_expand([1i64 << 42], false)?;
+                Ok(make(&huge)?.size())
+            });
+            failed.unwrap_err()
+        };
+        let plain = run(|x| x.f_relu());
+        let scalar = run(|x| x.f_mul_scalar(2.0));
+        assert_eq!((plain.status(), scalar.status()), (200, 200), "{scalar}");
+        assert_eq!(plain.message(), scalar.message());
+        assert!(worker.run(Stream::default(), || Ok(())).is_ok());
     }
 
     #[test]
