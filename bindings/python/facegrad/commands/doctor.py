@@ -161,9 +161,9 @@ def _random_iresnet(generator: torch.Generator) -> dict[str, torch.Tensor]:
         conv(f"{block}.downsample.0", outputs, inputs, 1)
         norm(f"{block}.downsample.1", outputs)
     norm("bn2", widths[-1])
-    state["fc.weight"] = torch.randn(16, widths[-1] * 49, generator=generator) * (widths[-1] * 49) ** -0.5
-    state["fc.bias"] = torch.zeros(16)
-    norm("features", 16)
+    state["fc.weight"] = torch.randn(128, widths[-1] * 49, generator=generator) * (widths[-1] * 49) ** -0.5
+    state["fc.bias"] = torch.zeros(128)
+    norm("features", 128)
     return state
 
 
