@@ -6,7 +6,7 @@ use once_cell::sync::Lazy;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, RwLock};
 
 /// What a handle stands for.
 pub trait Object: Any + Send + Sync {
@@ -92,9 +92,11 @@ pub fn remove<T: Object, H>(handle: *mut H) {
 }
 
 /// The table, locked: nobody looks a handle up, makes or frees one meanwhile.
-pub type Held = RwLockWriteGuard<'static, HashMap<usize, Entry>>;
+#[cfg(unix)]
+pub type Held = std::sync::RwLockWriteGuard<'static, HashMap<usize, Entry>>;
 
 /// Locks the table.
+#[cfg(unix)]
 pub fn hold() -> Held {
     LIVE.write().unwrap_or_else(|e| e.into_inner())
 }

@@ -5,14 +5,19 @@
 //! statics are made at the first use of something, so a handler is registered after the first uses of every entry
 //! point, not only after the first of all.
 
+#[cfg(unix)]
 use super::{boundary, handle};
 use crate::error::{Result, bail};
+#[cfg(unix)]
 use crate::log;
 use crate::nets::onnxruntime;
 use crate::worker::{Busy, Own};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
+#[cfg(unix)]
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::panic::Location;
+#[cfg(unix)]
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -33,6 +38,7 @@ thread_local! {
     /// This thread runs the exit handlers.
     static ENDS: Cell<bool> = const { Cell::new(false) };
     /// What a fork holds, from before until after it.
+    #[cfg(unix)]
     static HELD: RefCell<Option<(handle::Held, log::Held)>> = const { RefCell::new(None) };
 }
 
@@ -95,10 +101,7 @@ fn register() {
     #[cfg(target_env = "gnu")]
     {
         unsafe extern "C" {
-            fn on_exit(
-                handler: extern "C" fn(c_int, *mut c_void),
-                argument: *mut c_void,
-            ) -> c_int;
+            fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
         }
         let argument = std::ptr::without_provenance_mut(usize::from(last));
         // SAFETY: the handler is a function of this library, which is never unloaded (`-z nodelete`).
@@ -146,6 +149,7 @@ fn end(status: Option<c_int>, last: bool) {
 
 /// A child has one thread, the one that forked. Locks that other threads held would stay locked in it, and calls
 /// that they were inside would never end.
+#[cfg(unix)]
 fn watch_forks() {
     static ONCE: Once = Once::new();
     extern "C" fn before() {
@@ -167,3 +171,6 @@ fn watch_forks() {
         unsafe { libc::pthread_atfork(Some(before), Some(parent), Some(child)) };
     });
 }
+
+#[cfg(not(unix))]
+fn watch_forks() {}
