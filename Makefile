@@ -2,7 +2,7 @@
 # make test   sets everything up and runs every suite
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
 # Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
-# freeze, bench, clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
+# freeze, bench, fuzz (MINUTES for each target, or for those in TARGETS), clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
 # models, PREFIX and DESTDIR for the installation.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test setup build install fixtures header freeze bench clean prerequisites
+.PHONY: demo demo-pixels results test setup build install fixtures header freeze bench fuzz clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -98,6 +98,10 @@ bench: build $(VENV)/.ready-tests
 	$(RUN) benches/window.py
 	test ! -d $(DATA) || $(RUN) benches/mobilefacenet.py $(DATA)
 	test ! -d $(DATA) || $(RUN) benches/evaluate.py $(DATA)
+
+# Campaigns; what they find and keep is replayed by `cargo test --test hostile`. See docs/reliability.md.
+fuzz: $(VENV)/.ready-tests
+	fuzz/campaign $(or $(MINUTES),5) $(TARGETS)
 
 clean:
 	cargo clean

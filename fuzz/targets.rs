@@ -15,8 +15,12 @@ use std::io::Write;
 #[global_allocator]
 pub static MEMORY: PeakAlloc = PeakAlloc;
 
+#[cfg(feature = "torch")]
+#[path = "graphs.rs"]
+mod graphs;
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("files", files),
     ("onnx", model),
     ("pickle", pickle),
@@ -24,6 +28,10 @@ pub const TARGETS: [(&str, fn(&[u8])); 7] = [
     ("archive", archive),
     ("safetensors", safetensors),
     ("config", config),
+    #[cfg(feature = "torch")]
+    ("graph", graphs::graph),
+    #[cfg(feature = "torch")]
+    ("tensor", graphs::tensor),
 ];
 
 /// Runs one target on one input.

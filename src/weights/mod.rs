@@ -6,6 +6,7 @@ mod budget;
 mod kind;
 mod names;
 pub mod onnx;
+mod replace;
 mod safetensors;
 mod source;
 mod torch;

@@ -2,6 +2,7 @@
 //! header is read here, since the crate's own reading keeps many times its size.
 
 use super::budget::{Budget, OVER};
+use super::replace::replace;
 use super::source::Source;
 use super::{Array, Dtype, Weights};
 use crate::error::{Error, Result, bail, brief, shorten};
@@ -174,9 +175,11 @@ fn dtype(kind: Kind) -> Option<Dtype> {
     })
 }
 
-/// Writes arrays as a file that is there as a whole or not at all.
+/// Writes arrays as a file that is there as a whole or not at all, also after a crash of the machine. An older
+/// file is replaced, through a link where the path is one; what is no regular file is not.
+///
+/// Errors: `Io`; then the older file is as it was, and nothing else is left behind.
 pub fn write(path: &Path, weights: &Weights) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::Io(format!("{}: {e}", path.display()));
     let views = weights.iter().map(|(name, array)| {
         let view = TensorView::new(kind(array.dtype), array.shape.clone(), &array.data);
         Ok((
@@ -185,18 +188,9 @@ pub fn write(path: &Path, weights: &Weights) -> Result<()> {
         ))
     });
     let views = views.collect::<Result<Vec<_>>>()?;
-    let bytes = safetensors::serialize(views, None).map_err(|e| failed(&e))?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = folder.unwrap_or(Path::new(".")).join(name);
-    std::fs::write(&part, bytes).map_err(|e| failed(&e))?;
-    std::fs::rename(&part, path).map_err(|e| {
-        let _ = std::fs::remove_file(&part);
-        failed(&e)
-    })
+    let bytes = safetensors::serialize(views, None)
+        .map_err(|e| Error::Internal(format!("{}: {e}", path.display())))?;
+    replace(path, &bytes)
 }
 
 fn kind(dtype: Dtype) -> Kind {
