@@ -129,12 +129,16 @@ impl Source<'_> {
     }
 }
 
-/// An empty buffer with room for `count` bytes. A machine that has none is an error, where Rust's own containers end the
-/// process.
-pub fn buffer(count: usize) -> Result<Vec<u8>> {
+/// An empty buffer with room for `count` elements. A machine that has none is an error, where Rust's own containers end
+/// the process.
+pub fn buffer<T>(count: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
     if data.try_reserve_exact(count).is_err() {
-        bail!(OutOfMemory, "no memory for {count} bytes");
+        bail!(
+            OutOfMemory,
+            "no memory for {count} numbers of {} bytes",
+            size_of::<T>()
+        );
     }
     Ok(data)
 }
