@@ -798,6 +798,11 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_CALLBACK 13
 
 /**
+ * The process is ending: `exit` was called, or the main program has returned.
+ */
+#define FACEGRAD_ERR_EXITING 14
+
+/**
  * A file cannot be found or read.
  */
 #define FACEGRAD_ERR_IO 100
@@ -1055,7 +1060,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * is read.
  *
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
- * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
+ * "kl" | "flux2" | "wan" | "tiny" | "torchscript", which has to be named, since loading a TorchScript file runs code that
+ * is in it; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
  * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
  * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
@@ -1165,8 +1171,8 @@ facegrad_status facegrad_loss_remove_reference(struct facegrad_loss *loss, const
  *
  * @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
  * @param[in] targets references and per-sample facts
- * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype;
- * NULL: not computed
+ * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
+ * float32 (see `facegrad_loss_step`); NULL: not computed
  * @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
  * @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
  * @param[out] result may be NULL; its `struct_size` must be set
@@ -1208,7 +1214,8 @@ facegrad_status facegrad_loss_restore(struct facegrad_loss *loss,
 
 /**
  * What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
- * `face_loss_weight`, `face_types`.
+ * `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
+ * key of the config with the value that counts.
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -1225,13 +1232,14 @@ void facegrad_loss_free(struct facegrad_loss *loss);
 
 /**
  * One training step: from the model's prediction to the weighted loss and its gradient with respect to
- * the prediction, in the prediction's own packing and dtype. A sample that is gated out by its data type,
- * noise level or step number costs nothing.
+ * the prediction, in the prediction's own packing. A sample that is gated out by its data type, noise level or
+ * step number costs nothing.
  *
  * @param[in] step latents, prediction and times
  * @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
  * @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
- * dtype; NULL: not computed
+ * dtype; NULL: not computed. Take float32, whatever the prediction's dtype is, and multiply a loss scale in before
+ * casting: unscaled, most of it is below float16's least number
  * @param[out] samples, result and the rest as in `facegrad_loss_images`
  */
 facegrad_status facegrad_loss_step(struct facegrad_loss *loss,

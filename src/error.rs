@@ -30,6 +30,12 @@ macro_rules! errors {
             pub fn context(self, context: impl fmt::Display) -> Self {
                 match self { $(Error::$name(message) => Error::$name(format!("{context}: {message}")),)+ }
             }
+
+            /// The same error with `hint` put behind its sentence: `…; try …`.
+            #[must_use]
+            pub fn hint(self, hint: impl fmt::Display) -> Self {
+                match self { $(Error::$name(message) => Error::$name(format!("{message}; {hint}")),)+ }
+            }
         }
 
         /// The static name of a status code; `unknown` for a code this library never returns.
@@ -70,6 +76,8 @@ errors! {
     Poisoned = 12, "context poisoned";
     /// A C++ exception left a callback of the host.
     Callback = 13, "callback threw";
+    /// The process is ending.
+    Exiting = 14, "process is ending";
     /// A file cannot be found or read.
     Io = 100, "file cannot be read";
     /// A file is not of the expected kind, or is damaged.

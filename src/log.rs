@@ -1,7 +1,10 @@
 //! Messages to the host. The library never prints: it calls the host's callback, or nothing.
 
 use once_cell::sync::Lazy;
-use std::sync::{Arc, RwLock};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 /// How much a message matters. The numbers are those of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,21 +23,62 @@ pub enum Level {
 /// What receives the messages. It may be called from any thread.
 pub type Sink = Arc<dyn Fn(Level, &str) + Send + Sync>;
 
-static SINK: Lazy<RwLock<Option<(Level, Sink)>>> = Lazy::new(|| RwLock::new(None));
+type Setting = Option<(Level, Sink)>;
 
-/// Sets the receiver and the least important level that it gets; `None` silences the library.
-pub fn set_sink(sink: Option<(Level, Sink)>) {
+static SINK: Lazy<RwLock<Setting>> = Lazy::new(|| RwLock::new(None));
+
+/// How many messages are on their way.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// How many of them are this thread's.
+    static OWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How long a receiver is waited for that is taken away while it runs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sets the receiver and the least important level that it gets; `None` silences the library. On return the old
+/// receiver is not running any more, nor will it again, unless this is called from it.
+pub fn set_sink(sink: Setting) {
     *SINK.write().unwrap_or_else(|e| e.into_inner()) = sink;
+    let start = Instant::now();
+    while RUNNING.load(SeqCst) > OWN.get() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// Sends one message to the host.
 pub fn emit(level: Level, message: &str) {
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            OWN.set(OWN.get().saturating_sub(1));
+            RUNNING.fetch_sub(1, SeqCst);
+        }
+    }
+    RUNNING.fetch_add(1, SeqCst);
+    OWN.set(OWN.get() + 1);
+    let _running = Running;
     let sink = SINK.read().unwrap_or_else(|e| e.into_inner()).clone();
     if let Some((max, sink)) = sink
         && level <= max
     {
         sink(level, message);
     }
+}
+
+/// The setting, locked: nobody reads or changes it meanwhile.
+pub type Held = RwLockWriteGuard<'static, Setting>;
+
+/// Locks the setting, over a fork.
+pub fn hold() -> Held {
+    SINK.write().unwrap_or_else(|e| e.into_inner())
+}
+
+/// In a forked child: the messages of threads that are not here will never arrive.
+pub fn forked() {
+    RUNNING.store(OWN.get(), SeqCst);
 }
 
 /// `warn_host!("sample {i}: no face")`

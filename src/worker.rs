@@ -8,20 +8,89 @@ use crate::tensor::Stream;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::Device;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Work that the process must not end under: a call, or what a call left for a worker to drop.
+pub struct Busy(());
+
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+impl Busy {
+    /// Counts until it is dropped.
+    #[expect(clippy::new_without_default, reason = "it counts")]
+    pub fn new() -> Busy {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        Busy(())
+    }
+
+    /// How much of it there is.
+    pub fn count() -> usize {
+        BUSY.load(Ordering::SeqCst)
+    }
+
+    /// In a forked child: the work of threads that are not here will never be done.
+    pub fn forked() {
+        BUSY.store(Own::count(), Ordering::SeqCst);
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// While it lives, one [`Busy`] cannot end before this thread goes on.
+pub struct Own(());
+
+impl Own {
+    /// Counts until it is dropped.
+    #[expect(clippy::new_without_default, reason = "it counts")]
+    pub fn new() -> Own {
+        OWN.set(OWN.get() + 1);
+        Own(())
+    }
+
+    /// How many there are on this thread.
+    pub fn count() -> usize {
+        OWN.get()
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        OWN.set(OWN.get().saturating_sub(1));
+    }
+}
+
+/// Numbers the workers; 0 stands for any other thread.
+static NEXT: AtomicUsize = AtomicUsize::new(1);
+
+// None of these has a destructor, so they are there in exit handlers too, when a thread's other data is gone.
+thread_local! {
+    static OWN: Cell<usize> = const { Cell::new(0) };
+    static WORKER: Cell<usize> = const { Cell::new(0) };
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+    static THREW: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is a context's.
+pub fn on_worker() -> bool {
+    WORKER.get() != 0
+}
+
 /// The thread of one context. Calls from any number of host threads are run one after the other.
 pub struct Worker {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    id: ThreadId,
+    number: usize,
     pid: u32,
     device: Device,
     poisoned: AtomicBool,
@@ -31,16 +100,19 @@ impl Worker {
     /// Starts the thread.
     pub fn spawn(device: Device) -> Result<Arc<Worker>> {
         let (jobs, queue) = channel::<Job>();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new()
             .name("facegrad".into())
             .spawn(move || {
+                WORKER.set(number);
                 for job in queue {
+                    let _own = Own::new();
                     job();
                 }
             })
             .map_err(|e| Error::Internal(format!("the worker thread cannot be started: {e}")))?;
         Ok(Arc::new(Worker {
-            id: thread.thread().id(),
+            number,
             jobs: Some(jobs),
             thread: Some(thread),
             pid: std::process::id(),
@@ -68,7 +140,7 @@ impl Worker {
                  make a new context in the child"
             );
         }
-        if std::thread::current().id() == self.id || in_callback() {
+        if WORKER.get() == self.number || in_callback() {
             bail!(
                 Reentrant,
                 "a callback of facegrad must not call back into facegrad"
@@ -104,6 +176,9 @@ impl Worker {
         match sent.then(|| wait(&answer)) {
             Some(Ok(Ok(result))) => result,
             Some(Ok(Err(panic))) => {
+                if let Some(error) = torch_error(panic.as_ref()) {
+                    return Err(error);
+                }
                 self.poisoned.store(true, Ordering::Release);
                 Err(Error::Panic(panic_text(panic.as_ref())))
             }
@@ -116,10 +191,12 @@ impl Worker {
         if std::process::id() != self.pid {
             // The thread is the parent's; dropping tensors of a forked CUDA context would crash.
             std::mem::forget(value);
-        } else if std::thread::current().id() == self.id {
+        } else if WORKER.get() == self.number {
             drop(value);
         } else if let Some(jobs) = &self.jobs {
+            let busy = Busy::new();
             let run: Job = Box::new(move || {
+                let _busy = busy;
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
             });
             let _ = jobs.send(run);
@@ -137,7 +214,7 @@ impl Drop for Worker {
             return;
         }
         drop(self.jobs.take());
-        if std::thread::current().id() != self.id {
+        if WORKER.get() != self.number {
             let _ = thread.join();
         }
     }
@@ -208,11 +285,6 @@ impl<T: Send + 'static> Drop for Owned<T> {
     }
 }
 
-thread_local! {
-    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
-    static THREW: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Whether this thread is inside a callback of the host.
 pub fn in_callback() -> bool {
     IN_CALLBACK.get()
@@ -238,6 +310,18 @@ pub fn check_callbacks() -> Result<()> {
     Ok(())
 }
 
+/// The error of libtorch that a panic stands for. tch's scalars are temporaries of the call that they are arguments of, and
+/// unwrap the call's error as they are dropped (tch 0.24, `wrappers/scalar.rs`), before the call can return it. All that
+/// happens then is what would have happened if it had been returned.
+pub fn torch_error(panic: &(dyn Any + Send)) -> Option<Error> {
+    let text = panic
+        .downcast_ref::<String>()?
+        .strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"")?;
+    let told = text.strip_suffix("\")").unwrap_or(text);
+    let told = told.replace("\\n", "\n").replace("\\\"", "\"");
+    Some(tch::TchError::Torch(told).into())
+}
+
 /// What a panic said.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic
@@ -254,10 +338,10 @@ mod tests {
 
     #[test]
     fn a_panic_poisons_and_the_value_is_dropped_on_the_thread() {
-        struct Probe(std::sync::mpsc::Sender<ThreadId>);
+        struct Probe(std::sync::mpsc::Sender<usize>);
         impl Drop for Probe {
             fn drop(&mut self) {
-                let _ = self.0.send(std::thread::current().id());
+                let _ = self.0.send(WORKER.get());
             }
         }
         let worker = Worker::spawn(Device::Cpu).unwrap();
@@ -273,7 +357,25 @@ mod tests {
         let poisoned = owned.with(Stream::default(), |_| Ok(())).unwrap_err();
         assert_eq!(poisoned.status(), 12);
         drop(owned);
-        assert_eq!(dropped.recv().unwrap(), worker.id);
+        assert_eq!(dropped.recv().unwrap(), worker.number);
+    }
+
+    #[test]
+    fn an_error_of_libtorch_is_an_error_where_a_scalar_is_among_the_arguments() {
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let run = |make: fn(&tch::Tensor) -> std::result::Result<tch::Tensor, tch::TchError>| {
+            let failed = worker.run(Stream::default(), move || {
+                let huge = tch::Tensor::f_zeros([1], (tch::Kind::Float, Device::Cpu))?
+                    .f_expand([1i64 << 42], false)?;
+                Ok(make(&huge)?.size())
+            });
+            failed.unwrap_err()
+        };
+        let plain = run(|x| x.f_relu());
+        let scalar = run(|x| x.f_mul_scalar(2.0));
+        assert_eq!((plain.status(), scalar.status()), (200, 200), "{scalar}");
+        assert_eq!(plain.message(), scalar.message());
+        assert!(worker.run(Stream::default(), || Ok(())).is_ok());
     }
 
     #[test]

@@ -80,7 +80,9 @@ using Run = std::function<Report(const at::Tensor &, const TensorView *)>;
 class FaceLossFunction : public torch::autograd::Function<FaceLossFunction> {
   public:
     static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input, const Run *run, bool wanted, Report *report) {
-        const at::Tensor gradient = wanted ? at::empty_like(input) : at::Tensor();
+        // float32 until the outer gradient, which may be a loss scale, has been multiplied in.
+        const at::Tensor gradient = wanted ? at::empty(input.sizes(), input.options().dtype(at::kFloat)) : at::Tensor();
+        context->saved_data["dtype"] = input.scalar_type();
         const auto out = optional_view(gradient);
         Report computed = (*run)(input, out ? &*out : nullptr);
         const double value = computed.result.loss;
@@ -93,7 +95,7 @@ class FaceLossFunction : public torch::autograd::Function<FaceLossFunction> {
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context, torch::autograd::variable_list outer) {
         TORCH_CHECK(!at::GradMode::is_enabled(), "facegrad: the face loss has no second derivative (create_graph)");
         const at::Tensor gradient = context->get_saved_variables()[0];
-        return {(gradient * outer[0]).to(gradient.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor()};
+        return {(gradient * outer[0]).to(context->saved_data["dtype"].toScalarType()), at::Tensor(), at::Tensor(), at::Tensor()};
     }
 };
 

@@ -9,6 +9,7 @@ pub use place::{Alignment, crop_for};
 use crate::config::Rect;
 use crate::error::{Result, bail};
 use crate::face::{Affine, invert};
+use crate::weights::buffer;
 use tch::{Kind, Tensor};
 
 /// The pixels outside an image.
@@ -110,7 +111,7 @@ pub fn align_within(
 /// The position of every crop pixel in its image or window, `[M,size,size,2]` in the units of grid_sampler, where −1 and
 /// 1 are the outer edges. It is computed in f64 on the CPU and rounded once.
 fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
-    let mut points = Vec::with_capacity(crops.len() * (size * size * 2) as usize);
+    let mut points = buffer(crops.len() * (size * size * 2) as usize)?;
     for (crop, frame) in crops.iter().zip(frames) {
         let window = &frame.window;
         let place = |at: f64, first: i64, length: i64| {

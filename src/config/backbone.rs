@@ -1,3 +1,4 @@
+use super::path::path;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub enum ColorOrder {
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
     /// The weights: arcface_torch `.pth` / `.safetensors`, or any recogniser ONNX.
+    #[serde(deserialize_with = "path")]
     pub path: PathBuf,
     /// `r18`, `r34`, `r50`, `r100`, `r200`: checked against the file's blocks where given.
     #[serde(default)]

@@ -1,8 +1,7 @@
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{MapAccess, Visitor};
+use super::path::PathText;
+use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
-use std::fmt;
-use std::marker::PhantomData;
+use serde_json::value::RawValue;
 use std::path::PathBuf;
 
 /// A network by its file alone, or with all the keys of its configuration.
@@ -14,28 +13,26 @@ pub enum Choice<T> {
     Config(Box<T>),
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Choice<T> {
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
     /// By hand, since serde's untagged enums lose what is wrong with the object.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
-            type Value = Choice<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a path or an object")
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let json = raw.get();
+        let read = match json.as_bytes().first() {
+            Some(b'"') => serde_json::from_str(json).map(|PathText(path)| Choice::Path(path)),
+            Some(b'{') => serde_json::from_str(json).map(|c| Choice::Config(Box::new(c))),
+            _ => {
+                let start: String = json.chars().take(20).collect();
+                return Err(D::Error::custom(format!(
+                    "expected a path or an object, got {start}"
+                )));
             }
-
-            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Self::Value, E> {
-                PathBuf::deserialize(StrDeserializer::new(path)).map(Choice::Path)
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Self::Value, M::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(|c| Choice::Config(Box::new(c)))
-            }
-        }
-
-        deserializer.deserialize_any(Either(PhantomData))
+        };
+        // Where in the text it is would be told of the part, not of the whole.
+        read.map_err(|e| {
+            let text = e.to_string();
+            D::Error::custom(text.split(" at line ").next().unwrap_or_default())
+        })
     }
 }
 

@@ -1,9 +1,10 @@
+use super::path::{optional_path, path};
 use super::{Engine, Provider, Runtime};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Which of several faces a sample's loss looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum FaceChoice {
     /// The highest detection score.
@@ -22,6 +23,7 @@ pub enum FaceChoice {
 #[serde(deny_unknown_fields)]
 pub struct DetectorConfig {
     /// The SCRFD ONNX file (det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
+    #[serde(deserialize_with = "path")]
     pub path: PathBuf,
     /// What runs the network.
     #[serde(default)]
@@ -37,7 +39,7 @@ pub struct DetectorConfig {
     #[serde(default = "default_nms")]
     pub nms_threshold: f64,
     /// The ONNX Runtime library; without it the Python wheel and the loader are asked.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_path")]
     pub onnxruntime: Option<PathBuf>,
     /// ONNX Runtime's execution providers, best first; empty: the CPU.
     #[serde(default)]

@@ -1,12 +1,13 @@
+use super::path::optional_path;
 use super::{
     BackboneConfig, Choice, DetectorChoice, DetectorConfig, Engine, FaceChoice, Provider, Runtime,
 };
 use crate::error::{Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// How the similarities to several reference images of one person become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
     /// The cosine with the normalised mean of their embeddings.
@@ -34,6 +35,7 @@ pub struct EvaluatorConfig {
     /// ONNX Runtime's execution providers for the same, best first; empty: the CPU.
     pub providers: Vec<Provider>,
     /// ONNX Runtime's library or its folder, for the same.
+    #[serde(deserialize_with = "optional_path")]
     pub onnxruntime: Option<PathBuf>,
     /// Which of several faces is compared.
     pub face_choice: FaceChoice,

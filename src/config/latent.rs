@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a diffusion model predicts. The named models stand for flow matching with the sign and
 /// the time as their transformer has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
     /// Flow matching: the velocity `noise − x0`.
@@ -25,7 +25,7 @@ pub enum Prediction {
 }
 
 /// What the host's time numbers are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Time {
     /// Flow: the noise fraction in [0, 1]. Epsilon and v: the training timestep 0…999 of the
@@ -39,7 +39,7 @@ pub enum Time {
 }
 
 /// How the host's prediction becomes the clean latent x0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct PredictionConfig {
     /// What the model predicts.
@@ -53,7 +53,7 @@ pub struct PredictionConfig {
 }
 
 /// How latents are laid out in the host's tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// `[B,C,H,W]`.
@@ -68,7 +68,7 @@ pub enum Packing {
 }
 
 /// A rectangle of pixels: in a configuration, of the unpacked `[B,C,H,W]` latent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rect {
     /// First column.
@@ -132,7 +132,7 @@ impl Default for CustomFormat {
 }
 
 /// How a decoded image is brought into [0, 1].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum ClampPolicy {
     /// Cut off. No gradient where the image is saturated.

@@ -1,13 +1,14 @@
+use super::path::optional_path;
 use super::{
     Choice, ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, Packing, PredictionConfig, Rect,
     VaeConfig,
 };
 use crate::error::{Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// How a face becomes the recogniser's input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum AlignMode {
     /// A square of 1.2 times the box's longer side, resized. The method's default.
@@ -18,7 +19,7 @@ pub enum AlignMode {
 }
 
 /// Where the face of a generated image is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Locate {
     /// By detection on the generated image.
@@ -32,7 +33,7 @@ pub enum Locate {
 }
 
 /// How the several images of one registered reference act together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceMode {
     /// The normalised mean of their embeddings. 0.1 called it `mean`, which is still read.
@@ -44,7 +45,7 @@ pub enum ReferenceMode {
 }
 
 /// What of an image is decoded for the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DecodeMode {
     /// All of it.
@@ -58,7 +59,7 @@ pub enum DecodeMode {
 
 /// Where the GroupNorms of a window get the statistics of the whole map from. Decoders without GroupNorm
 /// need none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum NormStats {
     /// `cached` where sample and noise level are known and the level is at most `norm_stats_t_max`, else
@@ -75,7 +76,7 @@ pub enum NormStats {
 }
 
 /// The method's name for what this library computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum LossType {
     /// The loss with a gradient.
@@ -90,7 +91,7 @@ pub type DetectorChoice = Choice<DetectorConfig>;
 pub type VaeChoice = Choice<VaeConfig>;
 
 /// How much a sample counts by its noise level t in [0, 1].
-#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeWeight {
     /// 1.
@@ -109,8 +110,8 @@ pub enum TimeWeight {
     Table(Vec<f64>),
 }
 
-/// Configuration of a loss.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// Configuration of a loss. As JSON it tells all but the networks, which describe themselves.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
     /// `false` gates every sample out.
@@ -124,10 +125,13 @@ pub struct LossConfig {
     /// The `data_type`s that count.
     pub face_types: Vec<String>,
     /// The recogniser's weights, where no backbone is handed over.
+    #[serde(deserialize_with = "optional_path", skip_serializing)]
     pub arcface_weights: Option<PathBuf>,
     /// `r18`, `r34`, `r50`, `r100`, `r200`: checked against the weights where given.
+    #[serde(skip_serializing)]
     pub arcface_model: Option<String>,
     /// The detector, where none is handed over.
+    #[serde(skip_serializing)]
     pub detector: Option<DetectorChoice>,
     /// Where the face of a generated image is looked for.
     pub landmarks: Locate,
@@ -143,6 +147,7 @@ pub struct LossConfig {
     /// How many reference faces are remembered by content; 0 remembers none.
     pub reference_cache: usize,
     /// The VAE, where none is handed over; needed by the fused step alone.
+    #[serde(skip_serializing)]
     pub vae: Option<VaeChoice>,
     /// How the model's prediction becomes the clean latent.
     pub prediction: PredictionConfig,

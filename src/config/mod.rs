@@ -8,6 +8,7 @@ mod detector;
 mod evaluator;
 mod latent;
 mod loss;
+mod path;
 mod runtime;
 mod vae;
 
@@ -23,6 +24,7 @@ pub use loss::{
     AlignMode, DecodeMode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
     TimeWeight, VaeChoice,
 };
+pub use path::from_bytes as path_from_bytes;
 pub use runtime::{Engine, Provider, Runtime};
 pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 

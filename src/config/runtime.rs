@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// ONNX Runtime on the CPU where its library is found, else libtorch; libtorch on CUDA. ONNX Runtime
-    /// wherever `providers` are named.
+    /// wherever `providers` are named; where none are and the engine refuses a file, the other one.
     #[default]
     Auto,
     /// ONNX Runtime; a missing library is an error.

@@ -1,3 +1,4 @@
+use super::path::optional_path;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -13,7 +14,8 @@ pub enum VaeFamily {
     Wan,
     /// TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
     Tiny,
-    /// A scripted or traced module that maps latents to an image.
+    /// A scripted or traced module that maps latents to an image. Loading one runs code that is in the file, so it
+    /// has to be asked for.
     Torchscript,
 }
 
@@ -58,8 +60,9 @@ pub enum ImageRange {
 pub struct VaeConfig {
     /// A safetensors, `.pth` or TorchScript file, a single-file checkpoint, or a diffusers folder.
     /// Not needed where the host gives the weights as tensors.
+    #[serde(deserialize_with = "optional_path")]
     pub path: Option<PathBuf>,
-    /// The family that the file must be of.
+    /// The family that the file must be of. Default: found from the tensors; never TorchScript.
     pub family: Option<VaeFamily>,
     /// Element type of weights and activations.
     pub dtype: Precision,

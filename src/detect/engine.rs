@@ -4,7 +4,7 @@ use super::decode::Output;
 use super::letterbox::Canvas;
 use crate::config::DetectorConfig;
 use crate::error::{Result, bail};
-use crate::nets::{OnnxGraph, onnxruntime};
+use crate::nets::{OnnxGraph, engine, onnxruntime};
 use crate::weights::onnx::Model;
 use tch::{Device, Kind, Tensor};
 
@@ -19,18 +19,17 @@ pub enum Network {
 /// Loads the model; the text says which engine and why.
 pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(Network, String)> {
     let runtime = config.runtime();
-    let (ort, why) = onnxruntime::chosen(&runtime, device)?;
-    if ort {
+    let torch = || {
+        let graph = OnnxGraph::new(model, device, Kind::Float)?;
+        Ok(Network::Torch(Box::new(graph), device))
+    };
+    let ort = || {
         OnnxGraph::check_constants(model)?;
         let session = onnxruntime::Session::open(&config.path, &runtime, device)?;
         let engine = session.library();
-        return Ok((Network::Ort(session), engine));
-    }
-    let graph = OnnxGraph::new(model, device, Kind::Float)?;
-    Ok((
-        Network::Torch(Box::new(graph), device),
-        format!("libtorch{why}"),
-    ))
+        Ok((Network::Ort(session), engine))
+    };
+    engine::open(&runtime, device, torch, ort)
 }
 
 impl Network {

@@ -3,6 +3,7 @@
 use super::resize;
 use crate::error::Result;
 use crate::tensor::Pixels;
+use crate::weights::buffer;
 use tch::{Kind, Tensor};
 
 /// The input of a detector's network, `[1,3,S,S]`.
@@ -46,7 +47,8 @@ impl Picture for Pixels {
 
     fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas> {
         let (side, height, width) = (side as usize, height as usize, width as usize);
-        let mut values = vec![-MEAN / STD; 3 * side * side];
+        let mut values = buffer(3 * side * side)?;
+        values.resize(3 * side * side, -MEAN / STD);
         resize::rows(self, height, width, |plane, y, row| {
             let start = (plane * side + y) * side;
             for (value, &pixel) in values[start..start + width].iter_mut().zip(row) {

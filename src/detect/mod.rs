@@ -68,14 +68,15 @@ impl Detector {
                 retry_sizes,
                 retry_padding: config.retry_padding,
                 description: format!(
-                    "{} on {engine}; sizes {sizes:?}, threshold {}, NMS {}",
+                    "{} on {engine}; sizes {sizes:?}, threshold {}, NMS {}{}",
                     config
                         .path
                         .file_name()
                         .unwrap_or_default()
                         .to_string_lossy(),
                     config.threshold,
-                    config.nms_threshold
+                    config.nms_threshold,
+                    further(config)
                 ),
                 sizes,
             })
@@ -176,6 +177,21 @@ impl Detector {
         }
         Ok(faces)
     }
+}
+
+/// What else decides whether a face is found, where it is asked for.
+fn further(config: &DetectorConfig) -> String {
+    let mut text = String::new();
+    if config.min_size > 0.0 {
+        text += &format!(", no face below {} pixels", config.min_size);
+    }
+    if !config.retry_sizes.is_empty() {
+        text += &format!(", then sizes {:?}", config.retry_sizes);
+    }
+    if config.retry_padding > 0.0 {
+        text += &format!(", then with a border of {}", config.retry_padding);
+    }
+    text
 }
 
 /// The detection sizes: what the model fixes, else what the config lists.

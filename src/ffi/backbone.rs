@@ -6,6 +6,7 @@ use super::handle::{self, Object};
 use super::read::text;
 use super::types::*;
 use super::views;
+use super::watch::Watch;
 use crate::align::{Crop, align, crop_for};
 use crate::config::{AlignMode, BackboneConfig, parse};
 use crate::error::{Result, bail};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 pub(super) struct Backbone {
     /// The network.
     pub owned: Owned<Recogniser>,
+    watch: Arc<Watch>,
     description: String,
     dim: i64,
     input_size: i64,
@@ -36,6 +38,7 @@ pub(super) fn load(worker: &Arc<Worker>, config: BackboneConfig) -> Result<Backb
     })?;
     Ok(Backbone {
         owned,
+        watch: Arc::new(Watch::new()),
         description,
         dim,
         input_size,
@@ -139,9 +142,11 @@ pub unsafe extern "C" fn facegrad_backbone_embed(
                 views::output("embeddings", embeddings, &shape, device)?,
             )
         };
+        let watch = backbone.watch.clone();
         backbone.owned.with(Stream::new(stream), move |net| {
             let _frozen = tch::no_grad_guard();
             let images = images.borrow()?;
+            watch.look("images", &images)?;
             let crops = match crops {
                 Some(crops) => align(&images, &crops, size)?,
                 None => images,

@@ -1,57 +1,84 @@
 //! The wall between the host and the library: no panic crosses it, every error becomes a status
 //! and a sentence.
 
+use super::life;
 use crate::error::{Error, Result};
 use crate::log::{Level, emit};
-use crate::worker::{check_callbacks, in_callback, panic_text};
+use crate::worker::{check_callbacks, in_callback, on_worker, panic_text, torch_error};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::{Mutex, Once};
 
 thread_local! {
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The last error of a thread whose own data is gone already: in an exit handler or a key's destructor.
+static LATE_ERROR: Mutex<String> = Mutex::new(String::new());
+
 /// Runs the body of one entry point.
+#[track_caller]
 pub fn call(body: impl FnOnce() -> Result<()>) -> i32 {
     quiet_panics();
-    let outer = INSIDE.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        if in_callback() {
-            return Err(Error::Reentrant(
-                "a callback of facegrad must not call back into facegrad".into(),
-            ));
+    let outcome = match life::enter() {
+        Err(error) => Ok(Err(error)),
+        Ok(_inside) => {
+            let outer = INSIDE.replace(true);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                if in_callback() {
+                    return Err(Error::Reentrant(
+                        "a callback of facegrad must not call back into facegrad".into(),
+                    ));
+                }
+                body()?;
+                check_callbacks()
+            }));
+            INSIDE.set(outer);
+            outcome
         }
-        body()?;
-        check_callbacks()
-    }));
-    INSIDE.set(outer);
+    };
     let error = match outcome {
-        Ok(Ok(())) => return 0,
+        Ok(Ok(())) => {
+            life::worked(Location::caller());
+            return 0;
+        }
         Ok(Err(error)) => error,
         Err(panic) => Error::Panic(panic_text(panic.as_ref())),
     };
     let status = error.status();
-    LAST_ERROR.with_borrow_mut(|last| *last = error.message().to_string());
+    remember(error.message());
     status
+}
+
+fn remember(message: &str) {
+    let own = LAST_ERROR.try_with(|last| *last.borrow_mut() = message.to_string());
+    if let (Err(_), Ok(mut late)) = (own, LATE_ERROR.try_lock()) {
+        *late = message.to_string();
+    }
 }
 
 /// The text of this thread's last error.
 pub fn last_error() -> String {
-    LAST_ERROR.with_borrow(Clone::clone)
+    LAST_ERROR
+        .try_with(|last| last.borrow().clone())
+        .unwrap_or_else(|_| {
+            let late = LATE_ERROR.try_lock();
+            late.map(|text| text.clone()).unwrap_or_default()
+        })
 }
 
 /// Sends a panic of the library to the host's log instead of the host's standard error; panics of
 /// anybody else go where they went.
-fn quiet_panics() {
+pub(super) fn quiet_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let worker = std::thread::current().name() == Some("facegrad");
-            if worker || INSIDE.get() {
+            if torch_error(info.payload()).is_some() {
+                // Becomes the call's error.
+            } else if on_worker() || INSIDE.get() {
                 emit(Level::Error, &info.to_string());
             } else {
                 others(info);

@@ -4,6 +4,7 @@ use super::boundary::call;
 use super::handle::{self, Object};
 use super::read::{optional_text, output};
 use super::types::*;
+use super::watch::Watch;
 use crate::config::{ContextConfig, parse};
 use crate::error::Result;
 use crate::tensor::{Stream, check_torch, parse_device};
@@ -25,8 +26,18 @@ impl Object for Context {
 pub(super) struct Model<T: Send + 'static> {
     /// The value.
     pub owned: Owned<T>,
+    /// Of the pictures that are handed over, where any are.
+    pub watch: Arc<Watch>,
     /// One line of text, or JSON.
     pub info: String,
+}
+
+impl<T: Send + 'static> Model<T> {
+    /// A value with what it says about itself.
+    pub fn new(owned: Owned<T>, info: String) -> Self {
+        let watch = Arc::new(Watch::new());
+        Self { owned, watch, info }
+    }
 }
 
 /// Makes a context and starts its thread.

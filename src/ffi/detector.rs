@@ -23,7 +23,7 @@ impl Object for Model<Detector> {
 pub(super) fn load(worker: &Arc<Worker>, config: DetectorConfig) -> Result<Model<Detector>> {
     let owned = Owned::build(worker, move |device| Detector::new(&config, device))?;
     let info = owned.with(Stream::default(), |detector| Ok(detector.description()))?;
-    Ok(Model { owned, info })
+    Ok(Model::new(owned, info))
 }
 
 /// Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
@@ -86,8 +86,11 @@ pub unsafe extern "C" fn facegrad_detector_detect(
             };
             (images, stride)
         };
+        let watch = detector.watch.clone();
         let found = owned.with(Stream::new(stream), move |detector| {
-            detector.detect(&images.borrow()?)
+            let images = images.borrow()?;
+            watch.look("images", &images)?;
+            detector.detect(&images)
         })?;
         let all = found
             .iter()

@@ -9,17 +9,20 @@ use super::report::ReportSink;
 use super::targets::{RawReference, RawTargets};
 use super::types::*;
 use super::views;
+use super::watch::Watch;
 use crate::config::{EvaluatorConfig, parse};
 use crate::error::{Result, bail};
 use crate::score::{EmbeddedFace, Evaluator};
 use crate::tensor::{RawTensor, Stream, View};
 use crate::worker::Owned;
 use std::ffi::{c_char, c_void};
+use std::sync::Arc;
 use tch::Tensor;
 
 /// An evaluator and what its calls check.
 struct EvaluatorObject {
     owned: Owned<Evaluator>,
+    watch: Arc<Watch>,
     dim: i64,
     size: i64,
     info: String,
@@ -64,11 +67,13 @@ pub unsafe extern "C" fn facegrad_evaluator_new(
                 "recogniser": recogniser.description(),
                 "dim": recogniser.dim(),
                 "input_size": recogniser.input_size(),
+                "settings": evaluator.settings(),
             });
             Ok((recogniser.dim(), recogniser.input_size(), info.to_string()))
         })?;
         Ok(EvaluatorObject {
             owned,
+            watch: Arc::new(Watch::new()),
             dim,
             size,
             info,
@@ -113,10 +118,13 @@ pub unsafe extern "C" fn facegrad_evaluator_faces(
             };
             (images, embeddings, stride)
         };
+        let watch = evaluator.watch.clone();
         let found = evaluator
             .owned
             .with(Stream::new(stream), move |evaluator| {
-                let found = evaluator.faces(&images.borrow()?, embeddings.is_some())?;
+                let images = images.borrow()?;
+                watch.look("images", &images)?;
+                let found = evaluator.faces(&images, embeddings.is_some())?;
                 if let Some(view) = embeddings {
                     write_rows(&view, &found, dim as usize)?;
                 }
@@ -218,8 +226,10 @@ pub unsafe extern "C" fn facegrad_evaluator_set_reference(
             let images = views::pictures("images", images, evaluator.owned.worker().device())?;
             RawReference::read(id, images, landmarks)?
         };
+        let watch = evaluator.watch.clone();
         evaluator.owned.with(Stream::new(stream), move |evaluator| {
             let images = reference.images.borrow()?;
+            watch.look(&format!("reference \"{}\"", reference.id), &images)?;
             evaluator.register(&reference.id, &images, &reference.places()?)?;
             Ok(())
         })
@@ -280,10 +290,13 @@ pub unsafe extern "C" fn facegrad_evaluator_compare(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (images, targets, sink)
         };
+        let watch = evaluator.watch.clone();
         let report = evaluator
             .owned
             .with(Stream::new(stream), move |evaluator| {
-                evaluator.compare(&images.borrow()?, &targets.into_targets()?)
+                let images = images.borrow()?;
+                watch.look("images", &images)?;
+                evaluator.compare(&images, &targets.into_targets(&watch)?)
             })?;
         // SAFETY: `read` checked the pointers, and the host promises that they are writable.
         unsafe { sink.write(&report) };
@@ -335,10 +348,13 @@ pub unsafe extern "C" fn facegrad_evaluator_find(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (images, ids, sink)
         };
+        let watch = evaluator.watch.clone();
         let report = evaluator
             .owned
             .with(Stream::new(stream), move |evaluator| {
-                evaluator.find(&images.borrow()?, &ids)
+                let images = images.borrow()?;
+                watch.look("images", &images)?;
+                evaluator.find(&images, &ids)
             })?;
         // SAFETY: `read` checked the pointers, and the host promises that they are writable.
         unsafe { sink.write(&report) };

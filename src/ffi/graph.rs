@@ -23,7 +23,7 @@ use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;
 use serde::Deserialize;
 use std::ffi::{c_char, c_void};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// What a `facegrad_graph` stands for.
 struct GraphObject(Owned<Graph>);
@@ -92,7 +92,12 @@ pub unsafe extern "C" fn facegrad_graph_input(
         view.expect_device(graph.0.worker().device())?;
         let make = move |graph: &mut Graph| {
             let host = view.borrow()?;
-            let mut copy = host.f_empty_like()?;
+            // What gets a gradient is float32: so is the gradient, unscaled as it is.
+            let kind = match needs_gradient {
+                0 => host.kind(),
+                _ => Kind::Float,
+            };
+            let mut copy = Tensor::f_empty(host.size(), (kind, host.device()))?;
             copy.f_copy_(&host)?;
             Ok(graph.input(copy, needs_gradient != 0))
         };
@@ -290,9 +295,9 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (targets, sink)
         };
-        let shared = loss.owned.share();
+        let (shared, watch) = (loss.owned.share(), loss.watch.clone());
         let (id, report) = graph.0.with(stream, move |graph| {
-            face_loss(graph, images, &shared, &targets.into_targets()?)
+            face_loss(graph, images, &shared, &targets.into_targets(&watch)?)
         })?;
         // SAFETY: `read` checked the pointers, `node` is not NULL, and the host promises that all are
         // writable.
@@ -442,7 +447,7 @@ unsafe fn result_view(graph: &GraphObject, tensor: *const RawTensor) -> Result<V
     Ok(view)
 }
 
-fn write(view: &View, node: NodeId, value: &tch::Tensor) -> Result<()> {
+fn write(view: &View, node: NodeId, value: &Tensor) -> Result<()> {
     if view.shape() != value.size() {
         bail!(
             Shape,

@@ -14,7 +14,8 @@ pub trait Object: Any + Send + Sync {
     const NAME: &'static str;
 }
 
-struct Entry {
+/// A row of the table.
+pub struct Entry {
     name: &'static str,
     object: Arc<dyn Any + Send + Sync>,
 }
@@ -88,6 +89,16 @@ pub fn remove<T: Object, H>(handle: *mut H) {
     // Dropping may wait for the worker, which may want the lock.
     drop(live);
     drop(entry);
+}
+
+/// The table, locked: nobody looks a handle up, makes or frees one meanwhile.
+#[cfg(unix)]
+pub type Held = std::sync::RwLockWriteGuard<'static, HashMap<usize, Entry>>;
+
+/// Locks the table.
+#[cfg(unix)]
+pub fn hold() -> Held {
+    LIVE.write().unwrap_or_else(|e| e.into_inner())
 }
 
 /// How many handles of a type are alive; all of them for `None`.

@@ -4,16 +4,17 @@ use super::boundary::{call, copy_text};
 use super::context::{Context, Model, make};
 use super::detector;
 use super::handle::{self, Object};
-use super::read::{optional_text, text};
+use super::read::{self, optional_text, text};
 use super::report::ReportSink;
 use super::targets::{RawReference, RawTargets};
 use super::types::*;
+use super::watch::Watch;
 use super::{backbone, vae, views};
 use crate::config::{
     BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
 };
 use crate::detect::Detector;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::loss::Loss;
 use crate::nets::vae::Decoder;
 use crate::pipeline::Pipeline;
@@ -22,6 +23,7 @@ use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
+use tch::Kind;
 
 /// What a `facegrad_loss` stands for.
 pub(super) struct LossObject {
@@ -31,6 +33,8 @@ pub(super) struct LossObject {
     pub steps: Owned<StepLoss>,
     /// Whether the fused step has its VAE.
     pub has_vae: bool,
+    /// Of the pictures that are handed over.
+    pub watch: Arc<Watch>,
     info: String,
 }
 
@@ -149,6 +153,13 @@ fn build(
         "face_align_mode": format!("{:?}", config.face_align_mode).to_lowercase(),
         "face_loss_weight": config.face_loss_weight,
         "face_types": config.face_types,
+        // What the VAE's files tell stands in for what was left out.
+        "latent_format": match (&config.latent_format, &vae) {
+            (None, Some(vae)) => vae.owned.with(Stream::default(), |vae| Ok(vae.format().cloned()))?,
+            (given, _) => given.clone(),
+        },
+        "settings": serde_json::to_value(&config)
+            .map_err(|e| Error::Internal(format!("the settings of a loss: {e}")))?,
     })
     .to_string();
     let pipeline = Pipeline {
@@ -166,6 +177,7 @@ fn build(
         owned,
         steps,
         has_vae,
+        watch: Arc::new(Watch::new()),
         info,
     })
 }
@@ -192,8 +204,10 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
             let images = views::images("images", images, Use::Input, loss.owned.worker().device())?;
             RawReference::read(id, images, landmarks)?
         };
+        let watch = loss.watch.clone();
         loss.owned.with(Stream::new(stream), move |loss| {
             let images = reference.images.borrow()?;
+            watch.look(&format!("reference \"{}\"", reference.id), &images)?;
             loss.set_reference(&reference.id, &images, &reference.places()?)?;
             Ok(())
         })
@@ -228,8 +242,8 @@ pub unsafe extern "C" fn facegrad_loss_remove_reference(
 ///
 /// @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
 /// @param[in] targets references and per-sample facts
-/// @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype;
-/// NULL: not computed
+/// @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
+/// float32 (see `facegrad_loss_step`); NULL: not computed
 /// @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
 /// @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
 /// @param[out] result may be NULL; its `struct_size` must be set
@@ -257,9 +271,15 @@ pub unsafe extern "C" fn facegrad_loss_images(
             let sink = ReportSink::read(samples, samples_capacity, result, images.shape()[0])?;
             (images, targets, gradient, sink)
         };
+        let watch = loss.watch.clone();
         let report = loss.owned.with(Stream::new(stream), move |loss| {
-            let targets = targets.into_targets()?;
-            let (report, made) = loss.evaluate(&images.borrow()?, &targets, gradient.is_some())?;
+            let targets = targets.into_targets(&watch)?;
+            let mut images = images.borrow()?;
+            watch.look("images", &images)?;
+            if gradient.is_some() {
+                images = images.f_to_kind(Kind::Float)?;
+            }
+            let (report, made) = loss.evaluate(&images, &targets, gradient.is_some())?;
             if let (Some(output), Some(made)) = (gradient, made) {
                 output.write(&made)?;
             }
@@ -286,10 +306,10 @@ pub unsafe extern "C" fn facegrad_loss_save(
     call(|| {
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
-        let path = unsafe { text("path", path) }?;
+        let path = unsafe { read::path("path", path) }?;
         object
             .steps
-            .with(Stream::default(), move |steps| steps.save(path.as_ref()))
+            .with(Stream::default(), move |steps| steps.save(&path))
     })
 }
 
@@ -308,15 +328,16 @@ pub unsafe extern "C" fn facegrad_loss_restore(
     call(|| {
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
-        let path = unsafe { text("path", path) }?;
+        let path = unsafe { read::path("path", path) }?;
         object
             .steps
-            .with(Stream::default(), move |steps| steps.restore(path.as_ref()))
+            .with(Stream::default(), move |steps| steps.restore(&path))
     })
 }
 
 /// What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
-/// `face_loss_weight`, `face_types`.
+/// `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
+/// key of the config with the value that counts.
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

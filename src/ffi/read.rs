@@ -1,8 +1,10 @@
 //! Arguments from C: strings and structs that may be older or newer than the library.
 
+use crate::config::path_from_bytes;
 use crate::error::{Error, Result, bail};
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
+use std::path::PathBuf;
 
 /// A required string.
 ///
@@ -30,6 +32,19 @@ pub unsafe fn optional_text(argument: &str, text: *const c_char) -> Result<Optio
         .to_str()
         .map_err(|_| Error::Argument(format!("{argument}: expected UTF-8")))?;
     Ok(Some(text.to_string()))
+}
+
+/// A required path, of any bytes but NUL.
+///
+/// # Safety
+/// `path` is NULL or a NUL-terminated string.
+pub unsafe fn path(argument: &str, path: *const c_char) -> Result<PathBuf> {
+    if path.is_null() {
+        bail!(Null, "{argument}: expected a path, got NULL");
+    }
+    // SAFETY: not NULL, and the caller promises the terminator.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes().to_vec();
+    path_from_bytes(bytes).map_err(|why| Error::Argument(format!("{argument}: {why}")))
 }
 
 /// An output pointer that must not be NULL.

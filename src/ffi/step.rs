@@ -12,16 +12,17 @@ use crate::error::{Result, bail};
 use crate::step::Step;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use std::ffi::c_void;
-use tch::Device;
+use tch::{Device, Kind};
 
 /// One training step: from the model's prediction to the weighted loss and its gradient with respect to
-/// the prediction, in the prediction's own packing and dtype. A sample that is gated out by its data type,
-/// noise level or step number costs nothing.
+/// the prediction, in the prediction's own packing. A sample that is gated out by its data type, noise level or
+/// step number costs nothing.
 ///
 /// @param[in] step latents, prediction and times
 /// @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
 /// @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
-/// dtype; NULL: not computed
+/// dtype; NULL: not computed. Take float32, whatever the prediction's dtype is, and multiply a loss scale in before
+/// casting: unscaled, most of it is below float16's least number
 /// @param[out] samples, result and the rest as in `facegrad_loss_images`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_step(
@@ -53,8 +54,9 @@ pub unsafe extern "C" fn facegrad_loss_step(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (step, targets, gradient, sink)
         };
+        let watch = loss.watch.clone();
         let report = loss.steps.with(Stream::new(stream), move |steps| {
-            let (step, targets) = (step.into_step()?, targets.into_targets()?);
+            let (step, targets) = (step.into_step()?, targets.into_targets(&watch)?);
             let (report, made) = steps.step(&step, &targets, gradient.is_some())?;
             if let (Some(output), Some(made)) = (gradient, made) {
                 output.write(&made)?;
@@ -144,7 +146,8 @@ impl RawStep {
         let pairs = numbers(&self.coefficients)?;
         Ok(Step {
             x_t: self.x_t.as_ref().map(View::borrow).transpose()?,
-            prediction: self.prediction.borrow()?,
+            // In float32, so that the gradient is: scaled by nothing yet, most of it is below float16's least number.
+            prediction: self.prediction.borrow()?.f_to_kind(Kind::Float)?,
             times: numbers(&self.times)?,
             coefficients: pairs
                 .chunks_exact(2)

@@ -3,6 +3,7 @@
 use super::read::{optional_text, text, versioned};
 use super::types::*;
 use super::views;
+use super::watch::Watch;
 use crate::batch::Targets;
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
@@ -78,9 +79,13 @@ impl RawTargets {
     }
 
     /// Reads the numbers; on the worker.
-    pub fn into_targets(self) -> Result<Targets> {
+    pub fn into_targets(self, watch: &Watch) -> Result<Targets> {
+        let references = self.references.as_ref().map(View::borrow).transpose()?;
+        if let Some(references) = &references {
+            watch.look("references", references)?;
+        }
         Ok(Targets {
-            references: self.references.as_ref().map(View::borrow).transpose()?,
+            references,
             reference_ids: self.reference_ids,
             data_types: self.data_types,
             faces: views::places(self.landmarks.as_ref(), self.boxes.as_ref())?,

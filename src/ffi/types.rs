@@ -37,6 +37,8 @@ pub const FACEGRAD_ERR_FORKED: facegrad_status = 11;
 pub const FACEGRAD_ERR_POISONED: facegrad_status = 12;
 /// A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
 pub const FACEGRAD_ERR_CALLBACK: facegrad_status = 13;
+/// The process is ending: `exit` was called, or the main program has returned.
+pub const FACEGRAD_ERR_EXITING: facegrad_status = 14;
 /// A file cannot be found or read.
 pub const FACEGRAD_ERR_IO: facegrad_status = 100;
 /// A file is of the wrong kind, or damaged.

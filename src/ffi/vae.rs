@@ -35,7 +35,7 @@ fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
         });
         Ok(info.to_string())
     })?;
-    Ok(Model { owned, info })
+    Ok(Model::new(owned, info))
 }
 
 /// Loads the frozen decoder of a VAE: AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1 and all that share it),
@@ -44,7 +44,8 @@ fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
 /// is read.
 ///
 /// @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
-/// "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
+/// "kl" | "flux2" | "wan" | "tiny" | "torchscript", which has to be named, since loading a TorchScript file runs code that
+/// is in it; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
 /// "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
 /// `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
 /// the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`

@@ -1,9 +1,10 @@
 //! Frozen networks. Over libtorch the gradient flows through them to their input, never into them; over
 //! ONNX Runtime there is none.
 
+pub mod engine;
 mod foreign;
 mod iresnet;
-pub mod onnx_graph;
+mod onnx_graph;
 pub mod onnxruntime;
 mod recogniser;
 pub mod vae;

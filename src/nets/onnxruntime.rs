@@ -39,9 +39,14 @@ pub fn chosen(runtime: &Runtime, device: Device) -> Result<(bool, &'static str)>
     })
 }
 
+/// Whether the library is in the process.
+pub fn is_loaded() -> bool {
+    RUNTIME.get().is_some()
+}
+
 /// Whether a library is loaded already or would be found without being named.
 fn available() -> bool {
-    RUNTIME.get().is_some() || loaded(None).is_ok()
+    is_loaded() || loaded(None).is_ok()
 }
 
 fn loaded(configured: Option<&Path>) -> Result<&'static (ort::environment::Environment, String)> {

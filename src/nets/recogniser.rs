@@ -1,7 +1,7 @@
 //! A frozen face recogniser of any family: crops in, embeddings of length 1 out.
 
-use super::onnxruntime::{self, Session};
-use super::{IResNet, OnnxGraph, foreign};
+use super::onnxruntime::Session;
+use super::{IResNet, OnnxGraph, engine, foreign};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
 use crate::weights::{self, Kind as File, Weights, onnx};
@@ -450,25 +450,25 @@ fn runner(
     runtime: &Runtime,
 ) -> Result<(Runner, String)> {
     foreign::interface(model, &config.path)?;
-    let (ort, why) = onnxruntime::chosen(runtime, device)?;
-    if !ort {
+    let torch = || {
         let graph = OnnxGraph::new(model, device, kind)?;
-        return Ok((
-            Runner::Graph(Box::new(graph)),
-            format!("ONNX on libtorch{why}"),
-        ));
-    }
-    if kind != Kind::Float {
-        bail!(
-            Config,
-            "backbone config: dtype: ONNX Runtime runs the file in its own f32; leave dtype out, or use `engine`: \
-             \"torch\""
-        );
-    }
-    OnnxGraph::check_constants(model)?;
-    let session = Session::open(&config.path, runtime, device)?;
-    let engine = format!("ONNX on {}", session.library());
-    Ok((Runner::Session(RefCell::new(session)), engine))
+        Ok(Runner::Graph(Box::new(graph)))
+    };
+    let ort = || {
+        if kind != Kind::Float {
+            bail!(
+                Config,
+                "backbone config: dtype: ONNX Runtime runs the file in its own f32; leave dtype out, or use \
+                 `engine`: \"torch\""
+            );
+        }
+        OnnxGraph::check_constants(model)?;
+        let session = Session::open(&config.path, runtime, device)?;
+        let library = session.library();
+        Ok((Runner::Session(RefCell::new(session)), library))
+    };
+    let (runner, engine) = engine::open(runtime, device, torch, ort)?;
+    Ok((runner, format!("ONNX on {engine}")))
 }
 
 /// InsightFace's (x − 127.5) / 127.5 in units of an image in [0, 1] (`arcface_onnx.py`).

@@ -60,6 +60,17 @@ impl Evaluator {
         &self.detector
     }
 
+    /// What decides between faces, people and samples, under the keys of the configuration.
+    pub fn settings(&self) -> serde_json::Value {
+        let config = &self.config;
+        serde_json::json!({
+            "face_choice": config.face_choice,
+            "face_index": config.face_index,
+            "pooling": config.pooling,
+            "face_types": config.face_types,
+        })
+    }
+
     /// The recogniser.
     pub fn recogniser(&self) -> &Recogniser {
         &self.recogniser

@@ -7,6 +7,7 @@ use super::noise::noises;
 use super::{Step, StepLoss};
 use crate::batch::{Outcome, Report, Targets};
 use crate::error::{Result, bail};
+use crate::log::{Level, emit};
 use crate::shared::lock;
 use crate::tensor::place_rows;
 use tch::{Kind, Tensor};
@@ -94,5 +95,9 @@ fn limited(gradient: Tensor, limit: Option<f64>, norm: Option<f64>) -> Result<Te
     if own <= most {
         return Ok(gradient);
     }
+    emit(
+        Level::Debug,
+        &format!("gradient_limit: a gradient of norm {own:.3e} is scaled down to {most:.3e}"),
+    );
     Ok(gradient.f_mul_scalar(most / own)?)
 }

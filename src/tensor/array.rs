@@ -1,7 +1,7 @@
 //! Arrays of a weights file as tensors, and back.
 
 use crate::error::{Result, bail};
-use crate::weights::{Array, Dtype};
+use crate::weights::{Array, Dtype, buffer};
 use tch::{Device, Kind, Tensor};
 
 /// Copies an array to a tensor of its own dtype on `device`.
@@ -48,7 +48,8 @@ pub fn to_array(tensor: &Tensor) -> Result<Array> {
         other => bail!(Internal, "no file has tensors of {other:?}"),
     };
     let elements = tensor.numel();
-    let mut data = vec![0; elements * dtype.size()];
+    let mut data = buffer(elements * dtype.size())?;
+    data.resize(elements * dtype.size(), 0);
     let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
     host.f_copy_data_u8(&mut data, elements)?;
     Ok(Array {

@@ -13,7 +13,7 @@ pub use array::{from_array, to_array};
 pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
-pub use pixels::{MAX_PIXELS, Pixels, bounded, finite, pixels, quantised};
+pub use pixels::{MAX_PIXELS, Pixels, bounded, finite, pixels, quantised, unusual_range};
 pub use rows::{finite_rows, flags, place_rows, select_rows};
 pub use torch::{call_log, check_torch, compiled_torch, running_torch, torch_folder};
 pub use view::{RawTensor, Use, View, device_name};

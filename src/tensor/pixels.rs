@@ -59,6 +59,28 @@ pub fn quantised(images: &Tensor) -> Result<Tensor> {
         .f_to_kind(Kind::Uint8)?)
 }
 
+/// The least and the largest number of a batch that can hardly be meant as RGB in [0, 1], and what to do about it.
+/// Resampling and decoders overshoot by less than a quarter.
+pub fn unusual_range(images: &Tensor) -> Result<Option<(f64, f64, &'static str)>> {
+    if images.kind() == Kind::Uint8 || images.numel() == 0 {
+        return Ok(None);
+    }
+    let number = |x: Tensor| Ok::<f64, crate::error::Error>(x.f_double_value(&[])?);
+    let (least, largest) = (number(images.f_min()?)?, number(images.f_max()?)?);
+    let advice = match (least, largest) {
+        (least, largest) if least < -0.25 && largest <= 1.25 => {
+            "pictures in [-1, 1] need (x + 1) / 2"
+        }
+        (least, largest) if least >= -0.25 && largest > 1.25 => "pictures in 0 to 255 need x / 255",
+        (least, largest) if least < -0.25 || largest > 1.25 => "scale them",
+        (_, largest) if largest > 0.0 && largest <= 1.5 / 255.0 => {
+            "pictures in [0, 1] must not be divided by 255 again"
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some((least, largest, advice)))
+}
+
 /// For every image of a batch whether all its pixels are finite.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ pub use self::safetensors::write;
 pub use budget::{ALLOWANCE, FACTOR};
 pub use kind::{Kind, kind};
 pub use names::{strip, take_prefix};
-pub use source::text;
+pub use source::{buffer, text};
 
 use crate::error::{Error, Result, bail};
 use sha2::{Digest, Sha256};

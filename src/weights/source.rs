@@ -79,10 +79,7 @@ impl Source<'_> {
             );
         };
         self.budget.take(count)?;
-        let mut data = Vec::new();
-        if data.try_reserve_exact(count).is_err() {
-            bail!(Limit, "no memory for {count} bytes");
-        }
+        let mut data = buffer(count)?;
         match &self.content {
             Content::Bytes(bytes) => data.extend_from_slice(&bytes[at as usize..end as usize]),
             Content::File(file) => {
@@ -130,6 +127,20 @@ impl Source<'_> {
         }
         result
     }
+}
+
+/// An empty buffer with room for `count` elements. A machine that has none is an error, where Rust's own containers end
+/// the process.
+pub fn buffer<T>(count: usize) -> Result<Vec<T>> {
+    let mut data = Vec::new();
+    if data.try_reserve_exact(count).is_err() {
+        bail!(
+            OutOfMemory,
+            "no memory for {count} numbers of {} bytes",
+            size_of::<T>()
+        );
+    }
+    Ok(data)
 }
 
 /// The text of a small file that belongs to another one; `None` where no regular file is there.

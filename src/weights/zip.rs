@@ -1,7 +1,7 @@
 //! The directory of a zip archive, and its entries, stored or deflated. What PyTorch writes needs no more;
 //! a general reader believes the counts and sizes of the directory before it has seen the bytes.
 
-use super::source::Source;
+use super::source::{Source, buffer};
 use crate::error::{Result, bail, brief};
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use std::collections::HashMap;
@@ -108,7 +108,7 @@ impl<'a> Archive<'a> {
     fn inflate(&self, packed: &[u8], size: u64) -> Result<Vec<u8>> {
         let count = usize::try_from(size).unwrap_or(usize::MAX);
         self.source.budget().take(count)?;
-        let mut data = Vec::with_capacity(count);
+        let mut data = buffer(count)?;
         let mut inflate = Decompress::new(false);
         let status = inflate.decompress_vec(packed, &mut data, FlushDecompress::Finish);
         if !matches!(status, Ok(Status::StreamEnd)) || data.len() != count {

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -90,6 +91,134 @@ static void fork_after_work(int use_parent) {
     CHECK(work(&after) == FACEGRAD_OK && after == before, "work in the parent after the fork");
 }
 
+/* Works for ever: what is refused at the end must be refused with EXITING. */
+static int kind;
+static void *busy(void *unused) {
+    (void)unused;
+    for (;;) {
+        facegrad_status status;
+        facegrad_vae *vae = NULL;
+        size_t count;
+        if (kind == 0) {
+            status = world.api->loss_images(world.loss, &world.images.view, &world.targets, &world.images_out.view, NULL, 0, &world.result, NULL);
+        } else if (kind == 1) {
+            status = world.api->detector_detect(world.detector, &world.images.view, NULL, 0, &count, NULL);
+        } else {
+            status = world.api->vae_new(world.context, world.vae_config, &vae);
+            world.api->vae_free(vae);
+        }
+        if (status == FACEGRAD_ERR_EXITING) {
+            pause();
+        }
+        CHECK(status == FACEGRAD_OK, "work while the process ends");
+    }
+}
+
+/* exit() in the middle of work on other threads, two of them, as the children of this process. */
+static void exit_while_busy(void) {
+    int round;
+    for (round = 0; round < 6; ++round) {
+        int status = -1;
+        const pid_t child = fork();
+        if (child == 0) {
+            pthread_t threads[2];
+            world_new(load(), getenv("ASSETS"));
+            kind = round % 3;
+            alarm(60);
+            start(busy, &threads[0]);
+            start(busy, &threads[1]);
+            usleep(20000 + 7919 * (unsigned)round);
+            exit(42);
+        }
+        CHECK(waitpid(child, &status, 0) == child, "waitpid");
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 42, "the child ended with its status and no signal");
+    }
+}
+
+/* Calls of a thread whose own data is gone: errors are errors, with their text. */
+static void call_late(void) {
+    facegrad_context *context = (facegrad_context *)&context;
+    char text[512] = "";
+    CHECK(world.api->context_new("{\"nope\": 1}", &context) == FACEGRAD_ERR_CONFIG && context == NULL, "a wrong key is an error");
+    CHECK(world.api->last_error(text, sizeof text, NULL) == FACEGRAD_OK && strstr(text, "nope") != NULL, "with its sentence");
+    CHECK(world.api->context_new(NULL, &context) == FACEGRAD_OK, "a right call works");
+    world.api->context_free(context);
+}
+static pthread_key_t key;
+static void call_in_destructor(void *unused) {
+    static __thread int rounds;
+    (void)unused;
+    /* Rust's own destructors run in the first round. */
+    if (rounds++ < 2) {
+        pthread_setspecific(key, &key);
+    } else {
+        call_late();
+    }
+}
+static void *leave_a_key(void *unused) {
+    (void)unused;
+    call_late();
+    CHECK(pthread_setspecific(key, &key) == 0, "pthread_setspecific");
+    return NULL;
+}
+
+/* The world is in use by others while this thread forks: the child makes one of its own. */
+static volatile int stop;
+static void *look_up(void *unused) {
+    int64_t count;
+    facegrad_context *context;
+    (void)unused;
+    while (!stop) {
+        must(world.api->debug_live(NULL, &count), "debug_live");
+        must(world.api->context_new(NULL, &context), "context_new");
+        must(world.api->set_log_callback(ignore, NULL, FACEGRAD_LOG_WARN), "set_log_callback");
+        world.api->context_free(context);
+    }
+    return NULL;
+}
+static void fork_while_others_are_inside(void) {
+    pthread_t threads[2];
+    int round;
+    start(look_up, &threads[0]);
+    start(look_up, &threads[1]);
+    for (round = 0; round < 100; ++round) {
+        int status = -1;
+        const pid_t child = fork();
+        if (child == 0) {
+            facegrad_context *context;
+            int64_t count;
+            alarm(10);
+            must(world.api->context_new(NULL, &context), "context_new in the child");
+            must(world.api->debug_live("context", &count), "debug_live in the child");
+            world.api->context_free(context);
+            exit(0);
+        }
+        CHECK(waitpid(child, &status, 0) == child && status == 0, "the child ended well");
+    }
+    stop = 1;
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+}
+
+/* ONNX Runtime's exit handlers wait for threads that a child does not have. */
+static void fork_with_onnxruntime(const char *assets) {
+    char config[1024];
+    facegrad_detector *detector;
+    size_t count;
+    int status = -1;
+    pid_t child;
+    snprintf(config, sizeof config, "{\"path\": \"%s/detector.onnx\", \"engine\": \"ort\", \"det_sizes\": [64]}", assets);
+    must(world.api->detector_new(world.context, config, &detector), "detector_new");
+    must(world.api->detector_detect(detector, &world.images.view, NULL, 0, &count, NULL), "detect");
+    child = fork();
+    if (child == 0) {
+        alarm(20);
+        exit(7);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7, "the child ended with its status");
+    world.api->detector_free(detector);
+}
+
 /* The six objects, freed in every order. */
 static void every_order(const char *assets) {
     int order[6] = {0, 1, 2, 3, 4, 5}, left, i, j, round = 0;
@@ -162,6 +291,10 @@ int main(int argc, char **argv) {
         CHECK(waitpid(child, &status, 0) == child && status == 0, "the child ended well");
         return 0;
     }
+    if (strcmp(way, "exit while others work") == 0) {
+        exit_while_busy();
+        return 0;
+    }
     if (strcmp(way, "dlclose first") == 0) {
         load();
         CHECK(dlclose(library) == 0, "dlclose");
@@ -203,6 +336,17 @@ int main(int argc, char **argv) {
         world_free();
     } else if (strcmp(way, "fork, the child only frees") == 0) {
         fork_after_work(1);
+    } else if (strcmp(way, "errors at exit") == 0) {
+        call_late();
+        atexit(call_late);
+    } else if (strcmp(way, "errors in a key's destructor") == 0) {
+        CHECK(pthread_key_create(&key, call_in_destructor) == 0, "pthread_key_create");
+        start(leave_a_key, &thread);
+        pthread_join(thread, NULL);
+    } else if (strcmp(way, "fork while others are inside") == 0) {
+        fork_while_others_are_inside();
+    } else if (strcmp(way, "fork with ONNX Runtime") == 0) {
+        fork_with_onnxruntime(argv[2]);
     } else {
         FAIL(way);
     }

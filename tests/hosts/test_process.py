@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ASSETS, HERE, TORCH, WARNINGS, Compile, run
+from conftest import ASSETS, HERE, TORCH, WARNINGS, Compile, counted, run
 
 WAYS = [
     "freed", "left alive", "every order", "freed at exit", "used at exit", "exit on a thread", "exit in a callback",
     "main ends first", "dlclose first", "dlclose and again", "dlclose left alive", "fork before", "fork after", "fork, the child only frees",
+    "exit while others work", "errors at exit", "errors in a key's destructor", "fork while others are inside", "fork with ONNX Runtime",
 ]  # fmt: skip
 
 
@@ -19,6 +20,11 @@ WAYS = [
 def test_the_process_ends_well(way: str, compiled: Compile, installed: Path, tmp_path: Path) -> None:
     program = compiled("lifetimes.c", "-Wno-unused-function", link=False, std="gnu99", name="lifetimes")
     run(program, installed / "lib/libfacegrad.so", ASSETS, way, cwd=tmp_path, timeout=120)
+
+
+def test_every_read_write_and_allocation_fails_once(compiled: Compile, installed: Path, tmp_path: Path) -> None:
+    program = compiled("faults.c", "-rdynamic", "-Wno-unused-function", link=False, std="gnu99", name="faults")
+    assert counted(run(program, installed / "lib/libfacegrad.so", ASSETS, cwd=tmp_path, timeout=300)) >= 30
 
 
 def fake(tmp_path: Path, installed: Path, source: str, name: str, *flags: str) -> Path:

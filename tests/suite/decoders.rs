@@ -168,8 +168,18 @@ fn torchscript_decodes_what_nothing_else_does() {
     let config = VaeConfig {
         path: Some(fixture("decoders/taef1.torchscript.pt")),
         latent_channels: Some(16),
+        family: Some(VaeFamily::Torchscript),
         ..Default::default()
     };
+    let unnamed = VaeConfig {
+        family: None,
+        ..config.clone()
+    };
+    let Err(error) = Decoder::load(&unnamed, Device::Cpu) else {
+        panic!("a program ran that nobody had asked for");
+    };
+    assert_eq!(error.status(), 8, "{error}");
+    assert!(error.message().contains("runs code"), "{error}");
     let decoder = Decoder::load(&config, Device::Cpu).unwrap();
     assert_eq!(decoder.family(), VaeFamily::Torchscript);
     let f = io("taef1");

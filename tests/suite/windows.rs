@@ -193,6 +193,7 @@ fn torchscript_has_no_windows() {
     let config = VaeConfig {
         path: Some(fixture("decoders/taef1.torchscript.pt")),
         latent_channels: Some(16),
+        family: Some(VaeFamily::Torchscript),
         ..Default::default()
     };
     let decoder = Decoder::load(&config, Device::Cpu).unwrap();

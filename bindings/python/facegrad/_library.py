@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,18 @@ def read_text(function: Callable[..., int], *arguments: object) -> str:
     buffer = c.create_string_buffer(needed.value)
     function(*arguments, buffer, needed.value, None)
     return buffer.value.decode()
+
+
+def config_text(config: Mapping[str, Any]) -> bytes:
+    """A configuration as the library takes it. Paths may be str, bytes or PathLike; a byte of a name that is no text
+    becomes ``\\udcXX``, which the library knows."""
+
+    def path(value: object) -> str:
+        if isinstance(value, (bytes, os.PathLike)):
+            return os.fsdecode(value)
+        raise TypeError(f"config: expected what JSON can hold, or paths, got {value!r}")
+
+    return json.dumps(dict(config), default=path).encode()
 
 
 def live(kind: str | None = None) -> int:

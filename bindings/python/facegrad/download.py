@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import email.utils
 import importlib
+import logging
 import os
 import shutil
 import tempfile
@@ -11,7 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from .packs import HOME, PACKS, Files, Source, find_pack, sha256
+from .packs import HOME, PACKS, Files, Source, damaged, find_pack, sha256
+
+log = logging.getLogger("facegrad")
 
 CHUNK = 1 << 18
 
@@ -21,10 +25,11 @@ class DownloadError(RuntimeError):
 
 
 def download_pack(name: str, root: str | os.PathLike[str] | None = None, *, attempts: int = 5, progress: bool = True) -> Files:
-    """Downloads a pack into ``root/models/<name>/`` and returns its files; one that is there is left alone.
+    """Downloads a pack into ``root/models/<name>/`` and returns its files; one that is there is left alone, unless its files
+    are not the published ones: then it is downloaded again, to where it is.
 
     A broken connection is taken up where it broke, in the same call up to ``attempts`` times and in the next call as
-    well. What came is used only where its sha256 is the known one.
+    well; a server that asks to wait is waited for. What came is used only where its sha256 is the known one.
 
     Args:
         name: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc``, ``auraface``
@@ -36,48 +41,93 @@ def download_pack(name: str, root: str | os.PathLike[str] | None = None, *, atte
         DownloadError: no connection, or a file that is not the known one
         ValueError: a name that is not a pack's
     """
+    folder = Path(os.fsdecode(root) if root is not None else HOME).expanduser() / "models" / name
     try:
-        return find_pack(name, root)
+        files = find_pack(name, root)
     except FileNotFoundError:
         pass
-    models = Path(root if root is not None else HOME).expanduser() / "models"
-    models.mkdir(parents=True, exist_ok=True)
+    else:
+        wrong = damaged(name, files)
+        if not wrong:
+            return files
+        folder = files.detector.parent
+        log.warning("%s: not the published files, or damaged: downloaded again", ", ".join(map(str, wrong)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
     for source in PACKS[name].sources:
-        file = models / f"{name}-{Path(source.url).name}.part"
+        file = folder.parent / f"{name}-{Path(source.url).name}.part"
         fetch(source, file, attempts=attempts, progress=progress)
-        _unpack(file, models / name, Path(source.url).name)
-    return find_pack(name, root)
+        _unpack(file, folder, Path(source.url).name)
+    files = find_pack(name, root)
+    if wrong := damaged(name, files):
+        raise DownloadError(f"{', '.join(map(str, wrong))}: still not the published files; is there a newer facegrad?")
+    return files
 
 
 def fetch(source: Source, file: Path, *, attempts: int = 5, progress: bool = True, pause: float = 1.0) -> None:
     """Downloads ``source`` to ``file``, going on with what is there already, and checks it."""
-    requests, bar = _libraries(progress)
-    reason: Exception | None = None
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
-        try:
-            _fetch_rest(requests, bar, source.url, file)
-            break
-        except requests.HTTPError as error:
-            # The server has answered; asking again will not change what it says, unless it is overloaded.
-            if error.response is not None and error.response.status_code < 500:
-                raise DownloadError(f"{source.url}: {error}; is there a newer facegrad that knows where the file went?") from error
-            reason = error
-        except (requests.RequestException, OSError) as error:
-            reason = error
-    else:
-        raise DownloadError(
-            f"{source.url}: the connection broke {attempts} times, the last time with: {reason}. What came is kept in {file}; "
-            "run the command again to go on"
-        ) from reason
+    begun = file.exists()
+    _fetch(source.url, file, attempts, progress, pause)
     came = sha256(file)
+    if came != source.sha256 and begun:
+        # What was there may have been the beginning of something else.
+        file.unlink()
+        _fetch(source.url, file, attempts, progress, pause)
+        came = sha256(file)
     if came != source.sha256:
         file.unlink()
         raise DownloadError(
             f"{source.url}: expected the sha256 {source.sha256}, got {came}; the file was deleted. Run the command again; if it "
             "stays wrong, the file behind the address was replaced: do not use it"
         )
+
+
+#: Answers after which asking again may help: too slow, too early, too many requests, and the server's own errors.
+_TRANSIENT = {408, 425, 429, *range(500, 600)}
+
+#: Seconds that a server may ask to wait for.
+_PATIENCE = 600.0
+
+
+class _Broken(Exception):
+    """A connection that ended early."""
+
+
+def _fetch(url: str, file: Path, attempts: int, progress: bool, pause: float) -> None:
+    requests, bar = _libraries(progress)
+    reason: Exception | None = None
+    for attempt in range(attempts):
+        wait = pause * 2 ** (attempt - 1) if attempt else 0.0
+        if isinstance(reason, requests.HTTPError):
+            wait = max(wait, min(_asked_to_wait(reason.response.headers.get("Retry-After")), _PATIENCE))
+            log.warning("%s: %s; trying again in %.0f s", url, reason, wait)
+        time.sleep(wait)
+        try:
+            _fetch_rest(requests, bar, url, file)
+            return
+        except requests.HTTPError as error:
+            if error.response.status_code not in _TRANSIENT:
+                raise DownloadError(f"{url}: {error}; is there a newer facegrad that knows where the file went?") from error
+            reason = error
+        except (requests.RequestException, _Broken) as error:
+            reason = error
+        except OSError as error:
+            raise DownloadError(f"{file}: cannot be written: {error.strerror or error}; make room, or give another `root`") from error
+    raise DownloadError(
+        f"{url}: the connection broke {attempts} times, the last time with: {reason}. What came is kept in {file}; "
+        "run the command again to go on"
+    ) from reason
+
+
+def _asked_to_wait(header: str | None) -> float:
+    """Seconds from a Retry-After header, a number or a date; 0 where it says nothing."""
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header or "").timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _fetch_rest(requests: Any, bar: Any, url: str, file: Path) -> None:
@@ -98,25 +148,27 @@ def _fetch_rest(requests: Any, bar: Any, url: str, file: Path) -> None:
                 out.write(chunk)
                 shown.update(len(chunk))
     if total is not None and file.stat().st_size < total:
-        raise OSError(f"the connection ended after {file.stat().st_size} of {total} bytes")
+        raise _Broken(f"the connection ended after {file.stat().st_size} of {total} bytes")
 
 
 def _unpack(file: Path, folder: Path, name: str) -> None:
     """Puts a downloaded file, or the models in a downloaded zip, into the pack's folder."""
-    folder.mkdir(exist_ok=True)
-    if not name.endswith(".zip"):
-        file.replace(folder / name)
-        return
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            # antelopev2's zip has a folder in it, the others have none.
-            plain = Path(member.filename).name
-            if not member.is_dir() and plain.endswith(".onnx"):
-                with archive.open(member) as source, open(Path(scratch) / plain, "wb") as target:
-                    shutil.copyfileobj(source, target)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside the folder, which may be a link to another disk.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    # antelopev2's zip has a folder in it, the others have none.
+                    plain = Path(member.filename).name
+                    if not member.is_dir() and plain.endswith(".onnx"):
+                        with archive.open(member) as source, open(Path(scratch) / plain, "wb") as target:
+                            shutil.copyfileobj(source, target)
+        else:
+            shutil.move(file, Path(scratch) / name)
         for made in Path(scratch).iterdir():
             made.replace(folder / made.name)
-    file.unlink()
+    file.unlink(missing_ok=True)
 
 
 def _libraries(progress: bool) -> tuple[Any, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from . import _abi
-from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
+from ._compile import eager
+from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
 from .models import Face, _face, _faces
 from .modules import _sizes
@@ -83,24 +84,24 @@ class Evaluator(Owner):
         face_types: Sequence[str] | None = None,
     ) -> None:
         self._context = Context.of(device)
-        runtime = os.fspath(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
+        runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         engines: dict[str, Any] = {"engine": engine, "providers": list(providers)}
         if runtime is not None and engine != "torch":
             engines["onnxruntime"] = runtime
         config = {
             "detector": {
-                "path": os.fspath(detector), "det_sizes": list(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
+                "path": os.fsdecode(detector), "det_sizes": list(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
                 "min_size": min_size, "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, **engines,
             },
-            "recogniser": dict(recogniser) if isinstance(recogniser, Mapping) else os.fspath(recogniser),
+            "recogniser": dict(recogniser) if isinstance(recogniser, Mapping) else os.fsdecode(recogniser),
             "face_choice": face_choice, "face_index": face_index, "pooling": pooling, **engines,
             **({} if face_types is None else {"face_types": list(face_types)}),
         }  # fmt: skip
-        text = json.dumps(config, default=os.fspath).encode()
+        text = config_text(config)
         super().__init__(lambda out: call("evaluator_new", self._context._handle, text, out))
         info = json.loads(read_text(library.facegrad_evaluator_info, self._handle))
-        #: What was loaded and which engine runs it.
-        self.description: dict[str, str] = {key: info[key] for key in ("detector", "recogniser")}
+        #: What was loaded, which engine runs it, and under ``settings`` what decides between faces.
+        self.description: dict[str, Any] = {key: info[key] for key in ("detector", "recogniser", "settings")}
         #: Numbers of an embedding.
         self.dim: int = info["dim"]
         #: Side of an aligned crop, pixels.
@@ -109,6 +110,7 @@ class Evaluator(Owner):
     def _here(self, images: torch.Tensor) -> torch.Tensor:
         return images.detach().to(self._context.device)
 
+    @eager
     def faces(self, images: torch.Tensor) -> list[list[EmbeddedFace]]:
         """The faces of every image of ``[N,3,H,W]`` by falling score; RGB, uint8, or floats in [0, 1]."""
         view, count = View("images", self._here(images)), c.c_size_t()
@@ -130,6 +132,7 @@ class Evaluator(Owner):
             found[face.image].append(EmbeddedFace(plain.bbox, plain.score, plain.landmarks, row.clone()))
         return found
 
+    @eager
     def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
         """The crops that the recogniser sees, ``[M,3,S,S]`` float32 in [0, 1]: InsightFace's ``norm_crop``.
 
@@ -143,6 +146,7 @@ class Evaluator(Owner):
         call("evaluator_align", self._handle, view.pointer, array, count, out.pointer, self._context.stream)
         return crops
 
+    @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
         """Registers a person by the chosen face of every image of ``[K,3,H,W]``; with ``landmarks`` ``[K,5,2]``, rows
         of NaN where not known, by the nearest one. Images without a face are left out with a warning."""
@@ -153,6 +157,7 @@ class Evaluator(Owner):
         """Forgets a registered person."""
         call("evaluator_remove_reference", self._handle, id.encode())
 
+    @eager
     def compare(
         self,
         images: torch.Tensor,
@@ -173,6 +178,7 @@ class Evaluator(Owner):
         told, view = Targets(count, references, **targets), View("images", images)
         return self._report(count, lambda *out: call("evaluator_compare", self._handle, view.pointer, c.byref(told.struct), *out))
 
+    @eager
     def find(self, images: torch.Tensor, ids: Sequence[str]) -> list[dict[str, Sample]]:
         """Who of the registered people is where: for every image of ``[N,3,H,W]`` every person's face, matched one
         to one so that the sum of the similarities is largest (the Hungarian method)."""
@@ -222,6 +228,7 @@ class ArcFaceLoss(torch.nn.Module):
         options = {"retry_sizes": RETRY_SIZES, **options}
         self.evaluator = Evaluator(files.detector, files.recogniser, device=device, det_sizes=_sizes(det_size), **options)
 
+    @eager
     def forward(
         self, ref_images: torch.Tensor, gen_images: torch.Tensor, return_details: bool = False, **targets: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Report]:

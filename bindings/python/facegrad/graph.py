@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes as c
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ._library import Context, Owner, call
+from ._compile import eager
+from ._library import Context, Owner, call, config_text
 from ._tensor import View, optional
 from .loss import FaceLoss
 from .report import Report, Sink
@@ -36,11 +36,13 @@ class Graph(Owner):
         self._context = Context.of(device)
         super().__init__(lambda out: call("graph_new", self._context._handle, out))
 
+    @eager
     def input(self, tensor: torch.Tensor, needs_gradient: bool = False) -> int:
         """A copy of a tensor; float32, float16 or bfloat16, any shape. ``needs_gradient``: :meth:`gradient` will be asked for it."""
         view = View("tensor", tensor)
         return self._make("graph_input", view.pointer, int(needs_gradient))
 
+    @eager
     def predict_x0(
         self, x_t: int | None, prediction: int, times: torch.Tensor | None = None, config: Mapping[str, Any] | None = None
     ) -> int:
@@ -54,6 +56,7 @@ class Graph(Owner):
         view = optional("times", times)
         return self._make("graph_predict_x0", -1 if x_t is None else x_t, prediction, view.pointer if view else None, _json(config))
 
+    @eager
     def unpack(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> int:
         """Model-space latents in the host's packing → what the VAE decodes, ``[B,C,H,W]`` float32.
 
@@ -63,10 +66,12 @@ class Graph(Owner):
         """
         return self._make("graph_unpack", latents, vae._handle, _json(config), *size)
 
+    @eager
     def decode(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None) -> int:
         """VAE-space latents ``[B,C,h,w]`` → images ``[B,3,H,W]`` in [0, 1], float32. ``config``: ``clamp``."""
         return self._make("graph_decode", latents, vae._handle, _json(config))
 
+    @eager
     def face_loss(self, images: int, loss: FaceLoss, **targets: Any) -> tuple[int, Report]:
         """The weighted loss of a node of images, a scalar node, and the report. ``targets``: as :class:`FaceLoss` takes them."""
         count = self.shape(images)[0]
@@ -74,6 +79,7 @@ class Graph(Owner):
         node = self._make("graph_face_loss", images, loss._handle, c.byref(struct), sink.samples, sink.capacity, c.byref(sink.result))
         return node, sink.report()
 
+    @eager
     def shape(self, node: int) -> tuple[int, ...]:
         """The sizes of a node's value; empty for a scalar."""
         ndim = c.c_size_t()
@@ -82,15 +88,18 @@ class Graph(Owner):
         call("graph_shape", self._handle, node, sizes, ndim.value, c.byref(ndim))
         return tuple(sizes)
 
+    @eager
     def read(self, node: int) -> torch.Tensor:
         """A node's value, float32, on the tape's device."""
         return self._copy("graph_read", node)
 
+    @eager
     def backward(self, node: int, seed: torch.Tensor | None = None) -> None:
         """Walks back from a node. ``seed``: the gradient with respect to it; None: ones. Forgets an earlier walk's gradients."""
         view = optional("seed", seed)
         call("graph_backward", self._handle, node, view.pointer if view else None, self._context.stream)
 
+    @eager
     def gradient(self, node: int) -> torch.Tensor:
         """What the last walk brought to a node, of its shape, float32; zeros where nothing arrived."""
         return self._copy("graph_gradient", node)
@@ -107,4 +116,4 @@ class Graph(Owner):
 
 
 def _json(config: Mapping[str, Any] | None) -> bytes | None:
-    return None if config is None else json.dumps(dict(config)).encode()
+    return None if config is None else config_text(config)

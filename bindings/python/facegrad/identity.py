@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from ._library import build_info
+from ._compile import eager
+from ._library import build_info, log
 from .loss import FaceLoss
 from .models import Detector, Recogniser
 from .packs import find_detector, find_recogniser
@@ -57,7 +58,7 @@ class FaceIdentityLoss:
         device: str | torch.device | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        keys = read_config(config) if isinstance(config, (str, os.PathLike)) else dict(config or {})
+        keys = read_config(config) if isinstance(config, (str, bytes, os.PathLike)) else dict(config or {})
         self.loss: FaceLoss | None = None
         self.vae: Vae | None = None
         if keys.get("use_face_loss", True) is False:
@@ -68,18 +69,20 @@ class FaceIdentityLoss:
         model = keys.get("arcface_model", "r50")
         if detector is None and "detector" not in keys:
             detector = find_detector(root)
-        if isinstance(detector, (str, os.PathLike)):
+        if isinstance(detector, (str, bytes, os.PathLike)):
             detector = Detector(detector, device=device)
         if recogniser is None and keys.get("arcface_weights") is None:
             recogniser = find_recogniser(root, model)
             keys.pop("arcface_weights", None)
-        if isinstance(recogniser, (str, os.PathLike)):
+        if isinstance(recogniser, (str, bytes, os.PathLike)):
             recogniser = Recogniser(recogniser, device=device, model=keys.get("arcface_model"))
         if vae is not None and not isinstance(vae, Vae):
             vae = Vae(vae, device=device)
         self.vae = vae
         self.loss = FaceLoss(keys, detector=detector or None, recogniser=recogniser, vae=vae, device=device)
+        log.info("face loss on %s: %s", device, json.dumps(self.loss.description))
 
+    @eager
     def __call__(
         self,
         *,
@@ -104,6 +107,7 @@ class FaceIdentityLoss:
             return prediction.new_zeros((), dtype=torch.float32), _disabled(prediction)
         return self.loss.step(prediction, x_t, t, references, number=step, **arguments)
 
+    @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
         """Registers a person under an id, for ``reference_ids``, with the faces of ``[K,3,H,W]``, RGB in [0, 1]."""
         if self.loss is not None:
@@ -120,23 +124,24 @@ class FaceIdentityLoss:
             self.loss.restore(path)
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.
 
     Raises:
         ValueError: for a key that begins like the method's and is none, with the nearest that is
     """
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix.lower() == ".json":
+    file = Path(os.fsdecode(path))
+    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() == ".json":
         content = json.loads(text)
     else:
         try:
             import yaml
         except ImportError as error:
-            raise ImportError(f"reading {path} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
+            raise ImportError(f"reading {file} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
         content = yaml.safe_load(text)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
     section = content["model"] if isinstance(content.get("model"), dict) else content
     known = build_info()["loss_keys"]
     for key in section:
@@ -145,8 +150,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
             near = difflib.get_close_matches(key, known, 1)
             hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{path}: unknown key `{key}`{hint}; known are {', '.join(known)}")
-    return {key: value for key, value in section.items() if key in known}
+            raise ValueError(f"{file}: unknown key `{key}`{hint}; known are {', '.join(known)}")
+    ours = {key: value for key, value in section.items() if key in known}
+    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
+    return ours
 
 
 def _disabled(prediction: torch.Tensor) -> Report:

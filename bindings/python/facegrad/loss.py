@@ -12,7 +12,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import _abi
-from ._library import Context, Owner, call, library, read_text
+from ._compile import eager
+from ._library import Context, Owner, call, config_text, library, read_text
 from ._tensor import View, optional
 from .models import Detector, Recogniser
 from .report import Report, Sink
@@ -47,16 +48,17 @@ class FaceLoss(Owner):
         if device is None:
             device = next((part._context.device for part in self._parts if part is not None), "cpu")
         self._context = Context.of(device)
-        text = json.dumps(dict(config or {})).encode()
+        text = config_text(config or {})
         handles = [part._handle if part is not None else None for part in self._parts]
         super().__init__(lambda out: call("loss_new", self._context._handle, *handles, text, out))
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the loss uses."""
+        """The networks that the loss uses, and every key of its configuration with the value that counts."""
         info: dict[str, Any] = json.loads(read_text(library.facegrad_loss_info, self._handle))
         return info
 
+    @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
         """Registers a person under an id with the faces of ``[K,3,H,W]``, RGB in [0, 1]."""
         views = View("images", images), optional("landmarks", landmarks)
@@ -66,18 +68,19 @@ class FaceLoss(Owner):
         """Forgets a registered person."""
         call("loss_remove_reference", self._handle, id.encode())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Writes what the loss remembers to a file: registered persons, faces of reference images, statistics of
         ``norm_stats``, and whether audits have ended the use of windows. It holds embeddings of people's faces."""
         call("loss_save", self._handle, os.fsencode(path))
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
+    def restore(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Remembers what :meth:`save` wrote, and nothing else: a training that was stopped goes on with the same numbers.
 
         Raises :class:`facegrad.FacegradError` where the file is damaged, or was written with another recogniser or VAE;
         the loss is then unchanged."""
         call("loss_restore", self._handle, os.fsencode(path))
 
+    @eager
     def __call__(self, images: torch.Tensor, references: torch.Tensor | None = None, **targets: Any) -> tuple[torch.Tensor, Report]:
         """The weighted loss of images, a scalar that ``backward()`` can start from, and the report.
 
@@ -95,6 +98,7 @@ class FaceLoss(Owner):
 
         return _value(images, run)
 
+    @eager
     def step(
         self,
         prediction: torch.Tensor,
@@ -164,13 +168,15 @@ def _value(tensor: torch.Tensor, run: _Run) -> tuple[torch.Tensor, Report]:
 
 
 class _Value(torch.autograd.Function):
-    """Value and gradient come from one call, so backward is one multiplication."""
+    """Value and gradient come from one call, so backward is one multiplication. The gradient stays in float32 until a
+    loss scale such as GradScaler's has been multiplied in: in float16 most of it would be zero before, or infinite."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, run: _Run, sink: Sink) -> torch.Tensor:
         gradient = None
         if ctx.needs_input_grad[0]:
-            gradient = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            gradient = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+            ctx.dtype = tensor.dtype
             ctx.save_for_backward(gradient)
         run(tensor, optional("gradient", gradient), sink)
         return torch.full((), sink.result.loss, dtype=torch.float32, device=tensor.device)
@@ -181,4 +187,4 @@ class _Value(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        return (gradient * grad_output).to(ctx.dtype), None, None

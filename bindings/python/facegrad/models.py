@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from . import _abi
-from ._library import Context, Owner, call, library, onnxruntime_folder, read_text
+from ._compile import eager
+from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
 from ._tensor import View
 
 
@@ -55,7 +56,7 @@ class Detector(Owner):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[Any],
         *,
         device: str | torch.device = "cpu",
         det_sizes: Sequence[int] = (640,),
@@ -70,14 +71,14 @@ class Detector(Owner):
     ) -> None:
         self._context = Context.of(device)
         config: dict[str, Any] = {
-            "path": os.fspath(path), "det_sizes": list(det_sizes), "threshold": threshold,
+            "path": os.fsdecode(path), "det_sizes": list(det_sizes), "threshold": threshold,
             "nms_threshold": nms_threshold, "engine": engine, "min_size": min_size,
             "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, "providers": list(providers),
         }  # fmt: skip
-        runtime = os.fspath(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
+        runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         if runtime is not None and engine != "torch":
             config["onnxruntime"] = runtime
-        text = json.dumps(config).encode()
+        text = config_text(config)
         super().__init__(lambda out: call("detector_new", self._context._handle, text, out))
 
     @property
@@ -90,6 +91,7 @@ class Detector(Owner):
         """File, engine and why, sizes and thresholds."""
         return read_text(library.facegrad_detector_info, self._handle)
 
+    @eager
     def detect(self, images: torch.Tensor) -> list[list[Face]]:
         """The faces of every image of ``[N,3,H,W]`` by falling score; RGB, uint8, or floats in [0, 1]."""
         view, count = View("images", images), c.c_size_t()
@@ -125,7 +127,7 @@ class Recogniser(Owner):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[Any],
         *,
         device: str | torch.device = "cpu",
         model: str | None = None,
@@ -136,10 +138,10 @@ class Recogniser(Owner):
         input_size: int | None = None,
     ) -> None:
         self._context = Context.of(device)
-        config: dict[str, Any] = {"path": os.fspath(path), "dtype": dtype}
+        config: dict[str, Any] = {"path": os.fsdecode(path), "dtype": dtype}
         given = {"model": model, "mean": mean, "std": std, "color": color, "input_size": input_size}
         config.update({key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if v is not None})
-        text = json.dumps(config).encode()
+        text = config_text(config)
         super().__init__(lambda out: call("backbone_new", self._context._handle, text, out))
         info = json.loads(read_text(library.facegrad_backbone_info, self._handle))
         #: Family, file, normalisation, colour order, and where each comes from.
@@ -154,6 +156,7 @@ class Recogniser(Owner):
         """Where it computes."""
         return self._context.device
 
+    @eager
     def embed(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings of length 1, ``[M,D]`` float32, without a gradient.
 
@@ -168,6 +171,7 @@ class Recogniser(Owner):
         call("backbone_embed", self._handle, view.pointer, array, count, result.pointer, self._context.stream)
         return out
 
+    @eager
     def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
         """The crops that the network sees, ``[M,3,S,S]`` float32; arguments as for :meth:`embed`."""
         array, count = _faces(images, faces)

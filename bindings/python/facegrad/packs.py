@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HOME = "~/.insightface"
@@ -33,13 +33,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack: its detector, its recogniser, and where they come from."""
+    """A pack: its detector, its recogniser, and where they come from.
+
+    Attributes:
+        hashes: sha256 of detector and recogniser; empty: not known
+    """
 
     name: str
     detector: str
     recogniser: str
     licence: str
     sources: tuple[Source, ...]
+    hashes: tuple[str, ...] = ()
 
 
 def _zip(name: str, sha256: str) -> tuple[Source, ...]:
@@ -62,8 +67,11 @@ KNOWN_FILES = {
     "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60": ("AuraFace's glintr100.onnx", "Apache-2.0"),
 }
 
+_HASHES = {name.split()[-1]: sha for sha, (name, _) in reversed(KNOWN_FILES.items())}
+_HASHES["scrfd_10g_bnkps.onnx"] = _HASHES["det_10g.onnx"]
+
 PACKS = {
-    pack.name: pack
+    pack.name: replace(pack, hashes=pack.hashes or (_HASHES[pack.detector], _HASHES[pack.recogniser]))
     for pack in (
         Pack("buffalo_l", "det_10g.onnx", "w600k_r50.onnx", RESEARCH, _zip("buffalo_l", "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f")),
         Pack("antelopev2", "scrfd_10g_bnkps.onnx", "glintr100.onnx", RESEARCH, _zip("antelopev2", "8e182f14fc6e80b3bfa375b33eb6cff7ee05d8ef7633e738d1c89021dcf0c5c5")),
@@ -73,6 +81,9 @@ PACKS = {
         Pack("auraface", "scrfd_10g_bnkps.onnx", "glintr100.onnx", AURAFACE, (
             _auraface("scrfd_10g_bnkps.onnx", "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"),
             _auraface("glintr100.onnx", "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"),
+        ), (
+            "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+            "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60",
         )),
     )
 }  # fmt: skip
@@ -83,7 +94,7 @@ RECOGNISERS = {"r50": ("w600k_r50.onnx",), "r100": ("glintr100.onnx",), None: ("
 
 def bases(root: str | os.PathLike[str] | None) -> list[Path]:
     """The folders that may hold packs: ``root`` as InsightFace, ComfyUI or a hand-made folder means it."""
-    base = Path(root if root is not None else HOME).expanduser()
+    base = Path(os.fsdecode(root) if root is not None else HOME).expanduser()
     return [base, base / "models", base / "models" / "insightface" / "models"]
 
 
@@ -121,6 +132,12 @@ def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
         f"the pack {name} was not found. It must hold {pack.detector} and {pack.recogniser} in one of{places}\n"
         f"Get it with `python -m facegrad download {name}`, or give `root`, the folder that it is in"
     )
+
+
+def damaged(name: str, files: Files) -> list[Path]:
+    """The files of a pack that are not the published ones: cut off, damaged, or others under their names."""
+    known = zip((files.detector, files.recogniser), PACKS[name].hashes)
+    return [file for file, digest in known if sha256(file) != digest]
 
 
 def sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .models import Face
@@ -22,8 +23,8 @@ PAPER, CARD, INK, SOFT, LINE = (246, 246, 243), (255, 255, 255), (34, 36, 44), (
 COLOURS = ((40, 110, 190), (206, 92, 60), (46, 139, 102), (142, 84, 168), (196, 142, 20), (20, 140, 150), (190, 62, 110), (104, 112, 128))
 #: Layout in points; everything is drawn at twice the size and scaled down, for smooth edges.
 WIDTH, GAP, PAD, PICTURE, CROP, CELL = 1180, 20, 14, (300, 236), 76, 58
-#: More faces than this make no readable table.
-MOST = 18
+#: More faces than this make no readable table, and more pictures no readable sheet.
+MOST, MOST_PANELS = 18, 100
 
 
 @dataclass
@@ -52,12 +53,24 @@ class Panel:
         image: ``[3,H,W]`` uint8, RGB
         marks: the faces
         note: what is written where there are none
+        size: width and height of the picture, where ``image`` is a small copy of it
     """
 
     title: str
     image: torch.Tensor
     marks: list[Mark] = field(default_factory=list)
     note: str = "no face"
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def small(cls, title: str, image: torch.Tensor, marks: list[Mark]) -> Panel:
+        """A panel that keeps no more of a picture than the sheet shows."""
+        from PIL import Image
+
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        size = picture.size
+        picture.thumbnail((2 * PICTURE[0], 2 * PICTURE[1]), Image.Resampling.LANCZOS)
+        return cls(title, torch.from_numpy(np.array(picture)).permute(2, 0, 1), marks, size=size)
 
 
 def draw_sheet(path: str | os.PathLike[str], panels: Sequence[Panel], similarities: torch.Tensor | None = None) -> None:
@@ -131,12 +144,12 @@ def _crop_columns() -> int:
 
 def _panel(sheet: _Sheet, panel: Panel, x: int, y: int, colours: dict[int, Any]) -> None:
     sheet.text(x, y, panel.title, 14)
-    _, height, width = panel.image.shape
+    width, height = panel.size or (panel.image.shape[2], panel.image.shape[1])
     sheet.text(x + (WIDTH - 3 * GAP) // 2 - 2 * PAD, y + 2, f"{width} x {height}", 11, SOFT, "ra")
     y += 26
     scale = min(PICTURE[0] / width, PICTURE[1] / height)
     left, top = x, y
-    sheet.picture(left, top, panel.image, scale)
+    sheet.picture(left, top, panel.image, (round(2 * scale * width), round(2 * scale * height)))
     for mark in panel.marks:
         colour = colours[id(mark)]
         box = [left + scale * v if at % 2 == 0 else top + scale * v for at, v in enumerate(mark.face.bbox)]
@@ -194,9 +207,8 @@ class _Sheet:
     def card(self, x: float, y: float, width: float, height: float) -> None:
         self.pen.rounded_rectangle([2 * x, 2 * y, 2 * (x + width), 2 * (y + height)], 16, CARD, LINE, 2)
 
-    def picture(self, x: float, y: float, image: torch.Tensor, scale: float) -> None:
-        _, height, width = image.shape
-        size = max(1, round(2 * scale * width)), max(1, round(2 * scale * height))
+    def picture(self, x: float, y: float, image: torch.Tensor, size: tuple[int, int]) -> None:
+        size = max(1, size[0]), max(1, size[1])
         self.paper.paste(self._image(image).resize(size, self._pillow.Resampling.LANCZOS), (round(2 * x), round(2 * y)))
 
     def crop(self, x: float, y: float, crop: torch.Tensor, side: int, colour: tuple[int, int, int]) -> None:

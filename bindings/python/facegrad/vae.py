@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import torch
 
 from . import _abi
-from ._library import Context, Owner, call, library, read_text
+from ._compile import eager
+from ._library import Context, Owner, call, config_text, library, read_text
 from ._tensor import View
 
 #: A file or folder, a diffusers VAE, or the tensors of one by name.
@@ -22,7 +23,8 @@ _ENCODER = ("encoder.", "quant_conv.", "taesd_encoder.")
 
 class Vae(Owner):
     """The frozen decoder of a VAE: AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1, …), FLUX.2, Qwen-Image and Wan 2.1 (one frame),
-    the TAESD family, or TorchScript.
+    the TAESD family, or TorchScript. A TorchScript file is a program: loading it runs code that is in it, so it is loaded
+    only with ``config={"family": "torchscript", "latent_channels": …}``.
 
     Args:
         source: a safetensors, ``.pth`` or TorchScript file, a single-file checkpoint, a diffusers folder; or a diffusers
@@ -49,9 +51,9 @@ class Vae(Owner):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         keys: dict[str, Any] = {"recompute": recompute, "slicing": slicing, **(config or {})}
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(source, (str, bytes, os.PathLike)):
             self._context = Context.of(device or "cpu")
-            text = json.dumps({"path": os.fspath(source), "dtype": dtype or "f32", **keys}).encode()
+            text = config_text({"path": os.fsdecode(source), "dtype": dtype or "f32", **keys})
             super().__init__(lambda out: call("vae_new", self._context._handle, text, out))
         else:
             tensors, about = _weights(source)
@@ -60,7 +62,7 @@ class Vae(Owner):
             names = {torch.bfloat16: "bf16", torch.float16: "f16"}
             if about:
                 keys.setdefault("model_config", about)
-            text = json.dumps({"dtype": dtype or names.get(some.dtype, "f32"), **keys}).encode()
+            text = config_text({"dtype": dtype or names.get(some.dtype, "f32"), **keys})
             # Views of the weights, which live as long as the decoder uses them.
             self._views = {name: View(name, tensor) for name, tensor in tensors.items()}
             count = len(self._views)
@@ -77,6 +79,7 @@ class Vae(Owner):
         #: How the latents of the VAE's diffusion models relate to its own, as a loss's config takes it; None: not told.
         self.latent_format: str | dict[str, Any] | None = info["latent_format"]
 
+    @eager
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """``[B,C,h,w]``, as the VAE takes them → ``[B,3,s·h,s·w]`` float32, RGB in units of [0, 1], not clamped, without a gradient."""
         size = [self.scale_factor * n for n in latents.shape[-2:]]

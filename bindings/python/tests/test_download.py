@@ -21,6 +21,8 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.breaks = 0
+        #: Statuses and Retry-After headers of the next answers.
+        self.refusals: list[tuple[int, str | None]] = []
         self.requests: list[str | None] = []
         outer = self
 
@@ -28,6 +30,14 @@ class Server:
             def do_GET(self):
                 data, given = outer.files.get(self.path), self.headers.get("Range")
                 outer.requests.append(given)
+                if outer.refusals:
+                    status, after = outer.refusals.pop(0)
+                    self.send_response(status)
+                    if after is not None:
+                        self.send_header("Retry-After", after)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if data is None:
                     self.send_error(404)
                     return

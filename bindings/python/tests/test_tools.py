@@ -9,6 +9,7 @@ from conftest import FIXTURES
 from PIL import Image
 
 import facegrad
+from facegrad import packs
 from facegrad.__main__ import main
 from facegrad.images import ImageError, image_files, read_image
 from facegrad.sheet import comparison_sheet
@@ -104,7 +105,9 @@ def test_a_training_steps_sheet(root, data, tmp_path):
     assert Image.open(tmp_path / "step.png").size[0] == 1180
 
 
-def test_doctor_is_content_or_says_what_to_do(root, tmp_path, capsys):
+def test_doctor_is_content_or_says_what_to_do(root, tmp_path, capsys, monkeypatch):
+    for stand_in in ("buffalo_sc/w600k_mbf.onnx", "buffalo_l/w600k_r50.onnx"):
+        monkeypatch.setitem(packs.KNOWN_FILES, packs.sha256(root / "models" / stand_in), (stand_in, "a licence"))
     assert main(["doctor", "--root", str(root)]) == 0
     out = capsys.readouterr().out
     assert "self-test     loss" in out and "det_500m.onnx" in out and "non-commercial research" in out

@@ -4,6 +4,7 @@ use super::sidecar::{Sidecar, weights_file};
 use super::source::Source;
 use super::torchscript::{Script, is_torchscript};
 use super::*;
+use crate::log::warn_host;
 use crate::{tensor, weights};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -98,6 +99,12 @@ fn build(
         None
     };
     let has_norms = source.next_norm() > 0;
+    let assumed = match config.norm_num_groups.or(sidecar.norm_num_groups) {
+        None if has_norms && family != VaeFamily::Wan => {
+            format!("; no config.json tells norm_num_groups, taken as {DEFAULT_GROUPS}")
+        }
+        _ => String::new(),
+    };
     source.finish(&format!("{family:?} decoder"))?;
     let format = match family {
         VaeFamily::Tiny => Some(LatentFormat::None),
@@ -122,6 +129,7 @@ fn build(
         has_norms,
         stats,
         format,
+        assumed,
     })
 }
 
@@ -150,7 +158,7 @@ fn family_of(tensors: &BTreeMap<String, Tensor>) -> Result<VaeFamily> {
     let shown: Vec<&str> = tensors.keys().take(6).map(String::as_str).collect();
     bail!(
         Weights,
-        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, TAESD): its tensors are {}, …; load it as TorchScript",
+        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, TAESD): its tensors are {}, …; export it with torch.jit.trace and set `family` to \"torchscript\", which runs the file's code",
         shown.join(", ")
     )
 }
@@ -167,13 +175,18 @@ fn tiny_layers(tensors: &BTreeMap<String, Tensor>) -> Vec<u32> {
 }
 
 fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
-    if let Some(family) = config.family
-        && family != VaeFamily::Torchscript
-    {
-        bail!(
+    match config.family {
+        Some(VaeFamily::Torchscript) => {}
+        Some(family) => bail!(
             Weights,
             "expected a VAE of the family {family:?}, got a TorchScript archive"
-        );
+        ),
+        None => bail!(
+            Config,
+            "a TorchScript archive is a program: loading it runs code that is in the file, with all that this process \
+             may do. Where you trust whoever made it, set `family` to \"torchscript\"; else take safetensors or a \
+             state dict"
+        ),
     }
     let Some(channels) = config.latent_channels else {
         bail!(
@@ -181,6 +194,10 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
             "vae config: a TorchScript decoder does not tell its latent; set `latent_channels`"
         );
     };
+    warn_host!(
+        "{}: a TorchScript program, as `family` says; it runs code that is in the file",
+        file.display()
+    );
     let blocks: Vec<Box<dyn Block>> = vec![Box::new(Script::load(file, device)?)];
     Ok(Decoder {
         chain: Chain(blocks),
@@ -195,6 +212,7 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
         has_norms: false,
         stats: None,
         format: None,
+        assumed: "; it runs code that is in its file".into(),
     })
 }
 

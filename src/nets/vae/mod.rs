@@ -40,6 +40,8 @@ pub struct Decoder {
     has_norms: bool,
     stats: Option<PatchStats>,
     format: Option<LatentFormat>,
+    /// What was decided where the files do not tell.
+    assumed: String,
 }
 
 /// A decoded image and what its backward pass needs.
@@ -242,12 +244,13 @@ impl Decoder {
     /// One line for a log.
     pub fn description(&self) -> String {
         format!(
-            "{:?} decoder, {} latent channels, x{}, {:?} on {}",
+            "{:?} decoder, {} latent channels, x{}, {:?} on {}{}",
             self.family,
             self.channels,
             self.scale,
             self.kind,
-            device_name(self.device)
+            device_name(self.device),
+            self.assumed
         )
     }
 

@@ -1,8 +1,9 @@
-//! Any other decoder as a TorchScript module. The file's code runs: load only what you trust.
+//! Any other decoder as a TorchScript module. The file's code runs, so that it is loaded only where the host names the
+//! family.
 
 use super::block::{Block, ReceptiveField};
 use super::statistics::Norms;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, bail};
 use crate::weights;
 use std::path::Path;
 use tch::{CModule, Device, Tensor};
@@ -15,7 +16,13 @@ impl Script {
     pub(super) fn load(path: &Path, device: Device) -> Result<Script> {
         let failed =
             |e: tch::TchError| Error::from(e).context(format!("reading {}", path.display()));
-        let mut module = CModule::load_on_device(path, device).map_err(failed)?;
+        // Not by its name, which libtorch takes in UTF-8 alone.
+        let io = |e: std::io::Error| Error::Io(format!("{}: {e}", path.display()));
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            bail!(Format, "{}: not a regular file", path.display());
+        }
+        let mut file = std::fs::File::open(path).map_err(io)?;
+        let mut module = CModule::load_data_on_device(&mut file, device).map_err(failed)?;
         module.f_set_eval().map_err(failed)?;
         for (_, parameter) in module.named_parameters().map_err(failed)? {
             let _frozen = parameter.f_set_requires_grad(false)?;

@@ -4,7 +4,7 @@ use super::external::Neighbours;
 use super::wire::{self, fields};
 use crate::error::{Result, bail, brief};
 use crate::weights::budget::Budget;
-use crate::weights::{Array, Dtype};
+use crate::weights::{Array, Dtype, buffer};
 
 const MAX_RANK: usize = 16;
 
@@ -116,7 +116,9 @@ fn array(message: &[u8], budget: &Budget, neighbours: &Neighbours) -> Result<Arr
     } else if let Some(raw) = raw.filter(|raw| !raw.is_empty()) {
         fits(raw.len(), bytes, &shape)?;
         budget.take(bytes)?;
-        raw.to_vec()
+        let mut data = buffer(bytes)?;
+        data.extend_from_slice(raw);
+        data
     } else {
         numbers(message, dtype, bytes, budget)?
     };
@@ -140,7 +142,7 @@ fn numbers(message: &[u8], dtype: Dtype, bytes: usize, budget: &Budget) -> Resul
     // `bytes` is what the sizes claim; what the message can hold is less.
     let most = bytes.min(message.len().saturating_mul(8));
     budget.take(most)?;
-    let mut data = Vec::with_capacity(most);
+    let mut data = buffer(most)?;
     let size = dtype.size();
     let mut push = |number: &[u8]| {
         if data.len() + number.len() > most {

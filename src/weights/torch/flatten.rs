@@ -4,7 +4,7 @@ use super::pickle::{Id, Value};
 use super::{Storage, TensorRef};
 use crate::error::{Error, Result, bail, brief};
 use crate::weights::budget::Budget;
-use crate::weights::{Array, Weights};
+use crate::weights::{Array, Weights, buffer};
 
 /// Deeper than any checkpoint nests its dictionaries.
 const MAX_DEPTH: usize = 12;
@@ -98,7 +98,7 @@ fn gather(tensor: &TensorRef, bytes: &[u8], budget: &Budget) -> Result<Array> {
     let elements = Array::elements(&tensor.shape).ok_or_else(damaged)?;
     let total = elements.checked_mul(size).ok_or_else(damaged)?;
     budget.take(total)?;
-    let mut data = Vec::with_capacity(total);
+    let mut data = buffer(total)?;
     if elements > 0 {
         let steps = tensor.shape.iter().zip(&tensor.strides);
         let reach = steps

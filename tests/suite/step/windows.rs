@@ -306,8 +306,12 @@ fn torchscript_is_decoded_whole_or_refused() {
     let case = Case::named("tiny");
     let config: VaeConfig = parse(
         "test",
-        &json!({"path": fixture("decoders/taef1.torchscript.pt"), "latent_channels": 16})
-            .to_string(),
+        &json!({
+            "path": fixture("decoders/taef1.torchscript.pt"),
+            "family": "torchscript",
+            "latent_channels": 16,
+        })
+        .to_string(),
     )
     .unwrap();
     let vae = shared(Decoder::load(&config, Device::Cpu).unwrap());

@@ -16,7 +16,7 @@ import torch
 from .._library import FacegradError, build_info, library, onnxruntime_folder, version
 from ..loss import FaceLoss
 from ..models import Recogniser
-from ..packs import DETECTORS, KNOWN_FILES, RECOGNISERS, folders, sha256
+from ..packs import DETECTORS, KNOWN_FILES, PACKS, RECOGNISERS, folders, sha256
 
 EPILOG = "exit codes: 0 nothing fails; 1 a line fails; 2 a wrong argument"
 
@@ -92,7 +92,9 @@ def _models(root: str | None) -> Iterator[Line]:
     for file in files:
         known = KNOWN_FILES.get(sha256(file))
         if known is None:
-            yield NOTE, f"{file}: not one of the published files; it may be a conversion, or damaged: download it again if in doubt"
+            pack = next((pack.name for pack in PACKS.values() if file.name in (pack.detector, pack.recogniser)), None)
+            how = f"`python -m facegrad download {pack}` fetches the published one" if pack else "download it again"
+            yield FAIL, f"{file}: not the published file of that name: damaged, or another model. {how}; give a model of your own another name"
         else:
             name, licence = known
             yield OK, f"{file}: {name}, {licence.split(' (')[0]}"
@@ -159,9 +161,9 @@ def _random_iresnet(generator: torch.Generator) -> dict[str, torch.Tensor]:
         conv(f"{block}.downsample.0", outputs, inputs, 1)
         norm(f"{block}.downsample.1", outputs)
     norm("bn2", widths[-1])
-    state["fc.weight"] = torch.randn(16, widths[-1] * 49, generator=generator) * (widths[-1] * 49) ** -0.5
-    state["fc.bias"] = torch.zeros(16)
-    norm("features", 16)
+    state["fc.weight"] = torch.randn(128, widths[-1] * 49, generator=generator) * (widths[-1] * 49) ** -0.5
+    state["fc.bias"] = torch.zeros(128)
+    norm("features", 128)
     return state
 
 

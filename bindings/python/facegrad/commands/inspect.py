@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
+from .._library import FacegradError
 from ..evaluate import RETRY_SIZES, EmbeddedFace, Evaluator
-from ..images import ImageError, image_files, read_image
+from ..images import ImageError, image_files, read_image, shown
 from ..packs import PACKS, find_pack
-from ..sheet import Mark, Panel, draw_sheet
+from ..sheet import MOST_PANELS, Mark, Panel, draw_sheet
 
 EPILOG = """exit codes:
   0  every picture shows a face
@@ -47,17 +48,32 @@ def run(arguments: argparse.Namespace) -> int:
     except (FileNotFoundError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 5
-    panels, faces, unreadable = _look(arguments.images, evaluator)
-    if not panels:
+    files, unreadable = _files(arguments.images)
+    looked = _Looked(evaluator, with_sheet=bool(arguments.sheet))
+    width = max((len(shown(file.name)) for file in files), default=0)
+    for file in files:
+        try:
+            marks = looked.look(file)
+        except (ImageError, FacegradError, MemoryError) as error:
+            print(error if isinstance(error, ImageError) else f"{shown(file)}: {error or 'out of memory'}", file=sys.stderr)
+            unreadable = True
+            continue
+        if looked.pictures == 1:
+            print(f"{'picture':{width}}  face  score   size      at")
+        _print(f"{shown(file.name):{width}}", marks)
+    if not looked.pictures:
         return 3
-    _print(panels, faces)
+    if looked.embeddings:
+        rows = torch.stack(looked.embeddings)
+        similarities = rows @ rows.T
+        _print_similarities(similarities)
     if arguments.sheet:
-        rows = torch.stack([face.embedding for face in faces]) if faces else None
-        draw_sheet(arguments.sheet, panels, None if rows is None else rows @ rows.T)
-        print(f"\nsheet: {arguments.sheet}")
+        draw_sheet(arguments.sheet, looked.panels, similarities if looked.embeddings else None)
+        left_out = looked.pictures - len(looked.panels)
+        print(f"\nsheet: {arguments.sheet}" + (f", without the last {left_out} of {looked.pictures} pictures" if left_out else ""))
     if unreadable:
         return 3
-    return 0 if all(panel.marks for panel in panels) else 4
+    return 4 if looked.faceless else 0
 
 
 def _evaluator(arguments: argparse.Namespace) -> Evaluator:
@@ -72,10 +88,8 @@ def _evaluator(arguments: argparse.Namespace) -> Evaluator:
     )  # fmt: skip
 
 
-def _look(paths: list[str], evaluator: Evaluator) -> tuple[list[Panel], list[EmbeddedFace], bool]:
-    """A panel for every picture, all faces in their order, and whether something could not be read."""
-    panels: list[Panel] = []
-    all_faces: list[EmbeddedFace] = []
+def _files(paths: list[str]) -> tuple[list[Path], bool]:
+    """The pictures, and whether something named shows none."""
     files: list[Path] = []
     unreadable = False
     for path in paths:
@@ -84,36 +98,53 @@ def _look(paths: list[str], evaluator: Evaluator) -> tuple[list[Panel], list[Emb
         except ImageError as error:
             print(error, file=sys.stderr)
             unreadable = True
-    for file in files:
-        try:
-            image = read_image(file)
-        except ImageError as error:
-            print(error, file=sys.stderr)
-            unreadable = True
-            continue
-        faces = evaluator.faces(image[None])[0]
-        crops = evaluator.align(image[None], [faces])
-        marks = [
-            Mark(face, crop.cpu(), str(len(all_faces) + at + 1), f"score {face.score:.2f}")
-            for at, (face, crop) in enumerate(zip(faces, crops))
-        ]  # fmt: skip
-        all_faces += faces
-        panels.append(Panel(file.name, image, marks))
-    return panels, all_faces, unreadable
+    return files, unreadable
 
 
-def _print(panels: list[Panel], faces: list[EmbeddedFace]) -> None:
-    width = max(len(panel.title) for panel in panels)
-    print(f"{'picture':{width}}  face  score   size      at")
-    for panel in panels:
-        if not panel.marks:
-            print(f"{panel.title:{width}}     –  no face was found")
-        for mark in panel.marks:
-            x1, y1, x2, y2 = mark.face.bbox
-            print(f"{panel.title:{width}}  {mark.name:>4}  {mark.face.score:.3f}  {x2 - x1:4.0f}×{y2 - y1:<4.0f}  {x1:.0f},{y1:.0f}")
-    if len(faces) > 1:
-        rows = torch.stack([face.embedding for face in faces])
-        print("\nsimilarity (cosine; photographs of one person lie near 0.5 and above, of different people near 0)")
-        print("face " + "".join(f"{at + 1:7}" for at in range(len(faces))))
-        for at, row in enumerate((rows @ rows.T).tolist()):
-            print(f"{at + 1:4} " + "".join("      –" if at == other else f"{value:7.3f}" for other, value in enumerate(row)))
+class _Looked:
+    """What has been seen so far: embeddings, and small copies for the sheet. One picture is in memory at a time.
+
+    Attributes:
+        pictures: how many could be read
+        faceless: how many of them show no face
+        embeddings: of all faces in their order
+        panels: for the sheet, of the first pictures
+    """
+
+    def __init__(self, evaluator: Evaluator, with_sheet: bool) -> None:
+        self._evaluator, self._with_sheet = evaluator, with_sheet
+        self.pictures = self.faceless = 0
+        self.embeddings: list[torch.Tensor] = []
+        self.panels: list[Panel] = []
+
+    def look(self, file: Path) -> list[tuple[str, EmbeddedFace]]:
+        """The faces of a picture with their names."""
+        image = read_image(file)
+        faces = self._evaluator.faces(image[None])[0]
+        named = [(str(len(self.embeddings) + at + 1), face) for at, face in enumerate(faces)]
+        if self._with_sheet and len(self.panels) < MOST_PANELS:
+            crops = self._evaluator.align(image[None], [faces])
+            marks = [Mark(face, crop.cpu(), name, f"score {face.score:.2f}") for (name, face), crop in zip(named, crops)]
+            self.panels.append(Panel.small(shown(file.name), image, marks))
+        self.pictures += 1
+        self.faceless += not faces
+        self.embeddings += [face.embedding for face in faces]
+        return named
+
+
+def _print(title: str, faces: list[tuple[str, EmbeddedFace]]) -> None:
+    if not faces:
+        print(f"{title}     –  no face was found")
+    for name, face in faces:
+        x1, y1, x2, y2 = face.bbox
+        print(f"{title}  {name:>4}  {face.score:.3f}  {x2 - x1:4.0f}×{y2 - y1:<4.0f}  {x1:.0f},{y1:.0f}")
+
+
+def _print_similarities(similarities: torch.Tensor) -> None:
+    count = len(similarities)
+    if count < 2:
+        return
+    print("\nsimilarity (cosine; photographs of one person lie near 0.5 and above, of different people near 0)")
+    print("face " + "".join(f"{at + 1:7}" for at in range(count)))
+    for at, row in enumerate(similarities.tolist()):
+        print(f"{at + 1:4} " + "".join("      –" if at == other else f"{value:7.3f}" for other, value in enumerate(row)))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from .._compile import eager
 from ..identity import FaceIdentityLoss
 from ..report import Outcome, Report
 
@@ -64,6 +65,7 @@ class FaceTerm:
             self._source = self._source()
         return self._source
 
+    @eager
     def __call__(
         self,
         *,

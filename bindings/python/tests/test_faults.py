@@ -1,0 +1,342 @@
+"""What users saw, each once: a test is named after it. Pictures have a file of their own, ``test_pictures.py``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from email.utils import formatdate
+from pathlib import Path
+from time import time
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import FIXTURES, arguments
+from onnx import TensorProto, helper, numpy_helper
+from test_download import server, source  # noqa: F401
+from test_step import tensors, vae  # noqa: F401
+from test_step import arguments as step_arguments
+
+import facegrad
+from facegrad import packs
+from facegrad.__main__ import main
+from facegrad.download import DownloadError, fetch
+
+
+# Gradients in half precision
+
+
+@pytest.fixture(scope="module")
+def face(recogniser):
+    """A loss of a weight as trainers set it, small enough that most of its gradient is below float16's least number."""
+    config = {"face_align_mode": "kps", "face_loss_weight": 1e-4, "latent_format": {"custom": {"scale": 0.7, "shift": 0.1}}}
+    return facegrad.FaceIdentityLoss(config, vae=vae("kl"), detector=False, recogniser=recogniser)
+
+
+def scaled_gradient(loss, prediction, scale):
+    prediction = prediction.clone().requires_grad_()
+    value = loss(prediction)
+    (value * scale).backward()
+    assert prediction.grad.dtype == prediction.dtype
+    return prediction.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1024.0, 65536.0, 2.0**20])
+def test_a_half_prediction_under_gradscaler_has_autograds_own_gradient(face, tensors, chain, dtype, scale):  # noqa: F811
+    given = step_arguments("flow", tensors, chain)
+    prediction = given.pop("prediction").detach().to(dtype)
+    ours = scaled_gradient(lambda p: face(prediction=p, **given)[0], prediction, scale)
+    true = scaled_gradient(lambda p: face(prediction=p.float(), **given)[0], prediction, scale)
+    assert true.isfinite().all() and float((true != 0).float().mean()) > 0.2
+    assert torch.equal(ours, true)
+
+
+def test_half_images_have_autograds_own_gradient(loss, chain):
+    images = chain["images"].half()
+    true = scaled_gradient(lambda x: loss(x.float(), **arguments(chain))[0] * 1e-4, images, 65536.0)
+    ours = scaled_gradient(lambda x: loss(x, **arguments(chain))[0] * 1e-4, images, 65536.0)
+    assert float((true != 0).float().mean()) > 0.02 and torch.equal(ours, true)
+
+
+def test_a_node_of_half_numbers_has_a_gradient_in_float32(loss, chain):
+    def gradient(images):
+        graph = facegrad.Graph()
+        node = graph.input(images, needs_gradient=True)
+        value, _ = graph.face_loss(node, loss, **arguments(chain))
+        graph.backward(value, torch.tensor(1e-6))
+        return graph.gradient(node)
+
+    assert torch.equal(gradient(chain["images"].half()), gradient(chain["images"].half().float()))
+
+
+# torch.compile around a step
+
+
+def test_a_compiled_step_breaks_its_graph_and_is_compiled_once(face, tensors, chain):  # noqa: F811
+    from torch._dynamo.utils import counters
+
+    given = step_arguments("flow", tensors, chain)
+    net = torch.nn.Conv2d(given["prediction"].shape[1], given["prediction"].shape[1], 1)
+
+    def step(x, number):
+        prediction = net(x)
+        value, report = face(prediction=prediction, step=number, **{k: v for k, v in given.items() if k != "prediction"})
+        return 1e4 * value + prediction.square().mean() + report.counted
+
+    x = given["prediction"].detach()
+    want = step(x, 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager")
+    for number in (1, 2, 3):
+        counters.clear()
+        net.zero_grad()
+        value = compiled(x, number)
+        value.backward()
+        assert value.item() == pytest.approx(want.item(), rel=1e-6)
+        assert net.weight.grad.abs().sum() > 0
+    # The number of the step became a variable in the second call; nothing is compiled in the third.
+    assert not counters["stats"].get("unique_graphs"), counters["stats"]
+    torch._dynamo.reset()
+
+
+def test_facegrad_does_not_import_the_compiler():
+    code = "import facegrad, sys; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Pictures in another range
+
+
+RANGES = {
+    "in [-1, 1]": (lambda x: 2 * x - 1, r"\(x \+ 1\) / 2"), "from 0 to 255": (lambda x: 255 * x, "x / 255"),
+    "divided by 255 twice": (lambda x: x / 255, "again"), "normalised as for ImageNet": (lambda x: (x - 0.45) / 0.225, "scale them"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_references_in_another_range_are_warned_of_once(recogniser, chain, caplog, name):
+    change, advice = RANGES[name]
+    given = arguments(chain)
+    changed = given | {"references": change(given["references"])}
+    for call in (
+        lambda loss: loss(chain["images"], **changed),
+        lambda loss: loss.set_reference("anna", changed["references"], given["reference_landmarks"]),
+    ):
+        loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=recogniser)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "facegrad"):
+            loss(chain["images"], **given)
+            assert not caplog.records
+            call(loss)
+            call(loss)
+        (record,) = (record for record in caplog.records if "came, where RGB in [0, 1]" in record.message)
+        least, largest = changed["references"].min(), changed["references"].max()
+        assert record.message.startswith("reference") and f"from {least:.3f} to {largest:.3f}" in record.message
+        assert re.search(advice, record.message)
+
+
+# Downloads
+
+
+def test_a_server_that_asks_to_wait_is_waited_for(server, tmp_path, monkeypatch, caplog):  # noqa: F811
+    waits = []
+    monkeypatch.setattr("facegrad.download.time.sleep", waits.append)
+    wanted = source(server, "/model.onnx", b"model" * 1000)
+    server.refusals = [(429, "7"), (503, formatdate(time() + 100, usegmt=True)), (429, None), (429, "soon")]
+    fetch(wanted, tmp_path / "model.part", progress=False)
+    assert (tmp_path / "model.part").read_bytes() == b"model" * 1000
+    assert waits[1] == 7 and 90 < waits[2] <= 100 and 0 < waits[3] < 10 and 0 < waits[4] < 20, waits
+    assert "429" in caplog.text
+    server.refusals = [(429, "1000000")] * 9
+    with pytest.raises(DownloadError, match="429"):
+        fetch(wanted, tmp_path / "other.part", progress=False)
+    assert max(waits) <= 600, "no server is waited for for days"
+
+
+@pytest.fixture()
+def pack(server, tmp_path, monkeypatch):  # noqa: F811
+    """A pack of two small files whose hashes are known, and where it lies."""
+    files = {"det_500m.onnx": b"detector" * 100, "w600k_mbf.onnx": b"recogniser" * 100}
+    sources = tuple(source(server, f"/{name}", data) for name, data in files.items())
+    known = packs.Pack("buffalo_sc", *files, "a licence", sources, tuple(s.sha256 for s in sources))
+    monkeypatch.setitem(packs.PACKS, "buffalo_sc", known)
+    for given in sources:
+        monkeypatch.setitem(packs.KNOWN_FILES, given.sha256, (Path(given.url).name, "a licence"))
+    assert main(["download", "buffalo_sc", "--root", str(tmp_path), "--quiet"]) == 0
+    return tmp_path / "models/buffalo_sc", files
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_model_is_downloaded_again_and_doctor_fails_on_it(pack, server, tmp_path, capfd, how):  # noqa: F811
+    folder, files = pack
+    model = folder / "det_500m.onnx"
+    data = files[model.name]
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+    model.write_bytes({"cut": data[:-9], "flipped": data[:50] + b"X" + data[51:], "empty": b""}[how])
+    assert main(["doctor", "--root", str(tmp_path)]) == 1
+    out = capfd.readouterr().out
+    assert "FAIL  models" in out and str(model) in out and "download buffalo_s" in out
+    asked = len(server.requests)
+    assert main(["download", "buffalo_sc", "--root", str(tmp_path), "--quiet"]) == 0
+    assert len(server.requests) > asked and model.read_bytes() == data
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+
+
+def test_what_is_left_of_another_download_is_thrown_away(server, tmp_path):  # noqa: F811
+    wanted = source(server, "/model.onnx", b"model" * 1000)
+    (tmp_path / "model.part").write_bytes(b"something else")
+    fetch(wanted, tmp_path / "model.part", progress=False)
+    assert (tmp_path / "model.part").read_bytes() == b"model" * 1000
+
+
+def test_a_pack_in_a_linked_folder_is_repaired_where_it_is(pack, server, tmp_path):  # noqa: F811
+    folder, files = pack
+    away = tmp_path / "another disk"
+    shutil.move(folder, away)
+    folder.symlink_to(away, target_is_directory=True)
+    (away / "det_500m.onnx").write_bytes(b"damaged")
+    assert main(["download", "buffalo_sc", "--root", str(tmp_path), "--quiet"]) == 0
+    assert (away / "det_500m.onnx").read_bytes() == files["det_500m.onnx"] and folder.is_symlink()
+
+
+# Engines
+
+
+def recogniser_onnx(path, nodes, ir_version=8):
+    """Pools a picture to a row of three numbers by way of ``nodes``, from x to y."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32), "w")
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("GlobalAveragePool", ["y"], ["p"]), helper.make_node("Flatten", ["p"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["e"])],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, ["n", 64])], [weight],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir_version), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector_onnx():
+    return Path(__file__).resolve().parents[3] / "examples/demo_assets/detector.onnx"
+
+
+def test_the_engine_that_can_runs_a_model_and_says_so(tmp_path, detector_onnx, caplog):
+    pytest.importorskip("onnxruntime")
+    # libtorch's engine does not ask for the version of the format, ONNX Runtime does.
+    new = recogniser_onnx(tmp_path / "new.onnx", [helper.make_node("Relu", ["x"], ["y"])], ir_version=99)
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        evaluator = facegrad.Evaluator(detector_onnx, new)
+    text = evaluator.description["recogniser"]
+    assert "libtorch" in text and "ONNX Runtime refuses the model" in text
+    assert "ONNX Runtime refuses the model" in caplog.text
+    with pytest.raises(facegrad.FacegradError, match='libtorch may run the file.*"auto"'):
+        facegrad.Evaluator(detector_onnx, new, engine="ort")
+    # The other way round.
+    odd = recogniser_onnx(tmp_path / "odd.onnx", [helper.make_node("LRN", ["x"], ["y"], size=3)])
+    assert "ONNX Runtime" in facegrad.Evaluator(detector_onnx, odd).description["recogniser"]
+    with pytest.raises(facegrad.FacegradError, match='LRN.*ONNX Runtime may run the file.*"auto"'):
+        facegrad.Evaluator(detector_onnx, odd, engine="torch")
+    with pytest.raises(facegrad.FacegradError, match="LRN.*where no gradient is needed"):
+        facegrad.Recogniser(odd)
+    # Neither.
+    neither = recogniser_onnx(tmp_path / "neither.onnx", [helper.make_node("LRN", ["x"], ["y"], size=3)], ir_version=99)
+    with pytest.raises(facegrad.FacegradError, match="the other engine refuses it too"):
+        facegrad.Evaluator(detector_onnx, neither)
+
+
+# Paths
+
+
+def test_names_of_any_bytes_and_linked_folders_are_paths_like_any_other(tmp_path, chain, detector_onnx, recogniser):
+    away = tmp_path / "away"
+    away.mkdir()
+    link = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xffnk"))
+    link.symlink_to(away, target_is_directory=True)
+    odd = os.fsdecode(b"m\xf6del\x80")
+
+    def put(source, suffix):
+        target = link / (odd + suffix)
+        shutil.copy(source, target)
+        return target
+
+    weights, detector = put(FIXTURES / "nets/small.safetensors", ".safetensors"), put(detector_onnx, ".onnx")
+    decoder = put(FIXTURES / "step/tiny.safetensors", ".safetensors2")
+    for path in (weights, str(weights), os.fsencode(weights)):
+        assert facegrad.Recogniser(path).dim == recogniser.dim
+    for engine in ("ort", "torch"):
+        assert facegrad.Detector(os.fsencode(detector), engine=engine).detect(chain["images"])
+    for config in ({"arcface_weights": weights, "detector": detector, "vae": decoder}, {"arcface_weights": weights, "detector": {"path": detector}}):
+        loss = facegrad.FaceLoss({"face_align_mode": "kps", **config})
+        want, _ = loss(chain["images"], **arguments(chain))
+        state = link / (odd + ".state")
+        loss.save(state)
+        loss.restore(os.fsencode(state))
+        assert (away / state.name).is_file() and loss(chain["images"], **arguments(chain))[0] == want
+    with pytest.raises(facegrad.FacegradError, match="no such file|No such file"):
+        facegrad.Recogniser(link / os.fsdecode(b"\xff.pth"))
+    (link / (odd + ".json")).write_text('{"face_align_mode": "kps"}')
+    facegrad.FaceIdentityLoss(link / (odd + ".json"), detector=False, recogniser=os.fsencode(weights))
+
+
+# A TorchScript file is a program
+
+
+def test_a_torchscript_vae_runs_only_where_it_is_asked_for_by_name(tmp_path, caplog):
+    class Up(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.interpolate(x[:, :3], scale_factor=8.0)
+
+    path = tmp_path / os.fsdecode(b"vae\xff.pt")
+    torch.jit.script(Up()).save(tmp_path / "vae.pt")
+    os.rename(tmp_path / "vae.pt", path)
+    with pytest.raises(facegrad.FacegradError, match='runs code.*set `family` to "torchscript"'):
+        facegrad.Vae(path, config={"latent_channels": 4})
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        decoder = facegrad.Vae(path, config={"latent_channels": 4, "family": "torchscript"})
+    assert "runs code" in caplog.text and decoder.decode(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 16, 16)
+
+
+# The end of the process
+
+
+DAEMON = """
+import ctypes, logging, sys, threading, time, torch, facegrad
+from facegrad._library import call
+from facegrad._tensor import View
+from facegrad.report import Sink
+from facegrad.targets import Targets
+logging.basicConfig(level=logging.DEBUG, stream=open("/dev/null", "w"))
+loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=facegrad.Recogniser(sys.argv[1]))
+picture = torch.rand(4, 3, 128, 128)
+points = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]).repeat(4, 1, 1)
+points[1] = 0  # Spans no area, so that every call has something to say.
+image, gradient = View("images", picture), View("gradient", torch.empty_like(picture))
+targets = Targets(4, picture, landmarks=points, reference_landmarks=points)
+
+def work():
+    # The library's calls alone: torch's own operations abort a process that ends while a daemon thread is in one.
+    sink = Sink(4)
+    while True:
+        call(
+            "loss_images", loss._handle, image.pointer, ctypes.byref(targets.struct), gradient.pointer,
+            sink.samples, sink.capacity, ctypes.byref(sink.result), None,
+        )
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(float(sys.argv[2]))
+sys.exit(3)
+"""
+
+
+def test_python_ends_while_daemon_threads_are_inside_calls():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DAEMON, str(FIXTURES / "nets/small.safetensors")]
+    for wait in (0.1, 0.3, 0.35):
+        done = subprocess.run([*command, str(wait)], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 3 and "Fatal" not in done.stderr, (done.returncode, done.stderr[-2000:])
