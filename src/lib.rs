@@ -1,9 +1,9 @@
 //! A differentiable face identity loss for diffusion training: detector, aligner and recogniser
 //! with the gradient flowing back through all of it, behind a stable C ABI.
 //!
-//! Rooms, ground floor first; a room uses only rooms below it:
-//! [`error`], [`log`], [`config`], [`face`], [`weights`] · `tensor` · `nets`, `latent` ·
-//! `detect`, `align` · `graph` · `loss` · `worker` · `ffi`.
+//! Modules from the lowest floor up; a module uses only modules on lower floors. ARCHITECTURE.md draws them.
+//! [`error`], [`log`], [`shared`], [`config`], [`face`], [`weights`] · `tensor`, `latent` · `nets`, `worker` ·
+//! `detect`, `align`, `graph` · `pipeline`, `batch` · `reference` · `loss`, `score` · `step` · `ffi`.
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("facegrad catches panics at its C ABI and must be built with panic = \"unwind\"");
@@ -18,6 +18,8 @@ pub mod weights;
 #[cfg(feature = "torch")]
 pub mod align;
 #[cfg(feature = "torch")]
+pub mod batch;
+#[cfg(feature = "torch")]
 pub mod detect;
 #[cfg(feature = "torch")]
 pub mod ffi;
@@ -29,6 +31,14 @@ pub mod latent;
 pub mod loss;
 #[cfg(feature = "torch")]
 pub mod nets;
+#[cfg(feature = "torch")]
+pub mod pipeline;
+#[cfg(feature = "torch")]
+pub mod reference;
+#[cfg(feature = "torch")]
+pub mod score;
+#[cfg(feature = "torch")]
+pub mod step;
 #[cfg(feature = "torch")]
 pub mod tensor;
 #[cfg(feature = "torch")]

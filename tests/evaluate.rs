@@ -5,10 +5,11 @@ mod common;
 
 use common::{Tensors, data, fixture, max_abs, numbers, onnxruntime};
 use facegrad::align::{Border, Crop, align_pixels};
+use facegrad::batch::{Located, Outcome, Targets};
 use facegrad::config::{EvaluatorConfig, parse};
 use facegrad::error::Result;
-use facegrad::face::kps_transform;
-use facegrad::loss::{Evaluator, Known, Located, Outcome, Targets};
+use facegrad::face::{FacePlace, kps_transform};
+use facegrad::score::Evaluator;
 use facegrad::tensor::pixels;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -233,7 +234,7 @@ fn people_are_compared_by_image_by_id_and_by_place() {
     let couple = photos.get("multi2_couple");
     let faces = evaluator.faces(&couple, false).unwrap().remove(0);
     for found in &faces {
-        let known = Known {
+        let known = FacePlace {
             bbox: Some(found.face.bbox),
             landmarks: None,
         };
@@ -246,7 +247,7 @@ fn people_are_compared_by_image_by_id_and_by_place() {
         assert_eq!(report.samples[0].bbox, Some(found.face.bbox));
     }
     for (id, found) in ["first", "second"].iter().zip(&faces) {
-        let known = Known::from(&found.face);
+        let known = FacePlace::from(&found.face);
         evaluator.register(id, &couple, &[known]).unwrap();
     }
     let ids = ["second", "first", "first"].map(String::from);

@@ -4,12 +4,16 @@
 mod common;
 
 use common::{Tensors, cosine, fixture, max_abs, numbers, relative};
+use facegrad::align::Alignment;
+use facegrad::batch::{Located, Outcome, Report, Targets};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, parse};
 use facegrad::detect::Detector;
-use facegrad::face::Landmarks;
+use facegrad::face::{FacePlace, Landmarks};
 use facegrad::graph::Graph;
-use facegrad::loss::{Alignment, FaceLoss, Known, Located, Loss, Outcome, Pipeline, Targets};
+use facegrad::loss::Loss;
+use facegrad::loss::node::face_loss;
 use facegrad::nets::Recogniser;
+use facegrad::pipeline::Pipeline;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor};
 
@@ -39,9 +43,9 @@ fn loss_with(json: &str, detector: bool) -> Loss {
 
 const KPS: &str = r#"{"face_align_mode": "kps"}"#;
 
-fn known(rows: &[f64]) -> Vec<Known> {
+fn known(rows: &[f64]) -> Vec<FacePlace> {
     rows.chunks(10)
-        .map(|row| Known {
+        .map(|row| FacePlace {
             bbox: None,
             landmarks: Some(std::array::from_fn(|i| [row[2 * i], row[2 * i + 1]]) as Landmarks),
         })
@@ -112,10 +116,11 @@ fn the_graph_and_the_fused_call_agree() {
     let images = chain.get("images");
     let mut loss = loss_with(KPS, false);
     let (report, fused) = loss.evaluate(&images, &targets, true).unwrap();
-    let operation = FaceLoss::new(Arc::new(Mutex::new(loss)), targets);
+    let loss = Arc::new(Mutex::new(loss));
     let mut graph = Graph::new();
     let input = graph.input(images, true);
-    let node = graph.apply(Box::new(operation), &[input]).unwrap();
+    let (node, same) = face_loss(&mut graph, input, &loss, &targets).unwrap();
+    assert_eq!(same, report);
     assert_eq!(
         graph.value(node).unwrap().f_double_value(&[]).unwrap() as f32,
         report.loss as f32
@@ -311,9 +316,7 @@ fn where_no_face_is_found_is_reported() {
         ..Targets::default()
     };
     let mut loss = loss_with(KPS, true);
-    let seen = |report: &facegrad::loss::Report| {
-        report.samples.iter().map(|s| s.outcome).collect::<Vec<_>>()
-    };
+    let seen = |report: &Report| report.samples.iter().map(|s| s.outcome).collect::<Vec<_>>();
     let noise = Tensor::f_rand([3, 3, 96, 80], (Kind::Float, Device::Cpu)).unwrap();
     let (report, _) = loss.evaluate(&noise, &targets(&black), true).unwrap();
     assert_eq!(seen(&report), [Outcome::NoReferenceFace; 3]);

@@ -5,12 +5,16 @@
 mod common;
 
 use common::{cosine, data, numbers, onnxruntime};
+use facegrad::batch::{Decoded, Located, Outcome, Targets};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
 use facegrad::detect::Detector;
-use facegrad::loss::{Decoded, Known, Located, Loss, Outcome, Pipeline, Step, Targets, step};
+use facegrad::face::FacePlace;
+use facegrad::loss::Loss;
 use facegrad::nets::Recogniser;
 use facegrad::nets::vae::Decoder;
+use facegrad::pipeline::Pipeline;
 use facegrad::shared::Shared;
+use facegrad::step::{Step, StepLoss};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor};
@@ -61,7 +65,7 @@ impl World {
         })
     }
 
-    fn loss(&self, json: serde_json::Value) -> Shared<Loss> {
+    fn loss(&self, json: serde_json::Value, vae: &Shared<Decoder>) -> StepLoss {
         let config = LossConfig::parse(&json.to_string()).unwrap();
         let pipeline = Pipeline {
             detector: Some(self.detector.clone()),
@@ -70,14 +74,14 @@ impl World {
             choice: config.face_choice,
             index: config.face_index,
         };
-        shared(Loss::new(config, pipeline))
+        StepLoss::new(shared(Loss::new(config, pipeline)), Some(vae.clone()))
     }
 
     /// The other person's crop as reference, whose landmarks are the template's.
-    fn targets(&self, faces: Vec<Known>) -> Targets {
+    fn targets(&self, faces: Vec<FacePlace>) -> Targets {
         Targets {
             references: Some(self.other.shallow_clone()),
-            reference_faces: vec![Known {
+            reference_faces: vec![FacePlace {
                 bbox: None,
                 landmarks: Some(facegrad::face::template(112)),
             }],
@@ -108,10 +112,10 @@ fn latents(x: &Tensor) -> Step {
 #[test]
 fn low_precision_keeps_the_directions() {
     let Some(world) = World::open() else { return };
-    let loss = world.loss(json!({
+    let config = json!({
         "face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none",
-    }));
-    let known = Known {
+    });
+    let known = FacePlace {
         bbox: None,
         landmarks: Some(LANDMARKS),
     };
@@ -121,7 +125,8 @@ fn low_precision_keeps_the_directions() {
     let run = |dtype: &str| {
         let vae = decoder(path.clone(), dtype);
         let targets = world.targets(vec![known]);
-        step(&loss, &vae, latents(&world.latent), targets, true).unwrap()
+        let mut loss = world.loss(config.clone(), &vae);
+        loss.step(&latents(&world.latent), &targets, true).unwrap()
     };
     let (want, want_gradient) = run("f32");
     for dtype in ["bf16", "f16"] {
@@ -142,9 +147,9 @@ fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
         return;
     };
     let vae = decoder(path, "f32");
-    let loss = world.loss(json!({
+    let mut loss = world.loss(json!({
         "face_align_mode": "kps", "face_loss_weight": 1.0, "prediction": {"kind": "sample"}, "clamp": "straight_through",
-    }));
+    }), &vae);
     let judge = |x: &Tensor| {
         let picture = vae.lock().unwrap().decode(x).unwrap().clamp(0.0, 1.0);
         let faces = world.detector.lock().unwrap().detect(&picture).unwrap();
@@ -172,8 +177,9 @@ fn a_latent_optimised_by_the_gradient_shows_the_other_person() {
     let mut x = world.latent.shallow_clone();
     let (before, _) = judge(&x);
     for _ in 0..30 {
-        let (report, gradient) =
-            step(&loss, &vae, latents(&x), world.targets(vec![]), true).unwrap();
+        let (report, gradient) = loss
+            .step(&latents(&x), &world.targets(vec![]), true)
+            .unwrap();
         assert_eq!(report.samples[0].outcome, Outcome::Counted);
         let gradient = gradient.unwrap();
         let norm = gradient.norm();
@@ -193,15 +199,15 @@ fn one_decode_finds_the_face_and_the_statistics_of_its_window() {
         return;
     };
     let vae = decoder(path, "f32");
-    let run = |decode: &str, faces: Vec<Known>| {
-        let loss = world.loss(json!({
+    let run = |decode: &str, faces: Vec<FacePlace>| {
+        let mut loss = world.loss(json!({
             "face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none", "decode": decode,
-        }));
+        }), &vae);
         let at = Step {
             times: vec![0.3],
             ..latents(&world.latent)
         };
-        let (report, gradient) = step(&loss, &vae, at, world.targets(faces), true).unwrap();
+        let (report, gradient) = loss.step(&at, &world.targets(faces), true).unwrap();
         (report, gradient.unwrap())
     };
     let (whole, want) = run("full", vec![]);
@@ -215,7 +221,7 @@ fn one_decode_finds_the_face_and_the_statistics_of_its_window() {
     assert!((window.loss / whole.loss - 1.0).abs() <= 1e-5);
     assert!(cosine(&got, &want) >= 0.998, "{}", cosine(&got, &want));
     // Told where the face is, it comes to the same.
-    let known = Known {
+    let known = FacePlace {
         bbox: None,
         landmarks: sample.landmarks,
     };

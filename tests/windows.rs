@@ -99,7 +99,7 @@ fn windows_are_the_whole_image_there() {
             let decoder = decoder(case, recompute, Precision::F32);
             assert_eq!(decoder.needs_statistics(), !exact, "{case}");
             let x = latents(&decoder, 3);
-            let (image, statistics) = decoder.survey(&x).unwrap();
+            let (image, statistics) = decoder.decode_with_statistics(&x).unwrap();
             assert_eq!(statistics.is_some(), !exact);
             assert!(relative(&image, &decoder.decode(&x).unwrap()) <= 1e-5);
             // Where windows may lie is the same for all families: the two fastest have to do.
@@ -136,7 +136,7 @@ fn the_gradient_of_a_window_is_its_values() {
     for recompute in [Recompute::None, Recompute::Blocks] {
         let decoder = decoder("flux", recompute, Precision::F32);
         let x = latents(&decoder, 3);
-        let (_, statistics) = decoder.survey(&x).unwrap();
+        let (_, statistics) = decoder.decode_with_statistics(&x).unwrap();
         let windows = decoder.windows(&places(8)[0], LATENT);
         let recording = decoder
             .record_windows(&x, &windows, Some(2), statistics.as_ref())
@@ -162,7 +162,7 @@ fn the_gradient_of_a_window_is_its_values() {
 fn a_wider_halo_is_nearer() {
     let decoder = decoder("flux", Recompute::None, Precision::F32);
     let x = latents(&decoder, 1);
-    let (image, statistics) = decoder.survey(&x).unwrap();
+    let (image, statistics) = decoder.decode_with_statistics(&x).unwrap();
     let windows = decoder.windows(&[rect(80, 64, 48, 48)], LATENT);
     let errors = [Some(0), Some(1), Some(2), Some(4), Some(13), None].map(|halo| {
         let window = decoder.decode_windows(&x, &windows, halo, statistics.as_ref());
@@ -178,7 +178,7 @@ fn sixteen_bits_are_near() {
     for (case, dtype) in [("flux", Precision::Bf16), ("wan", Precision::Bf16)] {
         let decoder = decoder(case, Recompute::Blocks, dtype);
         let x = latents(&decoder, 1);
-        let (image, statistics) = decoder.survey(&x).unwrap();
+        let (image, statistics) = decoder.decode_with_statistics(&x).unwrap();
         let windows = decoder.windows(&[rect(80, 64, 48, 48)], LATENT);
         let recording = decoder
             .record_windows(&x, &windows, None, statistics.as_ref())

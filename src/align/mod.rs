@@ -1,8 +1,10 @@
 //! Differentiable crops: a face's affine map becomes bilinear sampling of its image.
 
 mod pixels;
+mod place;
 
 pub use pixels::align_pixels;
+pub use place::{Alignment, crop_for};
 
 use crate::config::Rect;
 use crate::error::{Result, bail};

@@ -35,9 +35,10 @@ pub enum Locate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceMode {
-    /// The normalised mean of their embeddings.
+    /// The normalised mean of their embeddings. 0.1 called it `mean`, which is still read.
     #[default]
-    Mean,
+    #[serde(alias = "mean")]
+    Centroid,
     /// The one that is most similar to the generated face.
     Best,
 }
@@ -45,7 +46,7 @@ pub enum ReferenceMode {
 /// What of an image is decoded for the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
-pub enum Decode {
+pub enum DecodeMode {
     /// All of it.
     #[default]
     Full,
@@ -154,7 +155,7 @@ pub struct LossConfig {
     /// How the decoded image is brought into [0, 1].
     pub clamp: ClampPolicy,
     /// What of the image is decoded.
-    pub decode: Decode,
+    pub decode: DecodeMode,
     /// Largest distance from a window, in latent pixels, of what is computed around it. Left out: the
     /// decoder's receptive field, with which the window shows what the whole image shows; 2 where the
     /// statistics are not exact.
@@ -211,7 +212,7 @@ impl Default for LossConfig {
             latent_crop: None,
             latent_format: None,
             clamp: ClampPolicy::default(),
-            decode: Decode::default(),
+            decode: DecodeMode::default(),
             window_halo: None,
             norm_stats: NormStats::default(),
             norm_stats_t_max: 0.6,

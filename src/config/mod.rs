@@ -20,7 +20,7 @@ pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
 pub use loss::{
-    AlignMode, Decode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
+    AlignMode, DecodeMode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
     TimeWeight, VaeChoice,
 };
 pub use runtime::{Engine, Provider, Runtime};

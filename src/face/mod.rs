@@ -3,11 +3,13 @@
 mod assign;
 mod choose;
 mod nms;
+mod place;
 mod transform;
 
 pub use assign::assign;
 pub use choose::{choose, middle, nearest};
 pub use nms::nms;
+pub use place::FacePlace;
 pub use transform::{bbox_transform, invert, kps_transform, template};
 
 /// Five points in image order: left eye, right eye, nose, left and right mouth corner (as seen in

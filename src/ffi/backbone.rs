@@ -6,10 +6,9 @@ use super::handle::{self, Object};
 use super::read::text;
 use super::types::*;
 use super::views;
-use crate::align::{Crop, align};
+use crate::align::{Crop, align, crop_for};
 use crate::config::{AlignMode, BackboneConfig, parse};
 use crate::error::{Result, bail};
-use crate::loss::crop;
 use crate::nets::Recogniser;
 use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
@@ -63,7 +62,7 @@ impl Backbone {
         let faces = unsafe { views::faces(faces, count, images) }?;
         let mut crops = vec![];
         for (at, (image, place)) in faces.iter().enumerate() {
-            match crop(AlignMode::Kps, *image as usize, place, self.input_size)? {
+            match crop_for(AlignMode::Kps, *image as usize, place, self.input_size)? {
                 Some((crop, _)) => crops.push(crop),
                 None => bail!(Argument, "faces[{at}]: its landmarks and box span no area"),
             }

@@ -11,7 +11,7 @@ use super::types::*;
 use super::views;
 use crate::config::{EvaluatorConfig, parse};
 use crate::error::{Result, bail};
-use crate::loss::{Evaluator, Found};
+use crate::score::{EmbeddedFace, Evaluator};
 use crate::tensor::{RawTensor, Stream, View};
 use crate::worker::Owned;
 use std::ffi::{c_char, c_void};
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn facegrad_evaluator_faces(
 }
 
 /// The embeddings, face after face, into as many rows as there are.
-fn write_rows(view: &View, found: &[Vec<Found>], dim: usize) -> Result<()> {
+fn write_rows(view: &View, found: &[Vec<EmbeddedFace>], dim: usize) -> Result<()> {
     let missing = vec![f32::NAN; dim];
     let rows: Vec<&[f32]> = found
         .iter()

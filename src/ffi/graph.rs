@@ -17,9 +17,8 @@ use crate::config::{
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
 use crate::latent::coefficients;
-use crate::loss::FaceLoss;
+use crate::loss::node::face_loss;
 use crate::nets::vae::Decoder;
-use crate::shared::lock;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;
 use serde::Deserialize;
@@ -27,9 +26,9 @@ use std::ffi::{c_char, c_void};
 use tch::Kind;
 
 /// What a `facegrad_graph` stands for.
-struct Tape(Owned<Graph>);
+struct GraphObject(Owned<Graph>);
 
-impl Object for Tape {
+impl Object for GraphObject {
     const NAME: &'static str = "graph";
 }
 
@@ -44,7 +43,9 @@ pub unsafe extern "C" fn facegrad_graph_new(
 ) -> facegrad_status {
     let body = || {
         let context = get::<Context, _>("context", context)?;
-        Ok(Tape(Owned::build(&context.worker, |_| Ok(Graph::new()))?))
+        Ok(GraphObject(Owned::build(&context.worker, |_| {
+            Ok(Graph::new())
+        })?))
     };
     // SAFETY: the host promises that `out` is NULL or writable.
     unsafe { make(out, body) }
@@ -65,7 +66,7 @@ pub unsafe extern "C" fn facegrad_graph_input(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = output("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { View::read("tensor", tensor, Use::Input) }?;
@@ -102,7 +103,7 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string, and `View::read`'s for the tensor.
         let (config, times) = unsafe {
@@ -175,7 +176,7 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
         let node = output("node", node)?;
@@ -223,7 +224,7 @@ pub unsafe extern "C" fn facegrad_graph_decode(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
         let node = output("node", node)?;
@@ -261,7 +262,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let loss = get::<LossObject, _>("loss", loss)?;
         views::same_context("loss", graph.0.worker(), loss.owned.worker())?;
         let node = output("node", node)?;
@@ -284,11 +285,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
         };
         let shared = loss.owned.share();
         let (id, report) = graph.0.with(stream, move |graph| {
-            let operation = FaceLoss::new(shared, targets.into_targets()?);
-            let report = operation.report();
-            let id = graph.apply(Box::new(operation), &[images])?;
-            let report = std::mem::take(&mut *lock(&report));
-            Ok((id, report))
+            face_loss(graph, images, &shared, &targets.into_targets()?)
         })?;
         // SAFETY: `read` checked the pointers, `node` is not NULL, and the host promises that all are
         // writable.
@@ -313,7 +310,7 @@ pub unsafe extern "C" fn facegrad_graph_shape(
     ndim: *mut usize,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let ndim = output("ndim", ndim)?;
         if capacity > 0 {
             output("shape", shape)?;
@@ -344,7 +341,7 @@ pub unsafe extern "C" fn facegrad_graph_read(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { result_view(&graph, tensor) }?;
@@ -367,7 +364,7 @@ pub unsafe extern "C" fn facegrad_graph_backward(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         let seed = match seed.is_null() {
             true => None,
@@ -402,7 +399,7 @@ pub unsafe extern "C" fn facegrad_graph_gradient(
     stream: *mut c_void,
 ) -> facegrad_status {
     call(|| {
-        let graph = get::<Tape, _>("graph", graph)?;
+        let graph = get::<GraphObject, _>("graph", graph)?;
         let node = id("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { result_view(&graph, tensor) }?;
@@ -416,7 +413,7 @@ pub unsafe extern "C" fn facegrad_graph_gradient(
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_graph_free(graph: *mut facegrad_graph) {
     call(|| {
-        handle::remove::<Tape, _>(graph);
+        handle::remove::<GraphObject, _>(graph);
         Ok(())
     });
 }
@@ -430,7 +427,7 @@ fn id(name: &str, node: i64) -> Result<NodeId> {
 
 /// # Safety
 /// As for [`View::read`].
-unsafe fn result_view(graph: &Tape, tensor: *const RawTensor) -> Result<View> {
+unsafe fn result_view(graph: &GraphObject, tensor: *const RawTensor) -> Result<View> {
     // SAFETY: the caller's promise is the same.
     let view = unsafe { View::read("tensor", tensor, Use::Output) }?;
     view.expect_float()?;

@@ -14,10 +14,10 @@ use crate::config::{
 };
 use crate::detect::Detector;
 use crate::error::{Result, bail};
-use crate::graph::Graph;
-use crate::loss::{FaceLoss, Loss, Pipeline};
+use crate::loss::Loss;
 use crate::nets::vae::Decoder;
-use crate::shared::{Shared, lock};
+use crate::pipeline::Pipeline;
+use crate::step::StepLoss;
 use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
@@ -27,22 +27,11 @@ use std::sync::Arc;
 pub(super) struct LossObject {
     /// The loss on images.
     pub owned: Owned<Loss>,
-    /// The VAE of the fused step.
-    pub decoder: Option<Shared<Decoder>>,
+    /// The fused step on that loss.
+    pub steps: Owned<StepLoss>,
+    /// Whether the fused step has its VAE.
+    pub has_vae: bool,
     info: String,
-}
-
-impl LossObject {
-    /// Runs `work` on the context's thread, with the VAE of the steps.
-    fn with_decoder(
-        &self,
-        work: impl FnOnce(&mut Loss, Option<&Decoder>) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
-        let decoder = self.decoder.clone();
-        self.owned.with(Stream::default(), move |loss| {
-            work(loss, decoder.as_ref().map(lock).as_deref())
-        })
-    }
 }
 
 impl Object for LossObject {
@@ -186,10 +175,13 @@ fn build(
         index: config.face_index,
     };
     let owned = Owned::build(worker, move |_| Ok(Loss::new(config, pipeline)))?;
-    let decoder = vae.map(|vae| vae.owned.share());
+    let has_vae = vae.is_some();
+    let (loss, decoder) = (owned.share(), vae.map(|vae| vae.owned.share()));
+    let steps = Owned::build(worker, move |_| Ok(StepLoss::new(loss, decoder)))?;
     Ok(LossObject {
         owned,
-        decoder,
+        steps,
+        has_vae,
         info,
     })
 }
@@ -291,18 +283,12 @@ pub unsafe extern "C" fn facegrad_loss_images(
             let sink = ReportSink::read(samples, samples_capacity, result, images.shape()[0])?;
             (images, targets, gradient, sink)
         };
-        let shared = loss.owned.share();
-        let report = loss.owned.worker().run(Stream::new(stream), move || {
-            let operation = FaceLoss::new(shared, targets.into_targets()?);
-            let report = operation.report();
-            let mut graph = Graph::new();
-            let input = graph.input(images.borrow()?, gradient.is_some());
-            let value = graph.apply(Box::new(operation), &[input])?;
-            if let Some(output) = gradient {
-                graph.backward(value, None)?;
-                output.write(&graph.gradient(input)?)?;
+        let report = loss.owned.with(Stream::new(stream), move |loss| {
+            let targets = targets.into_targets()?;
+            let (report, made) = loss.evaluate(&images.borrow()?, &targets, gradient.is_some())?;
+            if let (Some(output), Some(made)) = (gradient, made) {
+                output.write(&made)?;
             }
-            let report = std::mem::take(&mut *lock(&report));
             Ok(report)
         })?;
         // SAFETY: `read` checked the pointers, and the host promises that they are writable.
@@ -327,7 +313,9 @@ pub unsafe extern "C" fn facegrad_loss_save(
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { text("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.save(path.as_ref(), decoder))
+        object
+            .steps
+            .with(Stream::default(), move |steps| steps.save(path.as_ref()))
     })
 }
 
@@ -347,7 +335,9 @@ pub unsafe extern "C" fn facegrad_loss_restore(
         let object = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
         let path = unsafe { text("path", path) }?;
-        object.with_decoder(move |loss, decoder| loss.restore(path.as_ref(), decoder))
+        object
+            .steps
+            .with(Stream::default(), move |steps| steps.restore(path.as_ref()))
     })
 }
 

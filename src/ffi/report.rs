@@ -3,8 +3,8 @@
 use super::detector::flat;
 use super::read::{struct_size, write_versioned};
 use super::types::*;
+use crate::batch::{Report, Sample};
 use crate::error::{Result, bail};
-use crate::loss::{Report, Sample};
 
 /// Where a report goes.
 pub(super) struct ReportSink {

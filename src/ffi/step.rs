@@ -9,7 +9,7 @@ use super::targets::RawTargets;
 use super::types::*;
 use super::views;
 use crate::error::{Result, bail};
-use crate::loss::{Step, step};
+use crate::step::Step;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use std::ffi::c_void;
 use tch::Device;
@@ -36,12 +36,12 @@ pub unsafe extern "C" fn facegrad_loss_step(
 ) -> facegrad_status {
     call(|| {
         let loss = handle::get::<LossObject, _>("loss", loss)?;
-        let Some(decoder) = loss.decoder.clone() else {
+        if !loss.has_vae {
             bail!(
                 Argument,
                 "the loss has no VAE: hand one over to facegrad_loss_new, or set `vae` in its config"
             );
-        };
+        }
         let device = loss.owned.worker().device();
         // SAFETY: the host's promises are those of the functions called.
         let (step, targets, gradient, sink) = unsafe {
@@ -58,11 +58,9 @@ pub unsafe extern "C" fn facegrad_loss_step(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (step, targets, gradient, sink)
         };
-        let shared = loss.owned.share();
-        let report = loss.owned.worker().run(Stream::new(stream), move || {
-            let wanted = gradient.is_some();
-            let targets = targets.into_targets()?;
-            let (report, made) = self::step(&shared, &decoder, step.into_step()?, targets, wanted)?;
+        let report = loss.steps.with(Stream::new(stream), move |steps| {
+            let (step, targets) = (step.into_step()?, targets.into_targets()?);
+            let (report, made) = steps.step(&step, &targets, gradient.is_some())?;
             if let (Some(output), Some(made)) = (gradient, made) {
                 output.write(&made)?;
             }

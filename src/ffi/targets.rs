@@ -3,8 +3,8 @@
 use super::read::{optional_text, versioned};
 use super::types::*;
 use super::views;
+use crate::batch::Targets;
 use crate::error::{Result, bail};
-use crate::loss::Targets;
 use crate::tensor::View;
 use std::ffi::c_char;
 use tch::Device;

@@ -3,7 +3,7 @@
 use super::read::sized;
 use super::types::facegrad_face;
 use crate::error::{Result, bail};
-use crate::loss::Known;
+use crate::face::FacePlace;
 use crate::tensor::{RawTensor, Use, View};
 use tch::{Device, Kind, Tensor};
 
@@ -109,13 +109,13 @@ pub fn numbers(view: &View) -> Result<Vec<f64>> {
     Ok(Vec::try_from(host)?)
 }
 
-/// Landmarks and boxes together: one [`Known`] a row, empty where both are NULL. A row of NaN is
+/// Landmarks and boxes together: one [`FacePlace`] a row, empty where both are NULL. A row of NaN is
 /// not known; a row with some NaN or an infinity is an error.
-pub fn places(landmarks: Option<&View>, boxes: Option<&View>) -> Result<Vec<Known>> {
-    let mut places: Vec<Known> = vec![];
+pub fn places(landmarks: Option<&View>, boxes: Option<&View>) -> Result<Vec<FacePlace>> {
+    let mut places: Vec<FacePlace> = vec![];
     if let Some(view) = landmarks {
         for row in rows(view, 10)? {
-            places.push(Known {
+            places.push(FacePlace {
                 bbox: None,
                 landmarks: row.map(|r| std::array::from_fn(|i| [r[2 * i], r[2 * i + 1]])),
             });
@@ -124,7 +124,7 @@ pub fn places(landmarks: Option<&View>, boxes: Option<&View>) -> Result<Vec<Know
     if let Some(view) = boxes {
         let boxes = rows(view, 4)?;
         if landmarks.is_none() {
-            places = vec![Known::default(); boxes.len()];
+            places = vec![FacePlace::default(); boxes.len()];
         }
         if places.len() != boxes.len() {
             bail!(
@@ -170,7 +170,7 @@ pub unsafe fn faces(
     faces: *const facegrad_face,
     count: usize,
     images: i64,
-) -> Result<Vec<(i64, Known)>> {
+) -> Result<Vec<(i64, FacePlace)>> {
     if count == 0 {
         return Ok(vec![]);
     }
@@ -192,12 +192,12 @@ pub unsafe fn faces(
                 );
             }
             let l = face.landmarks.map(f64::from);
-            let known = Known {
+            let known = FacePlace {
                 bbox: Some(face.bbox.map(f64::from)),
                 landmarks: (face.has_landmarks != 0)
                     .then(|| std::array::from_fn(|i| [l[2 * i], l[2 * i + 1]])),
             };
-            let finite = |known: &Known| {
+            let finite = |known: &FacePlace| {
                 let points = known.landmarks.iter().flatten().flatten();
                 known
                     .bbox

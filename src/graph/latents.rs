@@ -1,4 +1,4 @@
-//! The way from a prediction to an image, as nodes.
+//! The nodes from a prediction to an image.
 
 use super::{Local, Operation};
 use crate::config::{ClampPolicy, LatentFormat, Packing, Rect};
@@ -6,10 +6,11 @@ use crate::error::{Result, bail};
 use crate::latent;
 use crate::nets::vae::{Decoder, Recording, Statistics};
 use crate::shared::{Shared, lock};
-use crate::tensor::vjp;
+use crate::tensor::{place_rows, select_rows, vjp};
 use tch::Tensor;
 
-/// `(x_t, prediction) → x0`, or `prediction → x0` where every a is 0; one pair (a, b) a sample.
+/// `(x_t, prediction) → x0`, or `prediction → x0` where every a is 0. `coefficients`: (a, b) of
+/// `x0 = a·x_t + b·prediction`, per sample.
 pub fn predict_x0(coefficients: Vec<(f64, f64)>) -> Box<dyn Operation> {
     Box::new(Local::new(
         "predict_x0",
@@ -21,20 +22,23 @@ pub fn predict_x0(coefficients: Vec<(f64, f64)>) -> Box<dyn Operation> {
     ))
 }
 
-/// What [`unpack`] does to model-space latents.
+/// How [`unpack`] treats model-space latents.
 #[derive(Debug, Clone)]
 pub struct Unpacking {
     /// How they are laid out.
     pub packing: Packing,
-    /// (H, W) in latent pixels, where the layout does not tell.
+    /// (H, W) in latent pixels, where the layout does not determine it.
     pub size: Option<(i64, i64)>,
-    /// The part that is wanted.
+    /// The part that is kept; `None`: all of it.
     pub crop: Option<Rect>,
-    /// How they relate to those of the VAE; `None`: what the VAE's files tell.
+    /// How they relate to the latents of the VAE; `None`: as the VAE's files say.
     pub format: Option<LatentFormat>,
 }
 
-/// Model-space latents in the host's layout → what the VAE decodes, `[B,C,H,W]` f32.
+/// Model-space latents in the host's layout → VAE-space latents `[B,C,H,W]`, f32.
+///
+/// # Errors
+/// `Config` where neither `unpacking` nor the VAE's files name the latent format.
 pub fn unpack(unpacking: Unpacking, decoder: &Shared<Decoder>) -> Result<Box<dyn Operation>> {
     let decoder = lock(decoder);
     let Some(format) = unpacking
@@ -67,14 +71,14 @@ pub fn unpack(unpacking: Unpacking, decoder: &Shared<Decoder>) -> Result<Box<dyn
     )))
 }
 
-/// One window a sample; the fields are the arguments of [`Decoder::record_windows`].
+/// One window per sample. The fields are the arguments of [`Decoder::record_windows`].
 #[derive(Debug)]
 pub struct Windows {
-    /// As [`Decoder::windows`] gives them.
+    /// The windows, from [`Decoder::windows`].
     pub rects: Vec<Rect>,
-    /// Most latent pixels around a window.
+    /// The most latent pixels that are computed around a window; `None`: all that have an influence.
     pub halo: Option<i64>,
-    /// Of whole maps.
+    /// GroupNorm statistics of the whole maps; `None`: those of the windows.
     pub statistics: Option<Statistics>,
 }
 
@@ -82,15 +86,15 @@ pub struct Windows {
 pub struct Decode {
     decoder: Shared<Decoder>,
     clamp: ClampPolicy,
-    rows: Option<Vec<i64>>,
+    rows: Option<Vec<usize>>,
     windows: Option<Windows>,
     recording: Option<Recording>,
-    /// The decoder's image as a leaf, and the clamped one with its graph.
+    /// The decoder's image as a leaf, and the clamped image with its graph.
     clamped: Option<(Tensor, Tensor)>,
 }
 
 impl Decode {
-    /// A node that is not computed yet.
+    /// A node that decodes whole images of all samples.
     pub fn new(decoder: Shared<Decoder>, clamp: ClampPolicy) -> Self {
         Self {
             decoder,
@@ -102,15 +106,15 @@ impl Decode {
         }
     }
 
-    /// Decodes only some samples of the batch: no row twice.
-    pub fn of_rows(self, rows: Vec<i64>) -> Self {
+    /// Decodes only some samples of the batch. No row may occur twice.
+    pub fn of_rows(self, rows: Vec<usize>) -> Self {
         Self {
             rows: Some(rows),
             ..self
         }
     }
 
-    /// Decodes only windows of the samples.
+    /// Decodes only a window of each sample.
     pub fn of_windows(self, windows: Windows) -> Self {
         Self {
             windows: Some(windows),
@@ -118,17 +122,11 @@ impl Decode {
         }
     }
 
-    fn index(&self, like: &Tensor) -> Result<Option<Tensor>> {
-        let rows = self.rows.as_ref();
-        let index = rows.map(|rows| Tensor::f_from_slice(rows)?.f_to_device(like.device()));
-        Ok(index.transpose()?)
-    }
-
     fn latents(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(match self.index(input)? {
-            None => input.shallow_clone(),
-            Some(index) => input.f_index_select(0, &index)?,
-        })
+        match &self.rows {
+            None => Ok(input.shallow_clone()),
+            Some(rows) => select_rows(input, rows),
+        }
     }
 
     fn record(&self, decoder: &Decoder, latents: &Tensor) -> Result<Recording> {
@@ -183,7 +181,7 @@ impl Operation for Decode {
         let gradient = vjp(clamped, &[leaf], gradient, true)?.swap_remove(0);
         let recording = self.recording.take();
         let decoder = lock(&self.decoder);
-        // The recording is used up by the first walk; another one decodes again.
+        // The first backward pass uses the recording up; another one decodes again.
         let gradient = match (recording, &self.windows) {
             (Some(recording), _) => decoder.backward(recording, &gradient)?,
             (None, None) => decoder.vjp(&self.latents(inputs[0])?, &gradient)?,
@@ -192,11 +190,9 @@ impl Operation for Decode {
                 decoder.backward(recording, &gradient)?
             }
         };
-        Ok(vec![Some(match self.index(inputs[0])? {
+        Ok(vec![Some(match &self.rows {
             None => gradient,
-            Some(index) => inputs[0]
-                .f_zeros_like()?
-                .f_index_copy(0, &index, &gradient)?,
+            Some(rows) => place_rows(&inputs[0].f_zeros_like()?, rows, &gradient)?,
         })])
     }
 }

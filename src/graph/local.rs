@@ -1,16 +1,16 @@
-//! An operation that libtorch differentiates: it keeps the local graph from inputs to value.
+//! An operation that libtorch differentiates. It keeps libtorch's graph from its inputs to its value.
 
 use super::Operation;
 use crate::error::{Result, bail};
 use crate::tensor::vjp;
 use tch::Tensor;
 
-/// A function of tensors as a node.
+/// A function of tensors as an operation.
 pub struct Local<F> {
     name: &'static str,
     function: F,
-    /// The leaves and the value with its graph.
-    tape: Option<(Vec<Tensor>, Tensor)>,
+    /// The leaves, and the value with its graph.
+    recorded: Option<(Vec<Tensor>, Tensor)>,
 }
 
 impl<F> Local<F>
@@ -22,7 +22,7 @@ where
         Self {
             name,
             function,
-            tape: None,
+            recorded: None,
         }
     }
 }
@@ -44,12 +44,12 @@ where
         let leaves = inputs.iter().map(leaf).collect::<Result<Vec<_>>>()?;
         let value = (self.function)(&leaves.iter().collect::<Vec<_>>())?;
         let detached = value.detach();
-        self.tape = Some((leaves, value));
+        self.recorded = Some((leaves, value));
         Ok(detached)
     }
 
     fn vjp(&mut self, _: &[&Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Some((leaves, value)) = &self.tape else {
+        let Some((leaves, value)) = &self.recorded else {
             bail!(Internal, "the value was computed without a graph");
         };
         let leaves: Vec<&Tensor> = leaves.iter().collect();

@@ -1,6 +1,6 @@
-//! The autograd tape at node level. Every node's operation knows its own vector-Jacobian product,
-//! whether it keeps a libtorch graph inside, recomputes it or knows the derivative in closed form;
-//! the tape only carries gradients from node to node.
+//! Automatic differentiation at the level of whole operations. Every operation computes its own vector-Jacobian
+//! product: it keeps a libtorch graph, recomputes one, or knows the derivative in closed form. The graph only carries
+//! gradients from node to node.
 
 mod latents;
 mod local;
@@ -11,20 +11,20 @@ pub use local::Local;
 use crate::error::{Result, bail};
 use tch::Tensor;
 
-/// One step of the way from inputs to the loss.
+/// One operation between the inputs and the loss.
 pub trait Operation: Send {
-    /// A word for errors: `decode`.
+    /// A word that errors begin with, such as `decode`.
     fn name(&self) -> &'static str;
 
-    /// The value. `needs_gradient` is false where no `vjp` will be asked for.
+    /// Computes the value. `needs_gradient` is false where `vjp` will not be called.
     fn forward(&mut self, inputs: &[&Tensor], needs_gradient: bool) -> Result<Tensor>;
 
     /// Gradients with respect to the inputs, given the gradient with respect to the value; `None`
-    /// where an input has no influence. May be called more than once.
+    /// where an input has no influence. It may be called more than once.
     fn vjp(&mut self, inputs: &[&Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// A node of one [`Graph`]; counts from 0 in the order of making.
+/// A node of one [`Graph`]. Nodes are numbered from 0 in the order in which they are made.
 pub type NodeId = usize;
 
 struct Node {
@@ -36,20 +36,20 @@ struct Node {
     inputs: Vec<NodeId>,
 }
 
-/// A tape. Nodes are computed when they are made and stay until the graph is dropped.
+/// A graph. A node is computed when it is made, and stays until the graph is dropped.
 #[derive(Default)]
 pub struct Graph {
     nodes: Vec<Node>,
 }
 
 impl Graph {
-    /// An empty tape.
+    /// An empty graph.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Puts a tensor on the tape; the graph keeps it as it is, so the caller hands over its own copy
-    /// or memory that stays. Gradients are kept for it where `needs_gradient`.
+    /// Adds a tensor. The graph does not copy it, so its memory must stay valid and unchanged as long as the graph.
+    /// `needs_gradient`: whether its gradient is computed.
     pub fn input(&mut self, value: Tensor, needs_gradient: bool) -> NodeId {
         self.push(Node {
             value,
@@ -60,7 +60,7 @@ impl Graph {
         })
     }
 
-    /// Computes `operation` over earlier nodes.
+    /// Adds a node: computes `operation` over earlier nodes.
     pub fn apply(
         &mut self,
         mut operation: Box<dyn Operation>,
@@ -89,8 +89,8 @@ impl Graph {
         Ok(&self.node(id)?.value)
     }
 
-    /// Walks back from `id`, starting with `seed` (ones where `None`). Gradients of an earlier walk
-    /// are forgotten.
+    /// Computes the gradients of node `id`, weighted by `seed` (ones where `None`), with respect to all earlier nodes.
+    /// The gradients of an earlier call are dropped.
     pub fn backward(&mut self, id: NodeId, seed: Option<Tensor>) -> Result<()> {
         let node = self.node(id)?;
         if !node.needs_gradient {
@@ -146,7 +146,7 @@ impl Graph {
         Ok(())
     }
 
-    /// The gradient that the last [`Graph::backward`] brought to `id`: zeros where none arrived.
+    /// The gradient with respect to `id` from the last [`Graph::backward`]; zeros where `id` has no influence.
     pub fn gradient(&self, id: NodeId) -> Result<Tensor> {
         let node = self.node(id)?;
         if !node.needs_gradient {

@@ -1,404 +1,65 @@
-//! The score that people trust: faces and embeddings as insightface's `FaceAnalysis` computes them, from 8-bit
-//! pixels, without a gradient; and what is compared by them.
+//! The loss of a batch of images: all stages one after the other.
 
-use super::pipeline::crop;
-use super::report::{Located, Outcome, Report, Sample};
-use super::targets::{Known, Targets};
-use crate::align::align_pixels;
-use crate::config::{AlignMode, EvaluatorConfig, Pooling};
-use crate::detect::Detector;
+use super::Loss;
+use super::group::{FaceCrop, FaceGroup};
+use super::images::GeneratedImages;
+use crate::batch::{Report, Sample, Targets};
 use crate::error::{Result, bail};
-use crate::face::{Face, assign, choose, nearest};
-use crate::log::warn_host;
-use crate::nets::Recogniser;
-use crate::tensor::pixels;
-use std::collections::HashMap;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-/// Numbers of length 1.
-type Embedding = Vec<f32>;
-
-/// A face and what the recogniser makes of it.
-pub struct Found {
-    /// Where it is.
-    pub face: Face,
-    /// How it was aligned.
-    pub alignment: super::Alignment,
-    /// `None` where its landmarks and box span no area, or the network's numbers are not finite.
-    pub embedding: Option<Embedding>,
-}
-
-/// Crops that go through the network together: enough to be fast, few enough to fit.
-const BATCH: usize = 16;
-
-/// Detector, recogniser and the people that are registered.
-pub struct Evaluator {
-    config: EvaluatorConfig,
-    detector: Detector,
-    recogniser: Recogniser,
-    device: Device,
-    people: HashMap<String, Vec<Embedding>>,
-}
-
-impl Evaluator {
-    /// Loads both networks.
+impl Loss {
+    /// The loss of `images` `[N,3,H,W]` (RGB, any float dtype, nominally in [0, 1]) and, where asked for, its
+    /// gradient with respect to them, in their dtype. The gradient of a sample that does not count is zero.
     ///
-    /// Errors: `Config`, and those of the networks.
-    pub fn new(config: EvaluatorConfig, device: Device) -> Result<Self> {
-        let (detector, recogniser, runtime) = config.networks()?;
-        Ok(Self {
-            detector: Detector::new(&detector, device)?,
-            recogniser: Recogniser::load_frozen(&recogniser, device, &runtime)?,
-            device,
-            people: HashMap::new(),
-            config,
-        })
-    }
-
-    /// The detector.
-    pub fn detector(&self) -> &Detector {
-        &self.detector
-    }
-
-    /// The recogniser.
-    pub fn recogniser(&self) -> &Recogniser {
-        &self.recogniser
-    }
-
-    /// All faces of every image of `[N,3,H,W]` (RGB, uint8 or floats in [0, 1]), by falling score; embedded
-    /// where asked for.
-    pub fn faces(&mut self, images: &Tensor, embed: bool) -> Result<Vec<Vec<Found>>> {
-        let looks = self.look(images, embed, |_, faces, _| (0..faces.len()).collect())?;
-        Ok(looks.into_iter().map(Option::unwrap_or_default).collect())
-    }
-
-    /// The crops `[M,3,S,S]` in [0, 1] of faces, each with the image that it is in.
-    pub fn align(&self, images: &Tensor, faces: &[(i64, Known)]) -> Result<Tensor> {
-        let size = self.recogniser.input_size();
-        let pictures = pixels(images)?;
-        let mut crops = vec![];
-        for (at, (image, place)) in faces.iter().enumerate() {
-            let Some(Some(picture)) = pictures.get(*image as usize) else {
-                bail!(Argument, "faces[{at}]: its image is not finite");
-            };
-            let Some((cut, _)) = crop(AlignMode::Kps, at, place, size)? else {
-                bail!(Argument, "faces[{at}]: its landmarks and box span no area");
-            };
-            crops.push(align_pixels(picture, &cut, size));
-        }
-        Ok(Tensor::f_from_slice(&crops.concat())?
-            .f_view([faces.len() as i64, 3, size, size])?
-            .f_to_device(self.device)?
-            .f_to_kind(Kind::Float)?
-            .f_div_scalar(255.0)?)
-    }
-
-    /// Registers `id` with the chosen face of every image of `[K,3,H,W]`; where `known` says where the face
-    /// is, the one nearest to it. Images without a face are left out with a warning; it is an error when
-    /// none has one. Returns how many images are used.
-    pub fn register(&mut self, id: &str, images: &Tensor, known: &[Known]) -> Result<usize> {
-        let faces = self.one_each(images, known, &|_| true)?;
-        let mut rows = vec![];
-        for (at, face) in faces.into_iter().enumerate() {
-            match face {
-                Ok(Found {
-                    embedding: Some(embedding),
-                    ..
-                }) => rows.push(embedding),
-                _ => {
-                    warn_host!(
-                        "reference \"{id}\": no face was found in image {at}; it is left out"
-                    )
-                }
-            }
-        }
-        if rows.is_empty() {
-            bail!(
-                Argument,
-                "reference \"{id}\": no face was found in any of its {} image(s)",
-                images.size()[0]
-            );
-        }
-        let used = rows.len();
-        self.people.insert(id.to_string(), self.pooled(rows));
-        Ok(used)
-    }
-
-    /// Forgets a registered id; false where it was not registered.
-    pub fn remove(&mut self, id: &str) -> bool {
-        self.people.remove(id).is_some()
-    }
-
-    /// Compares one face of every image of `[N,3,H,W]` with its reference. Where `targets` knows where a face
-    /// is, the nearest face that detection finds is compared.
-    pub fn compare(&mut self, images: &Tensor, targets: &Targets) -> Result<Report> {
-        let count = images.size()[0] as usize;
-        targets.check(count)?;
-        let mut samples = self.gate(targets, count);
-        let live: Vec<bool> = samples
-            .iter()
-            .map(|s| s.outcome == Outcome::Counted)
-            .collect();
-        let references = match &targets.references {
-            Some(references) => {
-                let needed = |row: usize| {
-                    (0..count).any(|at| {
-                        live[at]
-                            && targets.reference_id(at).is_none()
-                            && targets.reference_row(at) == row
-                    })
-                };
-                self.one_each(references, &targets.reference_faces, &needed)?
-            }
-            None => vec![],
-        };
-        let faces = self.one_each(images, &targets.faces, &|at| live[at])?;
-        for (at, (sample, found)) in samples.iter_mut().zip(faces).enumerate() {
-            if !live[at] {
-                continue;
-            }
-            let one;
-            let person = match targets.reference_id(at) {
-                Some(id) => self.person(id)?,
-                None => match &references[targets.reference_row(at)] {
-                    Ok(Found {
-                        embedding: Some(embedding),
-                        ..
-                    }) => {
-                        one = [embedding.clone()];
-                        one.as_slice()
-                    }
-                    _ => {
-                        sample.outcome = Outcome::NoReferenceFace;
-                        continue;
-                    }
-                },
-            };
-            match found {
-                Ok(found) => self.fill(sample, &found, person),
-                Err(outcome) => sample.outcome = outcome,
-            }
-        }
-        Ok(finished(samples, |at| targets.number(at)))
-    }
-
-    /// Finds registered people in every image: faces and people are matched one to one so that the sum of
-    /// their similarities is largest. The report has `ids.len()` samples an image, in the order of `ids`.
-    pub fn find(&mut self, images: &Tensor, ids: &[String]) -> Result<Report> {
-        for id in ids {
-            self.person(id)?;
-        }
-        let looks = self.look(images, true, |_, faces, _| (0..faces.len()).collect())?;
-        let mut samples = vec![];
-        for look in looks {
-            let mut own: Vec<Sample> = ids.iter().map(|_| fresh(1.0)).collect();
-            match look {
-                None => own
-                    .iter_mut()
-                    .for_each(|sample| sample.outcome = Outcome::NonFinite),
-                Some(faces) => self.matched(&faces, ids, &mut own)?,
-            }
-            samples.extend(own);
-        }
-        Ok(finished(samples, |at| at))
-    }
-
-    /// Fills in the samples of one image.
-    fn matched(&self, faces: &[Found], ids: &[String], samples: &mut [Sample]) -> Result<()> {
-        let usable: Vec<(&Found, &Embedding)> = faces
-            .iter()
-            .filter_map(|found| Some((found, found.embedding.as_ref()?)))
-            .collect();
-        let people = ids
-            .iter()
-            .map(|id| self.person(id))
-            .collect::<Result<Vec<_>>>()?;
-        let scores: Vec<Vec<f64>> = people
-            .iter()
-            .map(|person| {
-                let score = |(_, e): &(&Found, &Embedding)| self.similarity(person, e);
-                usable.iter().map(score).collect()
-            })
-            .collect();
-        for ((sample, person), face) in samples.iter_mut().zip(people).zip(assign(&scores)) {
-            match face {
-                Some(at) => self.fill(sample, usable[at].0, person),
-                None => sample.outcome = Outcome::NoFace,
-            }
-        }
-        Ok(())
-    }
-
-    /// Decides what needs no network to be decided.
-    fn gate(&self, targets: &Targets, count: usize) -> Vec<Sample> {
-        (0..count)
-            .map(|at| {
-                let mut sample = fresh(targets.weights.get(at).copied().unwrap_or(1.0));
-                let counts = |data_type: &String| match &self.config.face_types {
-                    Some(types) => types.contains(data_type),
-                    None => true,
-                };
-                if !targets.data_types.get(at).is_none_or(counts) {
-                    sample.outcome = Outcome::DataType;
-                } else if sample.weight == 0.0 {
-                    sample.outcome = Outcome::ZeroWeight;
-                }
-                sample
-            })
-            .collect()
-    }
-
-    /// The face that counts in every image, or why there is none; images that are not `wanted` are not
-    /// looked at.
-    fn one_each(
+    /// # Errors
+    /// `Shape` and `Argument` for images and targets that do not fit each other or the configuration;
+    /// `OutOfMemory`.
+    pub fn evaluate(
         &mut self,
         images: &Tensor,
-        known: &[Known],
-        wanted: &dyn Fn(usize) -> bool,
-    ) -> Result<Vec<std::result::Result<Found, Outcome>>> {
-        let count = images.size()[0] as usize;
-        let rows: Vec<i64> = (0..count)
-            .filter(|&at| wanted(at))
-            .map(|at| at as i64)
-            .collect();
-        let picked = match rows.len() == count {
-            true => images.shallow_clone(),
-            false => images.f_index_select(
-                0,
-                &Tensor::f_from_slice(&rows)?.f_to_device(images.device())?,
-            )?,
+        targets: &Targets,
+        with_gradient: bool,
+    ) -> Result<(Report, Option<Tensor>)> {
+        let (samples, faces) = self.prepare(images, targets)?;
+        let mut report = Report {
+            samples,
+            ..Report::default()
         };
-        let (choice, index) = (self.config.face_choice, self.config.face_index);
-        let looks = self.look(&picked, true, |row, faces, (width, height)| {
-            let at = rows[row] as usize;
-            let chosen = match known.get(at).and_then(Known::middle) {
-                Some(point) => nearest(faces, point),
-                None => choose(faces, choice, index, width, height),
-            };
-            chosen.into_iter().collect()
-        })?;
-        let mut all: Vec<_> = (0..count).map(|_| Err(Outcome::NoFace)).collect();
-        for (row, look) in rows.into_iter().zip(looks) {
-            all[row as usize] = match look {
-                None => Err(Outcome::NonFinite),
-                Some(faces) => faces.into_iter().next().ok_or(Outcome::NoFace),
-            };
-        }
-        Ok(all)
+        let groups = [FaceGroup::whole_images(faces)];
+        let gradients = self.compare(&groups, &[images], &mut report, with_gradient)?;
+        report.warn(|at| targets.number(at));
+        let gradient = match gradients {
+            _ if !with_gradient => None,
+            Some(mut gradients) => Some(gradients.swap_remove(0)),
+            None => Some(images.f_zeros_like()?),
+        };
+        Ok((report, gradient))
     }
 
-    /// Detects the faces of every image and keeps, embedded where asked for, those that `keep` picks, given the
-    /// image's row, its faces and its width and height. `None` for an image that is not finite.
-    fn look(
+    /// Everything before the comparison: checks and gates the samples of `images` and finds their faces.
+    pub(super) fn prepare(
         &mut self,
         images: &Tensor,
-        embed: bool,
-        mut keep: impl FnMut(usize, &[Face], (f64, f64)) -> Vec<usize>,
-    ) -> Result<Vec<Option<Vec<Found>>>> {
-        let size = self.recogniser.input_size();
-        let mut crops = vec![];
-        let mut looks = vec![];
-        for (row, picture) in pixels(images)?.into_iter().enumerate() {
-            let Some(picture) = picture else {
-                looks.push(None);
-                continue;
-            };
-            let faces = self.detector.detect_pixels(&picture)?;
-            let kept = keep(row, &faces, (picture.width as f64, picture.height as f64));
-            let mut found = vec![];
-            for face in kept.into_iter().filter_map(|at| faces.get(at)) {
-                let cut = crop(AlignMode::Kps, row, &Known::from(face), size)?;
-                let alignment = cut.as_ref().map(|(_, how)| *how).unwrap_or_default();
-                if let (true, Some((cut, _))) = (embed, cut) {
-                    crops.push((row, found.len(), align_pixels(&picture, &cut, size)));
-                }
-                found.push(Found {
-                    face: face.clone(),
-                    alignment,
-                    embedding: None,
-                });
-            }
-            looks.push(Some(found));
-        }
-        for batch in crops.chunks(BATCH) {
-            let planes: Vec<&[u8]> = batch.iter().map(|(_, _, crop)| crop.as_slice()).collect();
-            for ((row, at, _), embedding) in
-                batch.iter().zip(self.recogniser.embed_pixels(&planes)?)
-            {
-                if let Some(found) = looks[*row].as_mut().and_then(|found| found.get_mut(*at)) {
-                    found.embedding = embedding.iter().all(|v| v.is_finite()).then_some(embedding);
-                }
-            }
-        }
-        Ok(looks)
+        targets: &Targets,
+    ) -> Result<(Vec<Sample>, Vec<FaceCrop>)> {
+        let &[count, 3, _, _] = images.size().as_slice() else {
+            bail!(Shape, "images: expected [N,3,H,W], got {:?}", images.size());
+        };
+        targets.check(count as usize)?;
+        let mut samples = self.gate(targets, count as usize);
+        let faces = self.find_faces(&mut images.detach(), targets, &mut samples)?;
+        Ok((samples, faces))
     }
 
-    fn person(&self, id: &str) -> Result<&[Embedding]> {
-        match self.people.get(id) {
-            Some(rows) => Ok(rows),
-            None => bail!(
-                Argument,
-                "the reference \"{id}\" was not registered; call set_reference first"
-            ),
-        }
+    /// The crop and the reference of every sample that counts. A sample without one of them is marked as left
+    /// out.
+    pub(crate) fn find_faces(
+        &mut self,
+        images: &mut dyn GeneratedImages,
+        targets: &Targets,
+        samples: &mut [Sample],
+    ) -> Result<Vec<FaceCrop>> {
+        let located = self.locate(images, targets, samples)?;
+        self.crop(located, samples)
     }
-
-    /// What is kept of a person's embeddings.
-    fn pooled(&self, rows: Vec<Embedding>) -> Vec<Embedding> {
-        if self.config.pooling != Pooling::Centroid {
-            return rows;
-        }
-        let mut sum = vec![0.0f64; rows[0].len()];
-        for row in &rows {
-            sum.iter_mut()
-                .zip(row)
-                .for_each(|(s, v)| *s += f64::from(*v));
-        }
-        let norm = sum.iter().map(|s| s * s).sum::<f64>().sqrt().max(1e-12);
-        vec![sum.iter().map(|s| (s / norm) as f32).collect()]
-    }
-
-    fn similarity(&self, person: &[Embedding], embedding: &Embedding) -> f64 {
-        let cosines = person.iter().map(|row| {
-            let pairs = row.iter().zip(embedding);
-            pairs
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum::<f64>()
-        });
-        match self.config.pooling {
-            Pooling::Max => cosines.fold(f64::NEG_INFINITY, f64::max),
-            Pooling::Centroid | Pooling::Mean => cosines.sum::<f64>() / person.len() as f64,
-        }
-    }
-
-    fn fill(&self, sample: &mut Sample, found: &Found, person: &[Embedding]) {
-        sample.located = Located::Detected;
-        sample.score = found.face.score;
-        sample.bbox = Some(found.face.bbox);
-        sample.landmarks = found.face.landmarks;
-        sample.alignment = found.alignment;
-        match &found.embedding {
-            Some(embedding) => sample.similarity = self.similarity(person, embedding),
-            None => sample.outcome = Outcome::Degenerate,
-        }
-    }
-}
-
-fn fresh(weight: f64) -> Sample {
-    Sample {
-        weight,
-        similarity: f64::NAN,
-        score: f64::NAN,
-        ..Sample::default()
-    }
-}
-
-fn finished(samples: Vec<Sample>, number: impl Fn(usize) -> usize) -> Report {
-    let mut report = Report {
-        samples,
-        ..Report::default()
-    };
-    report.total(1.0, 1.0);
-    report.warn(number);
-    report
 }

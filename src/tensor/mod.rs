@@ -5,6 +5,7 @@ mod autograd;
 mod cuda;
 mod hash;
 mod pixels;
+mod rows;
 mod view;
 
 pub use array::{from_array, to_array};
@@ -12,6 +13,7 @@ pub use autograd::{GradGuard, vjp};
 pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
 pub use pixels::{Pixels, finite, pixels, quantised};
+pub use rows::{finite_rows, flags, place_rows, select_rows};
 pub use view::{RawTensor, Use, View, device_name};
 
 /// The torch that this library is built for. libtorch's C++ ABI changes with every minor version,

@@ -1,12 +1,16 @@
 //! A step of the fixtures: networks, inputs, and what PyTorch made of them.
 
 use crate::common::{Tensors, fixture, numbers};
+use facegrad::batch::{Report, Targets};
 use facegrad::config::{BackboneConfig, LossConfig, VaeConfig, parse};
 use facegrad::error::Result;
-use facegrad::loss::{Known, Loss, Pipeline, Report, Step, Targets, step};
+use facegrad::face::FacePlace;
+use facegrad::loss::Loss;
 use facegrad::nets::Recogniser;
 use facegrad::nets::vae::Decoder;
+use facegrad::pipeline::Pipeline;
 use facegrad::shared::Shared;
+use facegrad::step::{Step, StepLoss};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use tch::{Device, Tensor};
@@ -26,7 +30,7 @@ pub fn decoder(name: &str, more: Value) -> Result<Decoder> {
     Decoder::load(&config, Device::Cpu)
 }
 
-pub fn loss(config: &Value) -> Shared<Loss> {
+pub fn loss(config: &Value, vae: &Shared<Decoder>) -> StepLoss {
     let config = LossConfig::parse(&config.to_string()).unwrap();
     let json = json!({ "path": fixture("nets/small.safetensors") }).to_string();
     let backbone: BackboneConfig = parse("test", &json).unwrap();
@@ -37,12 +41,12 @@ pub fn loss(config: &Value) -> Shared<Loss> {
         choice: config.face_choice,
         index: config.face_index,
     };
-    shared(Loss::new(config, pipeline))
+    StepLoss::new(shared(Loss::new(config, pipeline)), Some(vae.clone()))
 }
 
-pub fn known(rows: &[f64]) -> Vec<Known> {
+pub fn known(rows: &[f64]) -> Vec<FacePlace> {
     rows.chunks(10)
-        .map(|row| Known {
+        .map(|row| FacePlace {
             bbox: None,
             landmarks: Some(std::array::from_fn(|i| [row[2 * i], row[2 * i + 1]])),
         })
@@ -130,14 +134,9 @@ impl Case {
     }
 
     pub fn run(&self, config: &Value, vae: Value) -> (Report, Tensor) {
-        let (report, gradient) = step(
-            &loss(config),
-            &self.vae(vae),
-            self.step(),
-            self.targets(),
-            true,
-        )
-        .unwrap();
+        let (report, gradient) = loss(config, &self.vae(vae))
+            .step(&self.step(), &self.targets(), true)
+            .unwrap();
         (report, gradient.unwrap())
     }
 }

@@ -9,9 +9,10 @@ mod windows;
 
 use case::*;
 use common::{cosine, numbers, relative};
-use facegrad::loss::{Outcome, Report, Step, Targets, step};
+use facegrad::batch::{Outcome, Report, Targets};
 use facegrad::nets::vae::Decoder;
 use facegrad::shared::Shared;
+use facegrad::step::Step;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -75,7 +76,9 @@ fn the_gradient_has_the_predictions_dtype() {
         low.prediction = low.prediction.to_kind(kind);
         low.x_t = low.x_t.map(|x| x.to_kind(kind));
         let vae = case.vae(json!({}));
-        let (_, gradient) = step(&loss(&case.config()), &vae, low, case.targets(), true).unwrap();
+        let (_, gradient) = loss(&case.config(), &vae)
+            .step(&low, &case.targets(), true)
+            .unwrap();
         let gradient = gradient.unwrap();
         assert_eq!(gradient.kind(), kind);
         assert!(cosine(&gradient, &want) >= 0.99, "{kind:?}");
@@ -91,19 +94,16 @@ fn finite_differences_agree_for_every_prediction() {
             continue; // Its gradient is not the value's, by design.
         }
         let case = Case::named(name);
-        let (loss, vae) = (loss(&case.config()), case.vae(json!({})));
-        let (_, gradient) = step(&loss, &vae, case.step(), case.targets(), true).unwrap();
+        let mut loss = loss(&case.config(), &case.vae(json!({})));
+        let (_, gradient) = loss.step(&case.step(), &case.targets(), true).unwrap();
         let gradient = gradient.unwrap();
         let norm = gradient.norm().double_value(&[]);
         // Long enough to rise above f32's rounding, short enough to be nearly straight.
         let length = 2e-4 / norm;
-        let at = |sign: f64| {
+        let mut at = |sign: f64| {
             let mut moved = case.step();
             moved.prediction = &moved.prediction + &gradient * (sign * length / norm);
-            step(&loss, &vae, moved, case.targets(), false)
-                .unwrap()
-                .0
-                .loss
+            loss.step(&moved, &case.targets(), false).unwrap().0.loss
         };
         let measured = (at(1.0) - at(-1.0)) / (2.0 * length);
         assert!(
@@ -123,7 +123,7 @@ fn gates_are_per_sample_and_cost_nothing() {
             data_types: data_types.iter().map(|s| s.to_string()).collect(),
             ..case.targets()
         };
-        let (report, gradient) = step(&loss(&config), vae, at, targets, true).unwrap();
+        let (report, gradient) = loss(&config, vae).step(&at, &targets, true).unwrap();
         (report, gradient.unwrap())
     };
     let outcomes = |report: &Report| report.samples.iter().map(|s| s.outcome).collect::<Vec<_>>();
@@ -173,8 +173,8 @@ fn a_sample_with_nan_is_dropped_alone() {
         let broken = case.step();
         let _ = broken.prediction.get(1).get(3).fill_(f64::NAN);
         let vae = case.vae(policy);
-        let loss = loss(&case.config());
-        let (report, gradient) = step(&loss, &vae, broken, case.targets(), true).unwrap();
+        let mut loss = loss(&case.config(), &vae);
+        let (report, gradient) = loss.step(&broken, &case.targets(), true).unwrap();
         let gradient = gradient.unwrap();
         assert_eq!(report.samples[1].outcome, Outcome::NonFinite);
         assert_eq!(report.counted(), 2);
@@ -191,31 +191,32 @@ fn a_sample_with_nan_is_dropped_alone() {
 #[test]
 fn the_gradient_can_be_limited() {
     let case = Case::named("flow");
-    let loss = loss(&case.with(json!({"gradient_limit": 0.5})));
     let vae = case.vae(json!({}));
+    let mut loss = loss(&case.with(json!({"gradient_limit": 0.5})), &vae);
     let norm = case.get("gradient").norm().double_value(&[]);
-    let run = |main: f64| {
+    let mut run = |main: f64| {
         let at = Step {
             gradient_norm: Some(main),
             ..case.step()
         };
-        let made = step(&loss, &vae, at, case.targets(), true).unwrap().1;
+        let made = loss.step(&at, &case.targets(), true).unwrap().1;
         made.unwrap().norm().double_value(&[])
     };
     assert!((run(norm) / (0.5 * norm) - 1.0).abs() < 1e-5);
     assert!((run(10.0 * norm) / norm - 1.0).abs() < 1e-5);
-    let error = step(&loss, &vae, case.step(), case.targets(), true).unwrap_err();
+    let error = loss.step(&case.step(), &case.targets(), true).unwrap_err();
     assert!(error.to_string().contains("gradient_norm"), "{error}");
 }
 
 #[test]
 fn bad_input_is_named() {
     let case = Case::named("flux_tokens");
-    let (loss, vae) = (loss(&case.config()), case.vae(json!({})));
-    let refuse = |change: &dyn Fn(&mut Step), want: &str| {
+    let mut steps = loss(&case.config(), &case.vae(json!({})));
+    let mut refuse = |change: &dyn Fn(&mut Step), want: &str| {
         let mut bad = case.step();
         change(&mut bad);
-        let error = step(&loss, &vae, bad, case.targets(), true)
+        let error = steps
+            .step(&bad, &case.targets(), true)
             .unwrap_err()
             .to_string();
         assert!(error.contains(want), "{want}: {error}");
@@ -244,7 +245,8 @@ fn bad_input_is_named() {
         "",
     );
     let other = shared(decoder("flux2", json!({})).unwrap());
-    let error = step(&loss, &other, case.step(), case.targets(), true).unwrap_err();
+    let mut other = loss(&case.config(), &other);
+    let error = other.step(&case.step(), &case.targets(), true).unwrap_err();
     assert!(error.to_string().contains("[B,32,h,w]"), "{error}");
     let error = decoder("kl", json!({"family": "flux2"})).err().unwrap();
     assert!(error.to_string().contains("Flux2"), "{error}");
@@ -259,7 +261,9 @@ fn a_vae_that_does_not_tell_its_format_asks_for_it() {
     let mut config = case.config();
     config.as_object_mut().unwrap().remove("latent_format");
     let vae = case.vae(json!({}));
-    let error = step(&loss(&config), &vae, case.step(), case.targets(), true).unwrap_err();
+    let error = loss(&config, &vae)
+        .step(&case.step(), &case.targets(), true)
+        .unwrap_err();
     assert!(
         error
             .to_string()

@@ -2,10 +2,12 @@
 
 use crate::case::*;
 use crate::common::{cosine, fixture, numbers, relative};
+use facegrad::batch::{Decoded, Report, Targets};
 use facegrad::config::{VaeConfig, parse};
+use facegrad::face::FacePlace;
 use facegrad::log::set_sink;
-use facegrad::loss::{Decoded, Known, Report, Step, Targets, step};
 use facegrad::nets::vae::Decoder;
+use facegrad::step::Step;
 use serde_json::json;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -52,13 +54,13 @@ fn windows_give_the_loss_of_whole_images() {
 #[test]
 fn faces_at_borders_beside_and_around_the_picture_are_those_of_whole_images() {
     let case = Case::named("tiny");
-    let face = |scale: f64, x: f64, y: f64| Known {
+    let face = |scale: f64, x: f64, y: f64| FacePlace {
         bbox: None,
         landmarks: Some(
             facegrad::face::template(112).map(|p| [p[0] * scale + x, p[1] * scale + y]),
         ),
     };
-    let boxed = |bbox: [f64; 4]| Known {
+    let boxed = |bbox: [f64; 4]| FacePlace {
         bbox: Some(bbox),
         landmarks: None,
     };
@@ -106,7 +108,9 @@ fn faces_at_borders_beside_and_around_the_picture_are_those_of_whole_images() {
                 reference.bbox = Some([10.0, 10.0, 70.0, 80.0]);
             }
             let vae = case.vae(json!({}));
-            step(&loss(&config), &vae, case.step(), targets, true).unwrap()
+            loss(&config, &vae)
+                .step(&case.step(), &targets, true)
+                .unwrap()
         };
         let ((want, want_gradient), (got, gradient)) = (run("full"), run("window"));
         let (want_gradient, gradient) = (want_gradient.unwrap(), gradient.unwrap());
@@ -128,7 +132,7 @@ fn windows_follow_references_of_any_size() {
         let config = case.with(json!({"decode": decode, "landmarks": "reference"}));
         let targets = case.targets();
         let references = targets.references.as_ref().unwrap();
-        let doubled = |known: &Known| Known {
+        let doubled = |known: &FacePlace| FacePlace {
             bbox: None,
             landmarks: known
                 .landmarks
@@ -140,14 +144,9 @@ fn windows_follow_references_of_any_size() {
             faces: vec![],
             ..targets
         };
-        step(
-            &loss(&config),
-            &case.vae(json!({})),
-            case.step(),
-            targets,
-            true,
-        )
-        .unwrap()
+        loss(&config, &case.vae(json!({})))
+            .step(&case.step(), &targets, true)
+            .unwrap()
     };
     let ((want, want_gradient), (got, gradient)) = (run("full"), run("window_only"));
     assert_eq!(got.counted(), 3);
@@ -160,15 +159,15 @@ fn statistics_are_remembered_by_sample_and_noise() {
     let case = Case::named("flow");
     // The whole receptive field, so that statistics of the same step make the same gradient.
     let policy = json!({"decode": "window", "norm_stats_t_max": 0.6, "norm_stats_refresh": 2, "window_halo": 64});
-    let (loss, vae) = (loss(&case.with(policy)), case.vae(json!({})));
-    let run = |times: [f64; 3], change: &dyn Fn(&mut Targets)| {
+    let mut loss = loss(&case.with(policy), &case.vae(json!({})));
+    let mut run = |times: [f64; 3], change: &dyn Fn(&mut Targets)| {
         let mut targets = case.targets();
         change(&mut targets);
         let at = Step {
             times: times.to_vec(),
             ..case.step()
         };
-        let (report, gradient) = step(&loss, &vae, at, targets, true).unwrap();
+        let (report, gradient) = loss.step(&at, &targets, true).unwrap();
         let gradient = gradient.unwrap();
         (
             decoded(&report),
@@ -230,16 +229,20 @@ fn what_cannot_be_remembered_is_exact_or_an_error() {
     };
     let vae = case.vae(json!({}));
     let run = |norm_stats: &str| {
-        let loss = loss(&case.with(json!({"decode": "window", "norm_stats": norm_stats})));
+        let policy = json!({"decode": "window", "norm_stats": norm_stats});
+        let mut loss = loss(&case.with(policy), &vae);
         let given = case.targets();
         let images = given.references.unwrap();
         let faces = &given.reference_faces;
-        loss.lock()
+
+        loss.loss()
+            .lock()
             .unwrap()
             .set_reference("anna", &images, faces)
             .unwrap();
-        let _first = step(&loss, &vae, case.step(), targets(), true)?;
-        step(&loss, &vae, case.step(), targets(), true).map(|(report, _)| report)
+        let _first = loss.step(&case.step(), &targets(), true)?;
+        loss.step(&case.step(), &targets(), true)
+            .map(|(report, _)| report)
     };
     let report = run("auto").unwrap();
     assert_eq!(
@@ -259,13 +262,13 @@ fn what_cannot_be_remembered_is_exact_or_an_error() {
 fn audits_compare_with_whole_images_and_turn_back_to_them() {
     let case = Case::named("flow");
     let policy = json!({"decode": "window", "norm_stats": "window", "audit_every": 2, "audit_cosine": 0.99999});
-    let (loss, vae) = (loss(&case.with(policy)), case.vae(json!({})));
-    let run = |number: u64| {
+    let mut loss = loss(&case.with(policy), &case.vae(json!({})));
+    let mut run = |number: u64| {
         let at = Step {
             number,
             ..case.step()
         };
-        step(&loss, &vae, at, case.targets(), true).unwrap()
+        loss.step(&at, &case.targets(), true).unwrap()
     };
     let (report, _) = run(1);
     assert_eq!(decoded(&report), [Decoded::Window; 3]);
@@ -289,9 +292,9 @@ fn audits_compare_with_whole_images_and_turn_back_to_them() {
     let tiny = Case::named("tiny");
     let agreeing =
         tiny.with(json!({"decode": "window", "audit_every": 1, "audit_cosine": 0.99999}));
-    let (loss, vae) = (self::loss(&agreeing), tiny.vae(json!({})));
+    let mut loss = self::loss(&agreeing, &tiny.vae(json!({})));
     for _ in 0..2 {
-        let (report, _) = step(&loss, &vae, tiny.step(), tiny.targets(), true).unwrap();
+        let (report, _) = loss.step(&tiny.step(), &tiny.targets(), true).unwrap();
         assert_eq!(decoded(&report), [Decoded::WindowExact; 3]);
         let audit = report.worst_audit().unwrap();
         assert!(audit.cosine > 0.99999 && (audit.norm_ratio - 1.0).abs() < 1e-4);
@@ -321,14 +324,14 @@ fn torchscript_is_decoded_whole_or_refused() {
         ..case.step()
     };
     let with = |decode: &str| case.with(json!({"decode": decode, "latent_format": "none"}));
-    let window = loss(&with("window"));
+    let mut window = loss(&with("window"), &vae);
     for _ in 0..2 {
-        let (report, _) = step(&window, &vae, at(), case.targets(), true).unwrap();
+        let (report, _) = window.step(&at(), &case.targets(), true).unwrap();
         assert_eq!(decoded(&report), [Decoded::Full; 3]);
     }
     set_sink(None);
     assert_eq!(lines.lock().unwrap().len(), 1);
-    let only = loss(&with("window_only"));
-    let error = step(&only, &vae, at(), case.targets(), true).unwrap_err();
+    let mut only = loss(&with("window_only"), &vae);
+    let error = only.step(&at(), &case.targets(), true).unwrap_err();
     assert!(error.to_string().contains("TorchScript"), "{error}");
 }

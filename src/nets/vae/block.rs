@@ -1,66 +1,72 @@
-//! A decoder is a chain of blocks. A block can be run, and can give its gradient from its input
-//! alone, which is what lets the decoder forget everything else between the two.
+//! A decoder is a chain of blocks. A block computes its gradient from its input alone, so the decoder keeps nothing
+//! else between the forward and the backward pass.
 
-use super::part::Part;
+use super::regions::Regions;
 use super::statistics::Norms;
 use crate::error::Result;
 use crate::tensor;
 use tch::Tensor;
 
-/// What of its input a block needs for one pixel of its output.
+/// The part of its input that a block needs for one pixel of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// The pixels up to `margin` away, counted in those of the output, which is `scale` times as
-    /// large as the input. GroupNorm's statistics do not count here.
+pub(super) enum ReceptiveField {
+    /// The pixels up to `margin` away, in pixels of the output, which is `scale` times as large as the input.
+    /// GroupNorm's statistics are not counted.
     Near { margin: i64, scale: i64 },
-    /// The whole map, of which it is given all.
+    /// The whole map. The block always gets all of it.
     Whole,
-    /// The whole map too, but [`Block::forward_part`] computes no more than a part of the output.
+    /// The whole map, but [`Block::forward_region`] computes only a region of the output.
     Attends,
 }
 
-impl Reach {
-    /// That of blocks one after the other, all of scale 1.
-    pub(super) fn sum(blocks: &[Box<dyn Block>]) -> Reach {
-        let margins = blocks.iter().map(|block| match block.reach() {
-            Reach::Near { margin, scale: 1 } => Some(margin),
+impl ReceptiveField {
+    /// The receptive field of blocks in sequence, all of scale 1.
+    pub(super) fn sum(blocks: &[Box<dyn Block>]) -> ReceptiveField {
+        let margins = blocks.iter().map(|block| match block.receptive_field() {
+            ReceptiveField::Near { margin, scale: 1 } => Some(margin),
             _ => None,
         });
         match margins.sum::<Option<i64>>() {
-            Some(margin) => Reach::Near { margin, scale: 1 },
-            None => Reach::Whole,
+            Some(margin) => ReceptiveField::Near { margin, scale: 1 },
+            None => ReceptiveField::Whole,
         }
     }
 }
 
-/// One step of a frozen network.
+/// One block of a frozen network.
 pub(super) trait Block: Send {
     /// `[B,C,h,w]` → `[B,C',h',w']`; differentiable when grad mode is on.
     fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor>;
 
-    /// `∂⟨forward(x), grad⟩/∂x`, computing the activations again.
+    /// `∂⟨forward(x), grad⟩/∂x`; computes the activations again.
     fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
         differentiate(x, grad, |x| self.forward(x, norms))
     }
 
-    /// What of its input the block needs.
-    fn reach(&self) -> Reach;
+    /// The part of its input that the block needs.
+    fn receptive_field(&self) -> ReceptiveField;
 
-    /// The blocks that this one is nothing but a sequence of.
-    fn parts(&self) -> &[Box<dyn Block>] {
+    /// The blocks in sequence that this block consists of; empty where it is not a plain sequence.
+    fn sub_blocks(&self) -> &[Box<dyn Block>] {
         &[]
     }
 
-    /// What the block makes of a part of `x`, as if that were all; where it [`Reach::Attends`], the
-    /// same part of what it makes of `x`.
-    fn forward_part(&self, x: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
-        self.forward(&part.of(x)?, norms)
+    /// The output for regions of `x`, as if these were the whole input. Where the block
+    /// [attends](ReceptiveField::Attends): the same regions of the output for `x`.
+    fn forward_region(&self, x: &Tensor, regions: &Regions, norms: &Norms) -> Result<Tensor> {
+        self.forward(&regions.cut(x)?, norms)
     }
 
-    /// The gradient of [`Block::forward_part`] with respect to all of `x`.
-    fn vjp_part(&self, x: &Tensor, grad: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
-        let grad = self.vjp(&part.of(&x.f_detach()?)?, grad, norms)?;
-        part.adjoint(&grad, &x.size())
+    /// The gradient of [`Block::forward_region`] with respect to all of `x`.
+    fn vjp_region(
+        &self,
+        x: &Tensor,
+        grad: &Tensor,
+        regions: &Regions,
+        norms: &Norms,
+    ) -> Result<Tensor> {
+        let grad = self.vjp(&regions.cut(&x.f_detach()?)?, grad, norms)?;
+        regions.adjoint(&grad, &x.size())
     }
 }
 
@@ -76,24 +82,24 @@ pub(super) fn differentiate(
     Ok(tensor::vjp(&y, &[&x], grad, false)?.swap_remove(0))
 }
 
-/// Maps are small where their side is at most this part of the image's.
-const SMALL: i64 = 4;
+/// Maps are small where their side is at most the image's side divided by this.
+const SMALL_MAP: i64 = 4;
 
-/// Blocks one after the other.
+/// Blocks in sequence.
 pub(super) struct Chain(pub Vec<Box<dyn Block>>);
 
 impl Chain {
-    /// The blocks whose inputs [`Chain::record`] keeps: the stages, so that each runs once more on the way back
-    /// before its parts do; but of the last stage, which the way back begins with, and of those with small maps
-    /// the parts at once, because that costs time and little or no memory.
+    /// The blocks whose inputs [`Chain::record`] keeps. They are the stages, so that the backward pass runs each stage
+    /// once more before its blocks. Of the last stage, with which the backward pass begins, and of stages with small
+    /// maps they are the inner blocks: keeping these takes little or no memory and saves running the stage again.
     fn kept(&self) -> Vec<&dyn Block> {
-        let scale = |block: &dyn Block| match block.reach() {
-            Reach::Near { scale, .. } => scale,
-            Reach::Whole | Reach::Attends => 1,
+        let scale = |block: &dyn Block| match block.receptive_field() {
+            ReceptiveField::Near { scale, .. } => scale,
+            ReceptiveField::Whole | ReceptiveField::Attends => 1,
         };
-        let scales = self.0.iter().map(|stage| match stage.parts() {
+        let scales = self.0.iter().map(|stage| match stage.sub_blocks() {
             [] => scale(stage.as_ref()),
-            parts => parts.iter().map(|part| scale(part.as_ref())).product(),
+            blocks => blocks.iter().map(|block| scale(block.as_ref())).product(),
         });
         let scales: Vec<i64> = scales.collect();
         let whole: i64 = scales.iter().product();
@@ -101,10 +107,10 @@ impl Chain {
         let mut kept: Vec<&dyn Block> = vec![];
         for (at, (stage, scale)) in self.0.iter().zip(scales).enumerate() {
             reached *= scale;
-            let small = SMALL * reached <= whole;
-            match stage.parts() {
-                parts if !parts.is_empty() && (small || at + 1 == self.0.len()) => {
-                    kept.extend(parts.iter().map(|part| part.as_ref()));
+            let small = SMALL_MAP * reached <= whole;
+            match stage.sub_blocks() {
+                blocks if !blocks.is_empty() && (small || at + 1 == self.0.len()) => {
+                    kept.extend(blocks.iter().map(|block| block.as_ref()));
                 }
                 _ => kept.push(stage.as_ref()),
             }
@@ -112,7 +118,7 @@ impl Chain {
         kept
     }
 
-    /// The output and the input of every block that is [kept](Chain::kept), without a graph.
+    /// The output, and the input of every block that is [kept](Chain::kept), without a graph.
     pub(super) fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
         let _no_grad = tch::no_grad_guard();
         let mut inputs = vec![];
@@ -124,7 +130,7 @@ impl Chain {
         Ok((x, inputs))
     }
 
-    /// The gradient from recorded inputs, last block first; each input is freed when used.
+    /// The gradient from recorded inputs, last block first. Each input is freed after use.
     pub(super) fn replay(&self, inputs: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
         let mut grad = grad.shallow_clone();
         for (block, x) in self.kept().into_iter().zip(inputs).rev() {
@@ -137,9 +143,9 @@ impl Chain {
     pub(super) fn flat(&self) -> Vec<&dyn Block> {
         fn collect<'a>(blocks: &'a [Box<dyn Block>], into: &mut Vec<&'a dyn Block>) {
             for block in blocks {
-                match block.parts() {
+                match block.sub_blocks() {
                     [] => into.push(block.as_ref()),
-                    parts => collect(parts, into),
+                    blocks => collect(blocks, into),
                 }
             }
         }
@@ -178,11 +184,11 @@ impl Block for Chain {
         Ok(grad)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::sum(&self.0)
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::sum(&self.0)
     }
 
-    fn parts(&self) -> &[Box<dyn Block>] {
+    fn sub_blocks(&self) -> &[Box<dyn Block>] {
         &self.0
     }
 }

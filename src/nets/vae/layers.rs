@@ -1,7 +1,7 @@
 //! The layers that the decoders share.
 
-use super::block::{Block, Chain, Reach, differentiate};
-use super::part::Part;
+use super::block::{Block, Chain, ReceptiveField, differentiate};
+use super::regions::Regions;
 use super::source::Source;
 use super::statistics::{GroupNorm, Norms};
 use crate::error::{Result, bail};
@@ -82,8 +82,8 @@ impl Block for Conv {
         Ok(grad.f_conv_transpose2d::<Tensor>(&self.weight, None, 1, self.padding, 0, 1, 1)?)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::Near {
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::Near {
             margin: self.padding,
             scale: 1,
         }
@@ -175,8 +175,8 @@ impl Block for NormConv {
         Ok(tensor::vjp(&normed, &[&x], &grad, false)?.swap_remove(0))
     }
 
-    fn reach(&self) -> Reach {
-        self.conv.reach()
+    fn receptive_field(&self) -> ReceptiveField {
+        self.conv.receptive_field()
     }
 }
 
@@ -205,8 +205,8 @@ impl Block for Residual {
     }
 
     /// The shortcut's convolution is no wider than the branch's.
-    fn reach(&self) -> Reach {
-        self.branch.reach()
+    fn receptive_field(&self) -> ReceptiveField {
+        self.branch.receptive_field()
     }
 }
 
@@ -232,30 +232,36 @@ impl Block for Attention {
         self.attend(x, None, norms)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::Attends
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::Attends
     }
 
-    fn forward_part(&self, x: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
-        self.attend(x, Some(part), norms)
+    fn forward_region(&self, x: &Tensor, regions: &Regions, norms: &Norms) -> Result<Tensor> {
+        self.attend(x, Some(regions), norms)
     }
 
-    fn vjp_part(&self, x: &Tensor, grad: &Tensor, part: &Part, norms: &Norms) -> Result<Tensor> {
-        differentiate(x, grad, |x| self.attend(x, Some(part), norms))
+    fn vjp_region(
+        &self,
+        x: &Tensor,
+        grad: &Tensor,
+        regions: &Regions,
+        norms: &Norms,
+    ) -> Result<Tensor> {
+        differentiate(x, grad, |x| self.attend(x, Some(regions), norms))
     }
 }
 
 impl Attention {
-    /// What the pixels of `part`, or all, find in all pixels of `x`.
-    fn attend(&self, x: &Tensor, part: Option<&Part>, norms: &Norms) -> Result<Tensor> {
+    /// Self-attention. The queries are the pixels of `regions`, or all; the keys are all pixels of `x`.
+    fn attend(&self, x: &Tensor, regions: Option<&Regions>, norms: &Norms) -> Result<Tensor> {
         let tokens = |map: &Tensor| -> Result<Tensor> {
             Ok(map.f_flatten(2, 3)?.f_transpose(1, 2)?.f_unsqueeze(1)?)
         };
         let normed = self.norm.apply(x, norms)?;
         let keys = tokens(&normed)?;
-        let (queries, x) = match part {
+        let (queries, x) = match regions {
             None => (keys.shallow_clone(), x.shallow_clone()),
-            Some(part) => (tokens(&part.of(&normed)?)?, part.of(x)?),
+            Some(regions) => (tokens(&regions.cut(&normed)?)?, regions.cut(x)?),
         };
         let size = x.size();
         let c = size[1];
@@ -312,8 +318,8 @@ impl Block for Upsample {
             .f_mul_scalar(4.0)?)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::Near {
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::Near {
             margin: self.0.padding,
             scale: 2,
         }

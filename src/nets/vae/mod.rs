@@ -5,13 +5,14 @@ mod dialect;
 mod kl;
 mod layers;
 mod load;
-mod part;
+mod regions;
 mod sidecar;
 mod source;
 mod statistics;
 mod tiny;
 mod torchscript;
 mod window;
+mod window_plan;
 
 pub use statistics::Statistics;
 
@@ -51,7 +52,7 @@ pub struct Recording {
 enum Tape {
     /// Everything: the image with its graph.
     Graph(Tensor),
-    /// The inputs of the blocks, for every part of the batch.
+    /// The inputs of the blocks, for every slice of the batch.
     Inputs(Vec<Vec<Tensor>>),
     /// The inputs of the blocks for windows.
     Windows(window::WindowTape),
@@ -97,7 +98,7 @@ impl Decoder {
     /// `Shape`, `Dtype`, `Device` for latents that do not fit; `OutOfMemory`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.check(latents)?;
-        let parts = self.parts(latents)?;
+        let parts = self.slices(latents)?;
         let images = parts.iter().map(|part| {
             let y = self
                 .chain
@@ -126,7 +127,7 @@ impl Decoder {
             });
         }
         let (mut images, mut inputs) = (vec![], vec![]);
-        for part in self.parts(&latents)? {
+        for part in self.slices(&latents)? {
             let (y, kept) = self.chain.record(&part.f_to_kind(self.kind)?)?;
             images.push(self.image(&y)?);
             inputs.push(kept);
@@ -166,7 +167,7 @@ impl Decoder {
             Tape::Graph(output) => tensor::vjp(&output, &[&latents], &grad, false)?.swap_remove(0),
             Tape::Inputs(parts) => {
                 let mut grads = Vec::with_capacity(parts.len());
-                for (inputs, grad) in parts.into_iter().zip(self.parts(&grad)?) {
+                for (inputs, grad) in parts.into_iter().zip(self.slices(&grad)?) {
                     grads.push(self.chain.replay(inputs, &self.image_vjp(&grad)?)?);
                 }
                 join(grads)?
@@ -194,7 +195,7 @@ impl Decoder {
                 "gradient of the image: expected a batch as that of the latents, got {shape:?}"
             );
         }
-        for (part, grad) in self.parts(latents)?.iter().zip(self.parts(grad_image)?) {
+        for (part, grad) in self.slices(latents)?.iter().zip(self.slices(grad_image)?) {
             let recording = self.record(part)?;
             grads.push(self.backward(recording, &grad)?);
         }
@@ -282,7 +283,7 @@ impl Decoder {
     }
 
     /// The batch as it is worked on: whole, or sample by sample.
-    fn parts(&self, batch: &Tensor) -> Result<Vec<Tensor>> {
+    fn slices(&self, batch: &Tensor) -> Result<Vec<Tensor>> {
         let samples = batch.size().first().copied().unwrap_or(0);
         if !self.slicing || samples <= 1 {
             return Ok(vec![batch.shallow_clone()]);

@@ -1,7 +1,7 @@
 //! The TAESD family: `tanh(x/3)·3`, convolutions and ReLU only, image in [0, 1] (diffusers
 //! `autoencoders/vae.py` class DecoderTiny; TAEF2 adds a GroupNorm branch to its first blocks).
 
-use super::block::{Block, Chain, Reach};
+use super::block::{Block, Chain, ReceptiveField};
 use super::layers::{Conv, Upsample};
 use super::source::Source;
 use super::statistics::Norms;
@@ -60,8 +60,8 @@ impl Block for Stem {
         Ok(self.0.forward(&clamped, norms)?.f_relu()?)
     }
 
-    fn reach(&self) -> Reach {
-        self.0.reach()
+    fn receptive_field(&self) -> ReceptiveField {
+        self.0.receptive_field()
     }
 }
 
@@ -149,11 +149,11 @@ impl Block for TinyBlock {
     }
 
     /// TAEF2's GroupNorm is in blocks of the latent's resolution, which cost little as a whole.
-    fn reach(&self) -> Reach {
+    fn receptive_field(&self) -> ReceptiveField {
         let margins = self.convs.iter().map(Conv::padding);
         match self.pool {
-            Some(_) => Reach::Whole,
-            None => Reach::Near {
+            Some(_) => ReceptiveField::Whole,
+            None => ReceptiveField::Near {
                 margin: margins.sum(),
                 scale: 1,
             },

@@ -1,6 +1,6 @@
 //! Any other decoder as a TorchScript module. The file's code runs: load only what you trust.
 
-use super::block::{Block, Reach};
+use super::block::{Block, ReceptiveField};
 use super::statistics::Norms;
 use crate::error::{Error, Result};
 use std::fs::File;
@@ -29,8 +29,8 @@ impl Block for Script {
         Ok(self.0.forward_ts(&[x])?)
     }
 
-    fn reach(&self) -> Reach {
-        Reach::Whole
+    fn receptive_field(&self) -> ReceptiveField {
+        ReceptiveField::Whole
     }
 }
 

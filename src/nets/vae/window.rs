@@ -1,41 +1,41 @@
-//! Windows of a decoder's image: what lies around them is neither computed nor kept, but for the blocks
-//! up to the attention, whose every pixel looks at all others.
+//! Windows of a decoder's image. What lies around them is neither computed nor kept, except in the blocks up to the
+//! last attention, where every pixel depends on all others.
 
-use super::part::{Plan, rounded};
 use super::statistics::{Norms, Recorder};
+use super::window_plan::{WindowPlan, rounded};
 use super::*;
 
-/// What the backward pass of a window with `recompute: blocks` needs.
+/// What the backward pass of windows needs with `recompute: blocks`.
 pub(super) struct WindowTape {
-    plan: Plan,
+    plan: WindowPlan,
     statistics: Option<Statistics>,
     inputs: Vec<Tensor>,
-    /// The sizes of what the last block computed.
+    /// The shape of the last block's output.
     size: Vec<i64>,
 }
 
 impl Decoder {
-    /// Whether windows of the image can be decoded: all families but TorchScript, which hides its layers.
+    /// Whether windows of the image can be decoded: in all families but TorchScript, which hides its layers.
     pub fn has_windows(&self) -> bool {
         self.family != VaeFamily::Torchscript
     }
 
-    /// Whether the pixels of a window hang on the whole map through GroupNorm. Without one (Qwen-Image,
-    /// Wan, the TAESD family) windows are what the whole image shows there.
+    /// Whether the pixels of a window depend on the whole map through GroupNorm. Decoders without GroupNorm
+    /// (Qwen-Image, Wan, the TAESD family) give in a window exactly what the whole image shows there.
     pub fn needs_statistics(&self) -> bool {
         self.has_norms
     }
 
-    /// As [`Decoder::decode`] without a gradient, and the statistics that windows of the same latents
-    /// need; `None` where they need none.
+    /// Decodes as [`Decoder::decode`] without a gradient, and returns the GroupNorm statistics that windows of the same
+    /// latents need; `None` where they need none.
     ///
     /// # Errors
     /// As [`Decoder::decode`].
-    pub fn survey(&self, latents: &Tensor) -> Result<(Tensor, Option<Statistics>)> {
+    pub fn decode_with_statistics(&self, latents: &Tensor) -> Result<(Tensor, Option<Statistics>)> {
         self.check(latents)?;
         let _no_grad = tch::no_grad_guard();
         let (mut images, mut statistics) = (vec![], vec![]);
-        for part in self.parts(&latents.f_detach()?)? {
+        for part in self.slices(&latents.f_detach()?)? {
             let recorder = Recorder::default();
             let norms = Norms::Recorded(&recorder);
             let y = self.chain.forward(&part.f_to_kind(self.kind)?, &norms)?;
@@ -49,17 +49,16 @@ impl Decoder {
         Ok((join(images)?, statistics))
     }
 
-    /// The windows that are decoded where `wanted`, in pixels of the image of a latent of (height, width),
-    /// are asked for: all of one size, on the grid of the latent's pixels, inside the image. One that
-    /// lies outside becomes the nearest latent pixel.
+    /// The windows that are decoded for the `wanted` ones, in pixels of the image of a latent of (height, width): all of
+    /// one size, on the grid of the latent's pixels, inside the image. A window outside the image becomes the nearest
+    /// latent pixel.
     pub fn windows(&self, wanted: &[Rect], latent: (i64, i64)) -> Vec<Rect> {
         rounded(wanted, latent, self.scale)
     }
 
-    /// As [`Decoder::decode`] without a gradient, for one window a sample as [`Decoder::windows`] gives
-    /// them: `[B,3,height,width]`. `halo`: at most so many latent pixels around a window are computed;
-    /// `None`: as many as have an influence. `statistics`: those of whole maps; `None`: GroupNorm takes
-    /// those of the windows.
+    /// Decodes one window per sample without a gradient: `[B,3,height,width]`. The windows come from
+    /// [`Decoder::windows`]. `halo`: the most latent pixels that are computed around a window; `None`: all that have an
+    /// influence. `statistics`: GroupNorm statistics of the whole maps; `None`: those of the windows are used.
     ///
     /// # Errors
     /// As [`Decoder::decode`]; `Unsupported` without [`Decoder::has_windows`].
@@ -76,9 +75,9 @@ impl Decoder {
         self.image(&plan.cut(&y)?)
     }
 
-    /// As [`Decoder::record`] for windows; the arguments are those of [`Decoder::decode_windows`].
-    /// [`Decoder::backward`] then takes the gradient with respect to the windows and gives that with
-    /// respect to the whole latents, for which the statistics are constants.
+    /// [`Decoder::record`] for windows; the arguments are those of [`Decoder::decode_windows`]. [`Decoder::backward`]
+    /// then takes the gradient with respect to the windows and returns that with respect to the whole latents. The
+    /// statistics count as constants.
     ///
     /// # Errors
     /// As [`Decoder::decode_windows`].
@@ -117,7 +116,7 @@ impl Decoder {
         })
     }
 
-    /// The gradient of recorded windows from that of the last block's output, last block first.
+    /// The gradient of recorded windows from the gradient of the last block's output, last block first.
     pub(super) fn replay_windows(&self, tape: WindowTape, grad: &Tensor) -> Result<Tensor> {
         let WindowTape {
             plan,
@@ -130,15 +129,15 @@ impl Decoder {
         let blocks = self.chain.flat();
         for (at, x) in inputs.into_iter().enumerate().rev() {
             let norms = if at < plan.head { &Norms::Own } else { &norms };
-            grad = match &plan.parts[at] {
+            grad = match &plan.regions[at] {
                 None => blocks[at].vjp(&x, &grad, norms)?,
-                Some(part) => blocks[at].vjp_part(&x, &grad, part, norms)?,
+                Some(regions) => blocks[at].vjp_region(&x, &grad, regions, norms)?,
             };
         }
         Ok(grad)
     }
 
-    fn plan(&self, latents: &Tensor, windows: &[Rect], halo: Option<i64>) -> Result<Plan> {
+    fn plan(&self, latents: &Tensor, windows: &[Rect], halo: Option<i64>) -> Result<WindowPlan> {
         self.check(latents)?;
         if !self.has_windows() {
             bail!(
@@ -151,16 +150,16 @@ impl Decoder {
         if windows.len() as i64 != size[0] || self.windows(windows, map) != windows {
             bail!(
                 Internal,
-                "windows {windows:?} of latents {size:?}: expected one of the same size a sample, on the grid"
+                "windows {windows:?} of latents {size:?}: expected one per sample, of one size, on the grid"
             );
         }
-        Ok(Plan::new(&self.chain.flat(), map, windows, halo))
+        Ok(WindowPlan::new(&self.chain.flat(), map, windows, halo))
     }
 
-    /// The last block's output; `keep` collects the input of every block.
+    /// The last block's output. `keep` collects the input of every block.
     fn run(
         &self,
-        plan: &Plan,
+        plan: &WindowPlan,
         latents: &Tensor,
         norms: &Norms,
         mut keep: Option<&mut Vec<Tensor>>,
@@ -168,9 +167,9 @@ impl Decoder {
         let mut x = latents.f_to_kind(self.kind)?;
         for (at, block) in self.chain.flat().into_iter().enumerate() {
             let norms = if at < plan.head { &Norms::Own } else { norms };
-            let y = match &plan.parts[at] {
+            let y = match &plan.regions[at] {
                 None => block.forward(&x, norms)?,
-                Some(part) => block.forward_part(&x, part, norms)?,
+                Some(regions) => block.forward_region(&x, regions, norms)?,
             };
             let input = std::mem::replace(&mut x, y);
             if let Some(keep) = keep.as_deref_mut() {
@@ -181,19 +180,19 @@ impl Decoder {
     }
 }
 
-impl Plan {
+impl WindowPlan {
     /// The windows of the last block's output.
     fn cut(&self, y: &Tensor) -> Result<Tensor> {
-        match self.parts.last() {
-            Some(Some(part)) => part.of(y),
+        match self.regions.last() {
+            Some(Some(regions)) => regions.cut(y),
             _ => Ok(y.shallow_clone()),
         }
     }
 
-    /// The adjoint of [`Plan::cut`] for an output of `size`.
+    /// The adjoint of [`WindowPlan::cut`] for an output of `size`.
     fn uncut(&self, grad: &Tensor, size: &[i64]) -> Result<Tensor> {
-        match self.parts.last() {
-            Some(Some(part)) => part.adjoint(grad, size),
+        match self.regions.last() {
+            Some(Some(regions)) => regions.adjoint(grad, size),
             _ => Ok(grad.shallow_clone()),
         }
     }

@@ -1,13 +1,14 @@
-//! What a loss remembers, as a file: with it a training that was stopped goes on as if it had not been.
+//! Saving and restoring what a loss keeps from step to step, so that a training that was stopped continues with the
+//! same numbers.
 
-use super::Loss;
-use super::audit::Degree;
-use super::references::{References, SavedReferences};
-use super::statistics::{Remembered, SavedStatistics};
+use super::StepLoss;
+use super::audit::WindowTrust;
+use super::norm_cache::SavedNormCache;
 use crate::error::{Error, Result, bail};
 use crate::nets::Recogniser;
 use crate::nets::vae::{Decoder, Statistics};
-use crate::shared::lock;
+use crate::reference::saved::SavedReferences;
+use crate::shared::{Shared, lock};
 use crate::tensor::{from_array, to_array};
 use crate::weights::{self, Array, Dtype, Weights};
 use serde::{Deserialize, Serialize};
@@ -15,31 +16,33 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 const VERSION: u32 = 1;
-/// Answers of one network to a ramp differ by less between dtypes and devices, relative to how far they
-/// spread; those of two networks by more.
-const SAME: f64 = 0.1;
+/// The largest distance between two outputs of one network for the test input, relative to their spread. Dtypes and
+/// devices make a smaller difference, another network makes a larger one.
+const MAX_DISTANCE: f64 = 0.1;
 
-/// The file's JSON part. Its tensors: `embeddings` `[M,D]`, `statistics` `[norms,2,M,groups]`, and what the
-/// networks answer to a ramp, `recogniser` and `vae`.
+/// The file's JSON part. Its tensors are `embeddings` `[M,D]`, `statistics` `[norms,2,M,groups]`, and the outputs of
+/// the networks for a test input, `recogniser` and `vae`.
 #[derive(Serialize, Deserialize)]
 struct Index {
     version: u32,
-    trust: Degree,
+    trust: WindowTrust,
     references: SavedReferences,
-    statistics: SavedStatistics,
+    statistics: SavedNormCache,
 }
 
-impl Loss {
-    /// Writes what the loss remembers: registered references, faces of reference images, statistics of
-    /// GroupNorm, and how far audits have left windows trusted. `decoder`: that of its steps.
+impl StepLoss {
+    /// Writes registered references, cached faces of reference images, GroupNorm statistics and the trust in windows
+    /// to a file.
     ///
-    /// Errors: `Io`.
-    pub fn save(&self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
-        let (references, embeddings) = self.references.save()?;
-        let (statistics, all) = self.statistics.save()?;
+    /// # Errors
+    /// `Io`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let loss = lock(&self.loss);
+        let (references, embeddings) = loss.references().save()?;
+        let (statistics, all) = self.norm_cache.save()?;
         let index = Index {
             version: VERSION,
-            trust: self.trust.degree,
+            trust: self.audits.trust,
             references,
             statistics,
         };
@@ -51,10 +54,10 @@ impl Loss {
             data,
         };
         let mut file = Weights::from([("index".to_string(), index)]);
-        let recogniser = recogniser_answer(&lock(&self.pipeline.recogniser))?;
+        let recogniser = recogniser_output(&lock(&loss.pipeline().recogniser))?;
         file.insert("recogniser".into(), to_array(&recogniser)?);
-        if let Some(decoder) = decoder {
-            file.insert("vae".into(), to_array(&decoder_answer(decoder)?.0)?);
+        if let Some(decoder) = &self.decoder {
+            file.insert("vae".into(), to_array(&decoder_output(&lock(decoder))?.0)?);
         }
         if let Some(embeddings) = embeddings {
             file.insert("embeddings".into(), to_array(&embeddings)?);
@@ -65,18 +68,19 @@ impl Loss {
         weights::write(path, &file)
     }
 
-    /// Remembers what [`Loss::save`] wrote, and nothing else. The loss is unchanged where that fails.
+    /// Replaces everything that [`StepLoss::save`] writes by the content of a file. Nothing changes on failure.
     ///
-    /// Errors: those of reading weights; `Format` for another file; `Argument` where other networks wrote it.
-    pub fn restore(&mut self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
-        self.read(path, decoder)
+    /// # Errors
+    /// Those of reading weights; `Format` for another file; `Argument` where it was saved with other networks.
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        self.read(path)
             .map_err(|e| match e.message().contains(&*path.to_string_lossy()) {
                 true => e,
                 false => e.context(path.display()),
             })
     }
 
-    fn read(&mut self, path: &Path, decoder: Option<&Decoder>) -> Result<()> {
+    fn read(&mut self, path: &Path) -> Result<()> {
         let file = weights::load(path, &|_| true)?;
         let Some(index) = file.get("index").filter(|index| index.dtype == Dtype::U8) else {
             bail!(Format, "not the state of a loss: it has no `index`");
@@ -90,7 +94,7 @@ impl Loss {
                 index.version
             );
         }
-        let own = recogniser_answer(&lock(&self.pipeline.recogniser))?;
+        let own = recogniser_output(&lock(&lock(&self.loss).pipeline().recogniser))?;
         if !same(&file, "recogniser", &own)? {
             bail!(
                 Argument,
@@ -99,7 +103,7 @@ impl Loss {
         }
         let device = own.device();
         let embeddings = tensor(&file, "embeddings", device)?;
-        let rows = References::rows(&index.references);
+        let rows = index.references.rows();
         let expected = [rows.unwrap_or(-1), own.size()[1]];
         let embeddings = match embeddings {
             None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
@@ -110,7 +114,7 @@ impl Loss {
                 found.map(|t| t.size())
             ),
         };
-        let entries = Remembered::entries(&index.statistics);
+        let entries = index.statistics.entries();
         let statistics = match tensor(&file, "statistics", device)? {
             None if entries == 0 => None,
             Some(found) if matches!(*found.size(), [_, 2, count, _] if count == entries) => {
@@ -123,17 +127,19 @@ impl Loss {
             ),
         };
         if let Some(statistics) = &statistics
-            && !fits(&file, statistics, decoder)?
+            && !fits(&file, statistics, self.decoder.as_ref())?
         {
             bail!(
                 Argument,
                 "the state was saved with another VAE; make the loss with that one, or go on without the state"
             );
         }
-        self.references.restore(index.references, &embeddings)?;
-        self.statistics
+        lock(&self.loss)
+            .references_mut()
+            .restore(index.references, &embeddings)?;
+        self.norm_cache
             .restore(index.statistics, statistics.as_ref())?;
-        self.trust.degree = index.trust;
+        self.audits.trust = index.trust;
         Ok(())
     }
 }
@@ -145,11 +151,15 @@ fn tensor(file: &Weights, name: &str, device: Device) -> Result<Option<Tensor>> 
 }
 
 /// Whether statistics of the file are those of the decoder.
-fn fits(file: &Weights, statistics: &Statistics, decoder: Option<&Decoder>) -> Result<bool> {
+fn fits(
+    file: &Weights,
+    statistics: &Statistics,
+    decoder: Option<&Shared<Decoder>>,
+) -> Result<bool> {
     let Some(decoder) = decoder else {
         return Ok(false);
     };
-    let (image, Some(own)) = decoder_answer(decoder)? else {
+    let (image, Some(own)) = decoder_output(&lock(decoder))? else {
         return Ok(false);
     };
     let alike = |statistics: &Statistics| {
@@ -159,6 +169,7 @@ fn fits(file: &Weights, statistics: &Statistics, decoder: Option<&Decoder>) -> R
     Ok(alike(statistics) == alike(&own) && same(file, "vae", &image)?)
 }
 
+/// Whether a tensor of the file is close to the network's own output.
 fn same(file: &Weights, name: &str, own: &Tensor) -> Result<bool> {
     let Some(saved) = tensor(file, name, own.device())? else {
         return Ok(false);
@@ -168,21 +179,22 @@ fn same(file: &Weights, name: &str, own: &Tensor) -> Result<bool> {
     }
     let spread = own.f_sub(&own.f_mean(Kind::Float)?)?.f_norm()?;
     let off = saved.f_sub(own)?.f_norm()?;
-    Ok(off.f_double_value(&[])? <= SAME * spread.f_double_value(&[])?)
+    Ok(off.f_double_value(&[])? <= MAX_DISTANCE * spread.f_double_value(&[])?)
 }
 
-/// What a recogniser makes of a ramp: `[1,D]`.
-fn recogniser_answer(recogniser: &Recogniser) -> Result<Tensor> {
+/// The output of a recogniser for the test input: `[1,D]`.
+fn recogniser_output(recogniser: &Recogniser) -> Result<Tensor> {
     let _frozen = tch::no_grad_guard();
     let side = recogniser.input_size();
     recogniser.embed(&ramp(&[1, 3, side, side], recogniser.device())?)
 }
 
-/// What a decoder makes of a ramp: the image, and its GroupNorms' statistics.
-fn decoder_answer(decoder: &Decoder) -> Result<(Tensor, Option<Statistics>)> {
-    decoder.survey(&ramp(&[1, decoder.channels(), 8, 8], decoder.device())?)
+/// The output of a decoder for the test input: the image, and the statistics of its GroupNorms.
+fn decoder_output(decoder: &Decoder) -> Result<(Tensor, Option<Statistics>)> {
+    decoder.decode_with_statistics(&ramp(&[1, decoder.channels(), 8, 8], decoder.device())?)
 }
 
+/// The test input: numbers that rise evenly from -1 to 1.
 fn ramp(shape: &[i64], device: Device) -> Result<Tensor> {
     let count = shape.iter().product::<i64>();
     Ok(Tensor::f_linspace(-1.0, 1.0, count, (Kind::Float, device))?.f_view(shape)?)

@@ -1,12 +1,12 @@
-//! What a sample's noise level does to its part in the loss.
+//! A sample's noise level, and the weight that it gives the sample.
 
 use crate::config::{LossConfig, Prediction, PredictionConfig, TimeWeight};
 use crate::error::{Result, bail};
-use crate::latent::coefficients;
+use crate::latent;
 
 /// A sample's noise level in [0, 1] and its signal-to-noise ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Noise {
+pub(super) struct Noise {
     /// t for flow matching, √(1 − ᾱ) for epsilon and v.
     pub level: f64,
     /// ((1 − t) / t)², or ᾱ / (1 − ᾱ).
@@ -14,7 +14,7 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// From the pair (a, b) that makes x0; `kind` must be one that depends on time.
+    /// From (a, b) of `x0 = a·x_t + b·prediction`. `kind` must be one that depends on time.
     fn of(kind: Prediction, (a, b): (f64, f64)) -> Self {
         let preserving = |signal: f64| Self {
             level: (1.0 - signal).sqrt(),
@@ -34,28 +34,28 @@ impl Noise {
     }
 }
 
-/// The noise of every sample, or `None` where nobody told it. Predictions of x0 itself and custom
-/// pairs tell nothing of noise: there `times` are read as those of flow matching.
+/// The noise of every sample, or `None` where it is not known. Predictions of x0 and custom coefficients do not
+/// determine the noise, so `times` are read as those of flow matching there.
 ///
 /// # Errors
 /// `Argument` where the configured policy needs times that are missing or out of range.
-pub fn noises(
+pub(super) fn noises(
     config: &LossConfig,
-    pairs: &[(f64, f64)],
+    coefficients: &[(f64, f64)],
     times: &[f64],
 ) -> Result<Option<Vec<Noise>>> {
     let prediction = &config.prediction;
-    let of = |kind: Prediction, pairs: &[(f64, f64)]| {
-        Some(pairs.iter().map(|&pair| Noise::of(kind, pair)).collect())
+    let of = |kind: Prediction, all: &[(f64, f64)]| {
+        Some(all.iter().map(|&one| Noise::of(kind, one)).collect())
     };
     if !matches!(prediction.kind, Prediction::Sample | Prediction::Custom) {
-        return Ok(of(prediction.kind, pairs));
+        return Ok(of(prediction.kind, coefficients));
     }
     if times.is_empty() {
-        let blind = config.t_min <= 0.0
+        let not_used = config.t_min <= 0.0
             && config.t_max >= 1.0
             && config.time_weight == TimeWeight::Constant;
-        if !blind {
+        if !not_used {
             bail!(
                 Argument,
                 "times: needed by `t_min`, `t_max` and `time_weight`; got none"
@@ -68,22 +68,25 @@ pub fn noises(
         negated: None,
         ..*prediction
     };
-    Ok(of(Prediction::Flow, &coefficients(&as_flow, times)?))
+    Ok(of(
+        Prediction::Flow,
+        &latent::coefficients(&as_flow, times)?,
+    ))
 }
 
-/// Whether a noise level is inside the configured window.
-pub fn inside(config: &LossConfig, level: f64) -> bool {
+/// Whether a noise level lies within `t_min` to `t_max`.
+pub(super) fn inside(config: &LossConfig, level: f64) -> bool {
     (config.t_min..=config.t_max).contains(&level)
 }
 
-/// The weight of a sample.
-pub fn weight(config: &LossConfig, Noise { level: t, snr }: Noise) -> f64 {
+/// The weight of a sample, by `time_weight` of the configuration.
+pub(super) fn weight(config: &LossConfig, Noise { level: t, snr }: Noise) -> f64 {
     match &config.time_weight {
         TimeWeight::Constant => 1.0,
         TimeWeight::OneMinusT => (1.0 - t).max(0.1),
         TimeWeight::OneMinusTSquared => (1.0 - t).powi(2),
         TimeWeight::InverseTSquared => t.max(0.1).powi(-2),
-        // An infinite ratio (no noise at all) has the limit's weight, 0.
+        // The weight tends to 0 as the ratio tends to infinity, where there is no noise.
         TimeWeight::MinSnr(gamma) => snr.min(*gamma) / snr.max(f64::MIN_POSITIVE),
         TimeWeight::Table(table) => {
             let last = table.len() - 1;

@@ -1,78 +1,36 @@
-//! Rectangles of the maps of a batch, and which of them a decoder has to compute for a window of its
-//! image.
+//! Which part of its input every block of a decoder computes for windows of the image.
 
-use super::block::{Block, Reach};
+use super::block::{Block, ReceptiveField};
+use super::regions::Regions;
 use crate::config::Rect;
-use crate::error::{Result, bail};
-use tch::Tensor;
 
-/// One rectangle a sample, all of one size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part(Vec<Rect>);
-
-impl Part {
-    fn all_alike(&self) -> Option<Rect> {
-        let (first, rest) = self.0.split_first()?;
-        rest.iter().all(|rect| rect == first).then_some(*first)
-    }
-
-    /// The rectangles of `map`, `[B,C,height,width]`.
-    pub(super) fn of(&self, map: &Tensor) -> Result<Tensor> {
-        let cut =
-            |map: &Tensor, r: &Rect| map.f_narrow(2, r.y, r.height)?.f_narrow(3, r.x, r.width);
-        if let Some(rect) = self.all_alike() {
-            return Ok(cut(map, &rect)?);
-        }
-        let rects = (0..).zip(&self.0);
-        let parts = rects.map(|(at, rect)| Ok(cut(&map.f_narrow(0, at, 1)?, rect)?));
-        Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
-    }
-
-    /// The adjoint of [`Part::of`]: a map of `size` that is zero around the rectangles.
-    pub(super) fn adjoint(&self, part: &Tensor, size: &[i64]) -> Result<Tensor> {
-        let &[_, _, height, width] = size else {
-            bail!(Internal, "a part of a map of shape {size:?}");
-        };
-        let pad = |part: &Tensor, r: &Rect| {
-            let around = [r.x, width - r.x - r.width, r.y, height - r.y - r.height];
-            part.f_constant_pad_nd(around)
-        };
-        if let Some(rect) = self.all_alike() {
-            return Ok(pad(part, &rect)?);
-        }
-        let rects = (0..).zip(&self.0);
-        let maps = rects.map(|(at, rect)| Ok(pad(&part.f_narrow(0, at, 1)?, rect)?));
-        Ok(Tensor::f_cat(&maps.collect::<Result<Vec<_>>>()?, 0)?)
-    }
-}
-
-/// What every block of a decoder has to compute for windows of its image.
-pub(super) struct Plan {
-    /// How many blocks see whole maps.
+/// What every block of a decoder computes for windows of its image.
+pub(super) struct WindowPlan {
+    /// How many blocks, from the first, see whole maps.
     pub head: usize,
-    /// Per block the part of what comes in that it sees, or that it computes where it attends; `None`
-    /// for all of it. Behind the last block: the windows in what it computes.
-    pub parts: Vec<Option<Part>>,
+    /// Per block the regions of its input that it sees, or of its output that it computes where it attends; `None`:
+    /// all of it. One more entry after the last block: the windows in its output.
+    pub regions: Vec<Option<Regions>>,
 }
 
-impl Plan {
-    /// For `windows` of one size in the image of `map` (height, width) latent pixels. Every block gets
-    /// what the blocks behind it need and not more: the maps shrink on their way to the image, so even
-    /// the whole receptive field costs little where maps are large. `halo`: at most so many latent
-    /// pixels around the window, whatever the receptive field.
+impl WindowPlan {
+    /// The plan for `windows` of one size in the image of `map` (height, width) latent pixels. Every block computes
+    /// only what the blocks after it need. The margins shrink towards the image, so even the whole receptive field
+    /// costs little where maps are large. `halo`: the most latent pixels that are computed around a window,
+    /// whatever the receptive field.
     pub(super) fn new(
         blocks: &[&dyn Block],
         map: (i64, i64),
         windows: &[Rect],
         halo: Option<i64>,
-    ) -> Plan {
-        // Pixels per latent pixel: in front of every block and behind the last.
+    ) -> WindowPlan {
+        // Pixels per latent pixel: before every block and after the last.
         let mut scales = vec![1];
         for block in blocks {
             let scale = scales[scales.len() - 1];
-            scales.push(match block.reach() {
-                Reach::Near { scale: more, .. } => scale * more,
-                Reach::Whole | Reach::Attends => scale,
+            scales.push(match block.receptive_field() {
+                ReceptiveField::Near { scale: more, .. } => scale * more,
+                ReceptiveField::Whole | ReceptiveField::Attends => scale,
             });
         }
         let most: Option<Vec<Rect>> = halo.map(|halo| {
@@ -80,11 +38,11 @@ impl Plan {
             windows.iter().map(around).collect()
         });
         let (mut head, mut attends) = (0, false);
-        // What is seen of the map in front of a block, last block first.
+        // The regions of the map before a block that are needed, last block first.
         let mut seen = vec![windows.to_vec()];
         for (at, block) in blocks.iter().enumerate().rev() {
-            let Reach::Near { margin, scale } = block.reach() else {
-                (head, attends) = (at + 1, block.reach() == Reach::Attends);
+            let ReceptiveField::Near { margin, scale } = block.receptive_field() else {
+                (head, attends) = (at + 1, block.receptive_field() == ReceptiveField::Attends);
                 break;
             };
             let size = (map.0 * scales[at], map.1 * scales[at]);
@@ -101,13 +59,13 @@ impl Plan {
                         }
                     }
                 });
-            let needed = alike(needed.collect(), size);
+            let needed = one_size(needed.collect(), size);
             seen.push(needed);
         }
         seen.reverse();
-        let mut parts: Vec<Option<Part>> = vec![None; blocks.len() + 1];
+        let mut regions: Vec<Option<Regions>> = vec![None; blocks.len() + 1];
         for at in 1..seen.len() {
-            // What the block before computes is what it saw, enlarged.
+            // The output of the block before is what it saw, enlarged.
             let scale = scales[head + at] / scales[head + at - 1];
             let inside = seen[at].iter().zip(&seen[at - 1]);
             let inside = inside.map(|(rect, of)| Rect {
@@ -115,19 +73,19 @@ impl Plan {
                 y: rect.y - of.y * scale,
                 ..*rect
             });
-            parts[head + at] = Some(Part(inside.collect()));
+            regions[head + at] = Some(Regions(inside.collect()));
         }
-        parts[head - usize::from(attends)] = Some(Part(seen.swap_remove(0)));
-        Plan { head, parts }
+        regions[head - usize::from(attends)] = Some(Regions(seen.swap_remove(0)));
+        WindowPlan { head, regions }
     }
 }
 
-/// Windows of one size, whole latent pixels, that hold `windows` of an image of `map` latent pixels, or
-/// as much of them as there is of the image.
+/// The smallest windows of one size, on the grid of latent pixels, that contain `windows` of an image of `map`
+/// (height, width) latent pixels, as far as they lie in the image.
 pub(super) fn rounded(windows: &[Rect], map: (i64, i64), scale: i64) -> Vec<Rect> {
     let on_map = windows.iter().map(|window| {
         let rect = shrunk(window, scale);
-        // A window beside the picture becomes the pixel that is nearest to it.
+        // A window outside the image becomes the nearest latent pixel.
         let place = |from: i64, length: i64, most: i64| {
             let first = from.clamp(0, most - 1);
             (first, (from + length).clamp(first + 1, most) - first)
@@ -141,7 +99,7 @@ pub(super) fn rounded(windows: &[Rect], map: (i64, i64), scale: i64) -> Vec<Rect
             height,
         }
     });
-    let same = alike(on_map.collect(), map);
+    let same = one_size(on_map.collect(), map);
     same.iter().map(|rect| times(rect, scale)).collect()
 }
 
@@ -173,7 +131,7 @@ fn times(r: &Rect, scale: i64) -> Rect {
     }
 }
 
-/// Every pixel of a map `scale` times smaller that `r` touches.
+/// The pixels of a map `scale` times smaller that `r` touches.
 fn shrunk(r: &Rect, scale: i64) -> Rect {
     let (x, y) = (r.x.div_euclid(scale), r.y.div_euclid(scale));
     let up = |end: i64| (end + scale - 1).div_euclid(scale);
@@ -208,9 +166,9 @@ fn hull(a: &Rect, b: &Rect) -> Rect {
     )
 }
 
-/// The rectangles grown to the size of the largest, moved into a map of (height, width) where they
-/// would leave it.
-fn alike(rects: Vec<Rect>, map: (i64, i64)) -> Vec<Rect> {
+/// The rectangles, enlarged to the size of the largest and moved into a map of (height, width) where they would leave
+/// it.
+fn one_size(rects: Vec<Rect>, map: (i64, i64)) -> Vec<Rect> {
     let width = rects.iter().map(|r| r.width).max().unwrap_or(0);
     let height = rects.iter().map(|r| r.height).max().unwrap_or(0);
     let place = |from: i64, length: i64, all: i64, most: i64| {

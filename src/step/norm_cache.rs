@@ -1,36 +1,38 @@
-//! GroupNorm's statistics of earlier steps. At one noise level a sample's estimates differ little from
-//! step to step, so the statistics of some serve the next; those of another sample, or of another noise
-//! level, do not.
+//! GroupNorm statistics of earlier steps. At one noise level a sample's estimates of x0 differ little from step to
+//! step, so the statistics of earlier steps can be used again. Those of another sample or of a distant noise level
+//! cannot.
 
 use crate::error::Result;
 use crate::nets::vae::Statistics;
+use lru::LruCache;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
-/// Above this level one estimate's noise moves the statistics so much that only the mean of several serves
-/// another (`benches/window_photos.py`).
+/// Above this noise level a single estimate is too noisy, and only averages of several are used
+/// (`benches/window_photos.py`).
 const SINGLE_MAX: f64 = 0.45;
-/// How many.
-const SEVERAL: usize = 4;
-/// Statistics that are remembered of one sample.
-const ENTRIES: usize = 12;
+/// Minimum number of estimates to average above [`SINGLE_MAX`].
+const MIN_ESTIMATES: usize = 4;
+/// Maximum number of estimates that are kept per sample.
+const MAX_ENTRIES: usize = 12;
 
-/// How far statistics serve around their noise level. They change faster the noisier the estimate is.
+/// How far from their own noise level statistics are used. They change faster with the level where the estimate is
+/// noisier.
 fn reach(level: f64) -> f64 {
     0.16 - 0.12 * level.clamp(0.0, 1.0)
 }
 
-/// What tells a training sample from all others.
+/// What identifies a training sample.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Identity {
-    /// The host's name of it.
+    /// The name that the host gives it.
     Name(String),
-    /// Its reference image: in training usually the picture itself.
+    /// The hash of its reference image, which in training usually is the sample itself.
     Content(u128),
 }
 
-/// A sample with the size (height, width) of its latent, which a bucketed data set may vary.
-pub(super) type Key = (Identity, (i64, i64));
+/// A sample with the size (height, width) of its latent, which may vary in a bucketed data set.
+pub(super) type SampleKey = (Identity, (i64, i64));
 
 struct Entry {
     level: f64,
@@ -38,33 +40,28 @@ struct Entry {
     statistics: Statistics,
 }
 
-/// Statistics of the samples that were met last, each at some noise levels.
-pub(super) struct Remembered {
+/// Statistics of the samples that were used most recently, each at some noise levels in ascending order.
+pub(super) struct NormCache {
     refresh: u64,
-    capacity: usize,
-    clock: u64,
-    samples: HashMap<Key, (u64, Vec<Entry>)>,
+    samples: LruCache<SampleKey, Vec<Entry>>,
 }
 
-impl Remembered {
-    /// Remembers `capacity` samples and each of their statistics for `refresh` uses.
+impl NormCache {
+    /// A cache of `capacity` samples, at least one. Statistics are used `refresh` times before they are computed
+    /// anew.
     pub(super) fn new(refresh: u64, capacity: usize) -> Self {
-        Self {
-            refresh,
-            capacity,
-            clock: 0,
-            samples: HashMap::new(),
-        }
+        // `LruCache::new` would allocate the whole capacity at once.
+        let mut samples = LruCache::unbounded();
+        samples.resize(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
+        Self { refresh, samples }
     }
 
-    /// Statistics for a sample at a noise level, from those of levels near it; `None` where there are too few,
-    /// or the nearest were used often enough.
-    pub(super) fn recall(&mut self, key: &Key, level: f64) -> Result<Option<Statistics>> {
-        self.clock += 1;
-        let Some((used, entries)) = self.samples.get_mut(key) else {
+    /// Statistics for a sample at a noise level, averaged from those at levels near it. `None` where there are too
+    /// few, or where the nearest were used often enough.
+    pub(super) fn recall(&mut self, key: &SampleKey, level: f64) -> Result<Option<Statistics>> {
+        let Some(entries) = self.samples.get_mut(key) else {
             return Ok(None);
         };
-        *used = self.clock;
         let levels: Vec<f64> = entries.iter().map(|entry| entry.level).collect();
         let Some(weights) = weights(&levels, level) else {
             return Ok(None);
@@ -77,29 +74,19 @@ impl Remembered {
             Some(nearest) if nearest.uses < self.refresh => nearest.uses += 1,
             _ => return Ok(None),
         }
-        let parts = entries.iter().zip(weights);
-        let parts: Vec<_> = parts
+        let parts: Vec<_> = entries
+            .iter()
+            .zip(weights)
             .filter(|(_, weight)| *weight != 0.0)
             .map(|(entry, weight)| (&entry.statistics, weight))
             .collect();
         Ok(Some(Statistics::blend(&parts)?))
     }
 
-    /// Forgets the sample that was used longest ago where `key` would be one too many.
-    fn make_room(&mut self, key: &Key) {
-        if !self.samples.contains_key(key) && self.samples.len() >= self.capacity {
-            let oldest = self.samples.iter().min_by_key(|(_, (used, _))| *used);
-            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-                self.samples.remove(&key);
-            }
-        }
-    }
-
-    /// Keeps the statistics of a sample at a noise level, in place of those near it that are used up.
-    pub(super) fn remember(&mut self, key: Key, level: f64, statistics: Statistics) {
-        self.make_room(&key);
+    /// Adds the statistics of a sample at a noise level. Used-up entries near that level are removed.
+    pub(super) fn remember(&mut self, key: SampleKey, level: f64, statistics: Statistics) {
         let refresh = self.refresh;
-        let (_, entries) = self.samples.entry(key).or_insert((self.clock, vec![]));
+        let entries = self.samples.get_or_insert_mut(key, Vec::new);
         entries.retain(|entry| {
             entry.uses < refresh || (entry.level - level).abs() > 2.0 * reach(level)
         });
@@ -110,8 +97,8 @@ impl Remembered {
             statistics,
         };
         entries.insert(at, entry);
-        if entries.len() > ENTRIES {
-            // Of the two that are nearest to one another the one that served more.
+        if entries.len() > MAX_ENTRIES {
+            // Of the two entries that are closest to each other, the one that was used less is removed.
             let gap = |at: &usize| entries[at + 1].level - entries[*at].level;
             let closest = (0..entries.len() - 1).min_by(|a, b| gap(a).total_cmp(&gap(b)));
             if let Some(at) = closest {
@@ -135,7 +122,7 @@ fn weights(levels: &[f64], level: f64) -> Option<Vec<f64>> {
     let within = |most: f64| offsets.iter().filter(|offset| offset.abs() <= most).count();
     let suffices = match level <= SINGLE_MAX {
         true => between || within(reach) >= 1,
-        false => (between || within(reach) >= 2) && within(width) >= SEVERAL,
+        false => (between || within(reach) >= 2) && within(width) >= MIN_ESTIMATES,
     };
     if !suffices {
         return None;
@@ -162,48 +149,46 @@ fn weights(levels: &[f64], level: f64) -> Option<Vec<f64>> {
     })
 }
 
-/// All that is remembered but the statistics, which follow one another as their entries do.
+/// Everything in the cache but the statistics themselves, which follow each other in the order of the entries.
 #[derive(Serialize, Deserialize)]
-pub(super) struct SavedStatistics {
-    /// From the one that was used longest ago: levels, in ascending order, and uses.
-    samples: Vec<(Key, Vec<(f64, u64)>)>,
+pub(super) struct SavedNormCache {
+    /// The least recently used sample first: levels in ascending order, and uses.
+    samples: Vec<(SampleKey, Vec<(f64, u64)>)>,
 }
 
-impl Remembered {
-    /// What is remembered, and the statistics where there are any.
-    pub(super) fn save(&self) -> Result<(SavedStatistics, Option<Statistics>)> {
-        let mut by_use: Vec<_> = self.samples.iter().collect();
-        by_use.sort_by_key(|(_, (used, _))| *used);
+impl SavedNormCache {
+    /// The number of statistics that belong to this index.
+    pub(super) fn entries(&self) -> i64 {
+        self.samples
+            .iter()
+            .map(|(_, levels)| levels.len() as i64)
+            .sum()
+    }
+}
+
+impl NormCache {
+    /// The index, and the statistics where there are any.
+    pub(super) fn save(&self) -> Result<(SavedNormCache, Option<Statistics>)> {
         let mut samples = vec![];
         let mut all = vec![];
-        for (key, (_, entries)) in by_use {
+        for (key, entries) in self.samples.iter().rev() {
             let levels = entries.iter().map(|entry| (entry.level, entry.uses));
             samples.push((key.clone(), levels.collect()));
             all.extend(entries.iter().map(|entry| entry.statistics.share()));
         }
         let all = (!all.is_empty()).then(|| Statistics::join(&all));
-        Ok((SavedStatistics { samples }, all.transpose()?))
+        Ok((SavedNormCache { samples }, all.transpose()?))
     }
 
-    /// The number of statistics that [`SavedStatistics`] speaks of.
-    pub(super) fn entries(saved: &SavedStatistics) -> i64 {
-        saved
-            .samples
-            .iter()
-            .map(|(_, levels)| levels.len() as i64)
-            .sum()
-    }
-
-    /// Remembers what was saved and nothing else. `all` has [`Remembered::entries`] samples.
+    /// Replaces the content by what was saved. `all` has [`SavedNormCache::entries`] samples.
     pub(super) fn restore(
         &mut self,
-        saved: SavedStatistics,
+        saved: SavedNormCache,
         all: Option<&Statistics>,
     ) -> Result<()> {
-        let mut next = Self::new(self.refresh, self.capacity);
+        let mut next = Self::new(self.refresh, self.samples.cap().get());
         let mut at = 0;
         for (key, levels) in saved.samples {
-            next.clock += 1;
             let mut entries = vec![];
             for (level, uses) in levels {
                 let Some(all) = all else { break };
@@ -215,8 +200,7 @@ impl Remembered {
                 at += 1;
             }
             entries.sort_by(|a, b| a.level.total_cmp(&b.level));
-            next.make_room(&key);
-            next.samples.insert(key, (next.clock, entries));
+            next.samples.put(key, entries);
         }
         *self = next;
         Ok(())

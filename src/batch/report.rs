@@ -1,5 +1,6 @@
-//! What happened to every sample.
+//! What happened to every sample of a batch.
 
+use crate::align::Alignment;
 use crate::face::Landmarks;
 use crate::log::warn_host;
 
@@ -24,14 +25,14 @@ pub enum Outcome {
     Degenerate = 6,
     /// Its loss or gradient is not finite.
     NonFinite = 7,
-    /// Its noise level lies outside the window.
+    /// Its noise level lies outside `t_min` to `t_max`.
     Time = 8,
-    /// The step is not one of every n.
+    /// The step's number is not a multiple of `every_n_steps`.
     Step = 9,
 }
 
 impl Outcome {
-    /// The reason as a person reads it.
+    /// The reason in words.
     pub fn text(self) -> &'static str {
         match self {
             Outcome::Counted => "counted",
@@ -48,70 +49,56 @@ impl Outcome {
     }
 }
 
-/// How the generated face was found.
+/// How the generated face was found. The numbers are those of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(i32)]
 pub enum Located {
-    /// It was not.
+    /// It was not found.
     #[default]
     Nowhere = 0,
     /// By detection.
     Detected = 1,
-    /// The host gave landmarks or a box.
+    /// By the landmarks or the box that the host gave.
     Given = 2,
-    /// Where the reference's face is.
+    /// At the place of the face in the reference image.
     Reference = 3,
 }
 
-/// How the generated face was brought to the recogniser's input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(i32)]
-pub enum Alignment {
-    /// It was not.
-    #[default]
-    None = 0,
-    /// By its five landmarks.
-    Kps = 1,
-    /// By its box, as asked.
-    Bbox = 2,
-    /// By its box, since it has no usable landmarks.
-    BboxFallback = 3,
-}
-
-/// What was decoded of the generated image to get a gradient.
+/// What was decoded of the generated image with a gradient. The numbers are those of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(i32)]
 pub enum Decoded {
     /// Nothing: the sample was gated out, or came as an image.
     #[default]
     Nothing = 0,
-    /// All of it.
+    /// The whole image.
     Full = 1,
-    /// A window, exact but for the gradient through GroupNorm's statistics, if there is any.
+    /// A window that equals the whole image there. Its gradient leaves out the part that flows through
+    /// GroupNorm's statistics, in decoders that have GroupNorm.
     WindowExact = 2,
-    /// A window with statistics of an earlier step.
+    /// A window with GroupNorm statistics of earlier steps.
     WindowCached = 3,
-    /// A window with statistics of its own.
+    /// A window with GroupNorm statistics of the window itself.
     Window = 4,
 }
 
-/// The gradient of a window against that of the whole image.
+/// A comparison of a sample's gradient through a window with its gradient through the whole image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Audit {
-    /// Their cosine.
+    /// The cosine between the two gradients.
     pub cosine: f64,
-    /// ‖window's‖ / ‖whole image's‖.
+    /// The norm of the window's gradient divided by that of the whole image's.
     pub norm_ratio: f64,
 }
 
-/// One sample's part in a loss.
+/// What happened to one sample.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     /// Whether it counts, or why not.
     pub outcome: Outcome,
     /// How the generated face was found.
     pub located: Located,
-    /// How it was aligned.
+    /// How the face was aligned.
     pub alignment: Alignment,
     /// Cosine similarity to the reference in [-1, 1]; NaN where there is none.
     pub similarity: f64,
@@ -125,26 +112,39 @@ pub struct Sample {
     pub landmarks: Option<Landmarks>,
     /// What was decoded of it.
     pub decoded: Decoded,
-    /// Whether the whole image was decoded without a gradient, for detection or statistics.
+    /// Whether the whole image was also decoded without a gradient, for detection or for GroupNorm statistics.
     pub exact_pass: bool,
-    /// Filled in at steps that audit.
+    /// Set at steps that audit.
     pub audit: Option<Audit>,
 }
 
-/// The value of a loss and what every sample did for it.
+impl Sample {
+    /// A sample that counts with `weight`, of which nothing else is known yet.
+    pub fn new(weight: f64) -> Self {
+        Sample {
+            weight,
+            similarity: f64::NAN,
+            score: f64::NAN,
+            ..Sample::default()
+        }
+    }
+}
+
+/// The value of a loss and what every sample contributed to it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
-    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target)) / counted`: what the gradient belongs to.
+    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target)) / counted`: the value that the gradient is of.
     pub loss: f64,
-    /// Mean of `1 − cos` over the counted samples, without any weight; 0 where none counts.
+    /// Mean of `1 − cos` over the counted samples, without weights; 0 where none counts.
     pub mean_distance: f64,
     /// One per generated image, in order.
     pub samples: Vec<Sample>,
 }
 
 impl Report {
-    /// Fills in the sums from the samples; a sample is not pushed beyond a similarity of `target`.
-    pub(super) fn total(&mut self, face_loss_weight: f64, target: f64) {
+    /// Computes `loss` and `mean_distance` from the samples. `target`: the similarity beyond which a sample adds
+    /// nothing more to the loss.
+    pub fn total(&mut self, face_loss_weight: f64, target: f64) {
         let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
         for sample in &self.samples {
             if sample.outcome == Outcome::Counted {
@@ -159,8 +159,9 @@ impl Report {
         };
     }
 
-    /// Warns of every sample for which something was looked for and not found, or went wrong.
-    pub(super) fn warn(&self, number: impl Fn(usize) -> usize) {
+    /// Logs a warning for every sample that was left out because a face is missing or a number is not finite.
+    /// `number` gives a sample's number in the host's batch.
+    pub fn warn(&self, number: impl Fn(usize) -> usize) {
         let warned = Outcome::NoReferenceFace as i32..=Outcome::NonFinite as i32;
         for (at, sample) in self.samples.iter().enumerate() {
             if warned.contains(&(sample.outcome as i32)) {
@@ -173,12 +174,12 @@ impl Report {
         }
     }
 
-    /// How many whole images were decoded without a gradient for the sake of windows.
+    /// How many whole images were decoded without a gradient.
     pub fn exact_passes(&self) -> usize {
         self.samples.iter().filter(|s| s.exact_pass).count()
     }
 
-    /// The least cosine of the audited samples.
+    /// The audit with the smallest cosine; `None` where no sample was audited.
     pub fn worst_audit(&self) -> Option<Audit> {
         let audits = self.samples.iter().filter_map(|s| s.audit);
         audits.min_by(|a, b| a.cosine.total_cmp(&b.cosine))

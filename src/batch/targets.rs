@@ -1,55 +1,37 @@
-//! What the host says about a batch beside the generated images.
+//! What the host says about a batch besides the generated images.
 
 use crate::error::{Result, bail};
-use crate::face::{Landmarks, middle};
-use serde::{Deserialize, Serialize};
+use crate::face::FacePlace;
+use crate::tensor::select_rows;
 use tch::Tensor;
 
-/// Where a face is, as far as the host knows.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Known {
-    /// `[x1, y1, x2, y2]` in pixels.
-    pub bbox: Option<[f64; 4]>,
-    /// The five points in pixels.
-    pub landmarks: Option<Landmarks>,
-}
-
-impl Known {
-    /// Whether nothing is known.
-    pub fn is_empty(&self) -> bool {
-        self.bbox.is_none() && self.landmarks.is_none()
-    }
-
-    /// The middle of its landmarks, or of its box.
-    pub fn middle(&self) -> Option<[f64; 2]> {
-        middle(self.landmarks.as_ref(), self.bbox.as_ref())
-    }
-}
-
-/// References and per-sample facts of one batch of N generated images. An empty vector means that
-/// the host said nothing about any sample.
+/// References and per-sample facts of one batch of N generated images. An empty vector means
+/// that the host says nothing about any sample.
 #[derive(Debug, Default)]
 pub struct Targets {
     /// `[N,3,H,W]` or `[1,3,H,W]`, RGB in [0, 1].
     pub references: Option<Tensor>,
-    /// Per sample: an id that was registered, or `None` for its reference image.
+    /// Per sample: a registered id, or `None` where its reference is an image of `references`.
     pub reference_ids: Vec<Option<String>>,
-    /// Per sample.
+    /// Per sample: the kind of training image, compared with `face_types`.
     pub data_types: Vec<String>,
     /// Per sample: where the generated face is.
-    pub faces: Vec<Known>,
+    pub faces: Vec<FacePlace>,
     /// Per reference image: where its face is.
-    pub reference_faces: Vec<Known>,
-    /// Per sample: ≥ 0.
+    pub reference_faces: Vec<FacePlace>,
+    /// Per sample: its weight in the mean, at least 0.
     pub weights: Vec<f64>,
-    /// Per sample: its number in the host's batch, for messages; its position where empty.
+    /// Per sample: its number in the host's batch, for messages. Empty: its position.
     pub numbers: Vec<usize>,
-    /// Per sample: a name that tells it from all others of the training set.
+    /// Per sample: a name that is unique in the training set.
     pub sample_ids: Vec<Option<String>>,
 }
 
 impl Targets {
-    /// Checks every length against the batch, before any work.
+    /// Checks every length against the number of samples, and that every sample has a reference.
+    ///
+    /// # Errors
+    /// `Shape` for a wrong length; `Argument` for a missing reference or a weight that is not a number >= 0.
     pub fn check(&self, samples: usize) -> Result<()> {
         let per_sample = [
             ("reference_ids", self.reference_ids.len()),
@@ -99,33 +81,28 @@ impl Targets {
         Ok(())
     }
 
-    /// The same for some of the samples, with weights of their own.
-    pub fn select(&self, samples: &[usize], weights: Vec<f64>) -> Result<Targets> {
+    /// The targets of some of the samples.
+    pub fn select(&self, samples: &[usize]) -> Result<Targets> {
         fn pick<T: Clone>(all: &[T], rows: &[usize]) -> Vec<T> {
             match all.is_empty() {
                 true => vec![],
                 false => rows.iter().map(|&row| all[row].clone()).collect(),
             }
         }
-        let own = self.reference_images() > 1;
-        let references = match &self.references {
-            Some(images) if own => {
-                let rows: Vec<i64> = samples.iter().map(|&s| s as i64).collect();
-                let index = Tensor::f_from_slice(&rows)?.f_to_device(images.device())?;
-                Some(images.f_index_select(0, &index)?)
-            }
-            all => all.as_ref().map(Tensor::shallow_clone),
-        };
+        let per_sample = self.reference_images() > 1;
         Ok(Targets {
-            references,
+            references: match &self.references {
+                Some(images) if per_sample => Some(select_rows(images, samples)?),
+                all => all.as_ref().map(Tensor::shallow_clone),
+            },
             reference_ids: pick(&self.reference_ids, samples),
             data_types: pick(&self.data_types, samples),
             faces: pick(&self.faces, samples),
-            reference_faces: match own {
+            reference_faces: match per_sample {
                 true => pick(&self.reference_faces, samples),
                 false => self.reference_faces.clone(),
             },
-            weights,
+            weights: pick(&self.weights, samples),
             numbers: samples.iter().map(|&at| self.number(at)).collect(),
             sample_ids: pick(&self.sample_ids, samples),
         })

@@ -1,0 +1,22 @@
+//! Embedding: the crops of all groups go through the recogniser together.
+
+use super::Loss;
+use super::group::FaceGroup;
+use crate::align::align_within;
+use crate::error::Result;
+use crate::shared::lock;
+use tch::Tensor;
+
+impl Loss {
+    /// Normalised embeddings `[M,D]` of the faces of all groups, group after group. `images` holds the pixels of
+    /// each group; the gradient flows back to them.
+    pub(super) fn embed(&self, groups: &[FaceGroup], images: &[Tensor]) -> Result<Tensor> {
+        let recogniser = lock(&self.pipeline.recogniser);
+        let size = recogniser.input_size();
+        let mut crops = vec![];
+        for (group, images) in groups.iter().zip(images) {
+            crops.push(align_within(images, &group.crops(), &group.frames, size)?);
+        }
+        recogniser.embed(&Tensor::f_cat(&crops, 0)?)
+    }
+}

@@ -1,0 +1,74 @@
+//! From images to embeddings: detect faces, choose one per image, crop it, embed it.
+
+use crate::align::{Alignment, Crop, align, crop_for};
+use crate::config::{AlignMode, FaceChoice};
+use crate::detect::Detector;
+use crate::error::{Result, bail};
+use crate::face::{Face, FacePlace, choose};
+use crate::nets::Recogniser;
+use crate::shared::{Shared, lock};
+use tch::Tensor;
+
+/// The networks of a loss and how they are used.
+pub struct Pipeline {
+    /// Needed only where the host does not say where a face is.
+    pub detector: Option<Shared<Detector>>,
+    /// The frozen recogniser.
+    pub recogniser: Shared<Recogniser>,
+    /// How a face becomes the recogniser's input.
+    pub align_mode: AlignMode,
+    /// Which of several faces in an image counts.
+    pub choice: FaceChoice,
+    /// The index for [`FaceChoice::Index`].
+    pub index: usize,
+}
+
+impl Pipeline {
+    /// The chosen face of every image of `[N,3,H,W]` (RGB in [0, 1]); `None` for an image without a face.
+    ///
+    /// # Errors
+    /// `Argument` where there is no detector.
+    pub fn detect(&self, images: &Tensor) -> Result<Vec<Option<Face>>> {
+        let Some(detector) = &self.detector else {
+            bail!(
+                Argument,
+                "the loss has no detector, so it needs every face's place: give landmarks or boxes, \
+                 or make the loss with a detector"
+            );
+        };
+        let &[_, _, height, width] = images.size().as_slice() else {
+            bail!(
+                Internal,
+                "images of shape {:?} reached the detector",
+                images.size()
+            );
+        };
+        let detected = lock(detector).detect(&images.detach())?;
+        Ok(detected
+            .into_iter()
+            .map(|mut faces| {
+                choose(&faces, self.choice, self.index, width as f64, height as f64)
+                    .map(|at| faces.swap_remove(at))
+            })
+            .collect())
+    }
+
+    /// Side of the recogniser's input, pixels.
+    pub fn input_size(&self) -> i64 {
+        lock(&self.recogniser).input_size()
+    }
+
+    /// The crop that shows the face at `place` in image `sample`; `None` where the place spans no area.
+    ///
+    /// # Errors
+    /// As [`crop_for`].
+    pub fn crop(&self, sample: usize, place: &FacePlace) -> Result<Option<(Crop, Alignment)>> {
+        crop_for(self.align_mode, sample, place, self.input_size())
+    }
+
+    /// Normalised embeddings `[M,D]` of the crops. The gradient flows back to `images`.
+    pub fn embed(&self, images: &Tensor, crops: &[Crop]) -> Result<Tensor> {
+        let recogniser = lock(&self.recogniser);
+        recogniser.embed(&align(images, crops, recogniser.input_size())?)
+    }
+}

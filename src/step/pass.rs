@@ -1,0 +1,169 @@
+//! One forward and backward pass: from the prediction of some samples to their loss and back, through whole
+//! images or through windows of them.
+
+use super::StepLoss;
+use super::audit::compare_gradients;
+use super::chunk::{Chunk, DecodedGroup, LatentGraph};
+use crate::batch::{Decoded, Outcome, Report, Sample};
+use crate::error::Result;
+use crate::graph::NodeId;
+use crate::loss::node::FaceLoss;
+use crate::loss::{FaceCrop, FaceGroup};
+use crate::shared::lock;
+use crate::tensor::{finite_rows, flags};
+use tch::Tensor;
+
+/// The gradient with respect to the samples' prediction of their mean loss, and the number of samples that the
+/// mean is over.
+pub(super) type MeanGradient = (Tensor, f64);
+
+impl StepLoss {
+    /// Runs the forward and backward pass for a chunk. The gradient is `None` where it is not asked for or no
+    /// sample counts. At a step that audits, whole images are decoded too, and report and gradient are theirs.
+    pub(super) fn run(
+        &mut self,
+        chunk: &Chunk,
+        mut samples: Vec<Sample>,
+    ) -> Result<(Report, Option<MeanGradient>)> {
+        let mut graph = self.latent_graph(chunk)?;
+        let windows = self.audits.allow_windows(lock(chunk.decoder).has_windows());
+        let groups = match windows {
+            true => self.window_groups(chunk, &mut graph, &mut samples)?,
+            false => vec![self.image_group(chunk, &mut graph, &mut samples)?],
+        };
+        let mut faces: Vec<FaceCrop> = vec![];
+        if windows && self.audits_step(chunk) {
+            faces.extend(
+                groups
+                    .iter()
+                    .flat_map(|one| one.group.faces.iter().cloned()),
+            );
+            faces.sort_by_key(|face| face.sample);
+        }
+        let (mut report, mut gradient) = self.compare(chunk, graph, groups, samples.clone())?;
+        if !faces.is_empty() {
+            let of_windows = gradient;
+            (report, gradient) = self.compare_whole_images(chunk, faces, samples)?;
+            self.audit(chunk, &mut report, of_windows.as_ref(), gradient.as_ref())?;
+        }
+        report.warn(|at| chunk.targets.number(at));
+        Ok((report, gradient))
+    }
+
+    /// Decodes the whole images and finds their faces.
+    fn image_group(
+        &self,
+        chunk: &Chunk,
+        graph: &mut LatentGraph,
+        samples: &mut [Sample],
+    ) -> Result<DecodedGroup> {
+        let decode = Box::new(self.decode(chunk));
+        let images = graph.graph.apply(decode, &[graph.latents])?;
+        let mut pixels = graph.graph.value(images)?.shallow_clone();
+        let faces = lock(&self.loss).find_faces(&mut pixels, &chunk.targets, samples)?;
+        for sample in samples {
+            sample.decoded = Decoded::Full;
+        }
+        Ok(DecodedGroup {
+            images,
+            group: FaceGroup::whole_images(faces),
+        })
+    }
+
+    /// Compares faces that are found already, in whole images instead of windows.
+    fn compare_whole_images(
+        &self,
+        chunk: &Chunk,
+        faces: Vec<FaceCrop>,
+        samples: Vec<Sample>,
+    ) -> Result<(Report, Option<MeanGradient>)> {
+        let mut graph = self.latent_graph(chunk)?;
+        let rows = faces.iter().map(|face| face.sample).collect();
+        let decode = Box::new(self.decode(chunk).of_rows(rows));
+        let images = graph.graph.apply(decode, &[graph.latents])?;
+        let faces = (0..).zip(&faces).map(|(row, face)| face.in_row(row));
+        let group = FaceGroup::whole_images(faces.collect());
+        self.compare(chunk, graph, vec![DecodedGroup { images, group }], samples)
+    }
+
+    /// The loss of the decoded faces, and its gradient with respect to the prediction.
+    fn compare(
+        &self,
+        chunk: &Chunk,
+        graph: LatentGraph,
+        groups: Vec<DecodedGroup>,
+        samples: Vec<Sample>,
+    ) -> Result<(Report, Option<MeanGradient>)> {
+        let LatentGraph {
+            mut graph,
+            prediction,
+            ..
+        } = graph;
+        if groups.iter().all(|one| one.group.faces.is_empty()) {
+            let report = Report {
+                samples,
+                ..Report::default()
+            };
+            return Ok((report, None));
+        }
+        let inputs: Vec<NodeId> = groups.iter().map(|one| one.images).collect();
+        let groups = groups.into_iter().map(|one| one.group).collect();
+        let (value, mut report) =
+            FaceLoss::apply(&mut graph, &inputs, &self.loss, groups, samples)?;
+        let mean_of = report.counted() as f64;
+        if !chunk.with_gradient || mean_of == 0.0 {
+            return Ok((report, None));
+        }
+        graph.backward(value, None)?;
+        let gradient = drop_non_finite(graph.gradient(prediction)?, &mut report)?;
+        Ok((report, Some((gradient, mean_of))))
+    }
+
+    /// Whether a chunk that is decoded in windows is also decoded in whole images.
+    fn audits_step(&self, chunk: &Chunk) -> bool {
+        let every = lock(&self.loss).config().audit_every;
+        chunk.with_gradient && every > 0 && chunk.step.number.is_multiple_of(every)
+    }
+
+    /// Compares the gradients through windows with those through whole images.
+    fn audit(
+        &mut self,
+        chunk: &Chunk,
+        report: &mut Report,
+        windows: Option<&MeanGradient>,
+        whole: Option<&MeanGradient>,
+    ) -> Result<()> {
+        let (Some((windows, _)), Some((whole, _))) = (windows, whole) else {
+            return Ok(());
+        };
+        for (at, sample) in report.samples.iter_mut().enumerate() {
+            if sample.outcome == Outcome::Counted {
+                let row = at as i64;
+                let audit =
+                    compare_gradients(&windows.f_select(0, row)?, &whole.f_select(0, row)?)?;
+                self.audits.record(chunk.rows[at], sample.decoded, &audit);
+                sample.audit = Some(audit);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Leaves out samples whose gradient overflowed in the decoder's backward pass: they are marked, and their
+/// gradient becomes zero.
+fn drop_non_finite(gradient: Tensor, report: &mut Report) -> Result<Tensor> {
+    let finite = finite_rows(&gradient)?;
+    let flags = flags(&finite)?;
+    if flags.iter().all(|&finite| finite) {
+        return Ok(gradient);
+    }
+    for (sample, finite) in report.samples.iter_mut().zip(flags) {
+        if !finite {
+            sample.outcome = Outcome::NonFinite;
+        }
+    }
+    let mut shape = vec![1; gradient.dim()];
+    shape[0] = -1;
+    let dropped = finite.f_logical_not()?.f_view(shape.as_slice())?;
+    Ok(gradient.f_masked_fill(&dropped, 0.0)?)
+}
