@@ -15,8 +15,10 @@ use crate::config::{
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::loss::Loss;
+use crate::nets::Levels;
 use crate::nets::vae::Decoder;
 use crate::pipeline::Pipeline;
+use crate::shared::lock;
 use crate::step::StepLoss;
 use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
@@ -51,6 +53,8 @@ impl Object for LossObject {
 /// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
 /// `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
 /// "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
+/// `levels` weights by level ({"layer1": .1, "layer2": .2, "layer3": .3, "layer4": .4, "embedding": 1}): the loss is their
+/// weighted sum of cosine distances; of an ONNX backbone the names are its outputs', the first is "embedding";
 /// `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
 /// of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
 /// "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
@@ -167,14 +171,19 @@ fn build(
         "face_types": config.face_types,
     })
     .to_string();
-    let pipeline = Pipeline {
-        detector: detector.map(|d| d.owned.share()),
-        recogniser: backbone.owned.share(),
-        align_mode: config.face_align_mode,
-        choice: config.face_choice,
-        index: config.face_index,
-    };
-    let owned = Owned::build(worker, move |_| Ok(Loss::new(config, pipeline)))?;
+    let (detector, recogniser) = (detector.map(|d| d.owned.share()), backbone.owned.share());
+    let owned = Owned::build(worker, move |_| {
+        let levels = Levels::new(config.levels.as_ref(), &lock(&recogniser))?;
+        let pipeline = Pipeline {
+            detector,
+            recogniser,
+            levels,
+            align_mode: config.face_align_mode,
+            choice: config.face_choice,
+            index: config.face_index,
+        };
+        Ok(Loss::new(config, pipeline))
+    })?;
     let has_vae = vae.is_some();
     let (loss, decoder) = (owned.share(), vae.map(|vae| vae.owned.share()));
     let steps = Owned::build(worker, move |_| Ok(StepLoss::new(loss, decoder)))?;

@@ -2,11 +2,13 @@
 //! ONNX Runtime there is none.
 
 mod iresnet;
+mod levels;
 pub mod onnx_graph;
 pub mod onnxruntime;
 mod recogniser;
 pub mod vae;
 
 pub use iresnet::IResNet;
+pub use levels::Levels;
 pub use onnx_graph::OnnxGraph;
-pub use recogniser::Recogniser;
+pub use recogniser::{EMBEDDING, Recogniser};

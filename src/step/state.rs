@@ -56,7 +56,10 @@ impl StepLoss {
         let mut file = Weights::from([("index".to_string(), index)]);
         let recogniser = recogniser_output(&lock(&loss.pipeline().recogniser))?;
         file.insert("recogniser".into(), to_array(&recogniser)?);
-        if let Some(decoder) = &self.decoder {
+        // Statistics are those of windows.
+        if let Some(decoder) = &self.decoder
+            && lock(decoder).has_windows()
+        {
             file.insert("vae".into(), to_array(&decoder_output(&lock(decoder))?.0)?);
         }
         if let Some(embeddings) = embeddings {
@@ -104,9 +107,14 @@ impl StepLoss {
         let device = own.device();
         let embeddings = tensor(&file, "embeddings", device)?;
         let rows = index.references.rows();
-        let expected = [rows.unwrap_or(-1), own.size()[1]];
+        let width = lock(&self.loss).pipeline().levels.width();
+        let expected = [rows.unwrap_or(-1), width];
         let embeddings = match embeddings {
             None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
+            Some(found) if found.size()[1..] != expected[1..] => bail!(
+                Argument,
+                "the state was saved with other `levels`; make the loss with those, or go on without the state"
+            ),
             Some(found) if found.size() == expected => found,
             found => bail!(
                 Format,

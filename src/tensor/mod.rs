@@ -14,7 +14,7 @@ pub use cuda::{Stream, StreamGuard, cuda_devices, parse_device};
 pub use hash::content_hash;
 pub use pixels::{Pixels, finite, pixels, quantised};
 pub use rows::{finite_rows, flags, place_rows, select_rows};
-pub use view::{RawTensor, Use, View, device_name};
+pub use view::{RawTensor, Use, View, device_name, lent};
 
 /// The torch that this library is built for. libtorch's C++ ABI changes with every minor version,
 /// so a process must have this one.

@@ -10,7 +10,7 @@ mod torch;
 
 pub use self::safetensors::write;
 pub use kind::{Kind, kind};
-pub use names::{strip, take_prefix};
+pub use names::{bare, listed, prefix, strip, take_prefix};
 
 use crate::error::{Error, Result, bail};
 use sha2::{Digest, Sha256};

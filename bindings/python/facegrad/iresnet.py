@@ -83,7 +83,7 @@ class IResNet(torch.nn.Module):
                 self.recogniser = made(path)
 
     def _apply(self, fn: Any, recurse: bool = True) -> IResNet:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = moved(fn, self.device)
         if device is not None:
             if self.recogniser is not None and self._weights is None and self._state is None:

@@ -89,7 +89,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> DifferentiableFaceLoss:
         # The recogniser's module moves with super(); the rest follows it.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = moved(fn, self.detector.device)
         if device is not None:
             if self.vae is not None:

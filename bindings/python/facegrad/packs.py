@@ -149,7 +149,7 @@ def onnx_task(path: Path) -> str:
     if any(path.name in names for names in RECOGNISERS.values()):
         return "recogniser"
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(f"telling what {path} is needs ONNX Runtime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,16 +53,16 @@ class ArcFaceLoss(torch.nn.Module):
         files = find_pack(model_name, root)
         sizes = canvases(det_size)
         options = {"retry_sizes": RETRY_SIZES, **options}
-        self._make = lambda where: Evaluator(files.detector, files.recogniser, device=where, det_sizes=sizes, **options)
-        self.evaluator = self._make(_device(ctx_id, device))
+        self._make: Callable[..., Evaluator] = partial(Evaluator, files.detector, files.recogniser, det_sizes=sizes, **options)
+        self.evaluator = self._make(device=_device(ctx_id, device))
         self.embedding_dim = self.evaluator.dim
 
     def _apply(self, fn: Any, recurse: bool = True) -> ArcFaceLoss:
         """``to``, ``cuda`` and ``cpu`` load the networks where they are sent; their precision stays."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = moved(fn, self.evaluator.device)
         if device is not None:
-            self.evaluator = self._make(device)
+            self.evaluator = self._make(device=device)
         return self
 
     def forward(

@@ -55,8 +55,10 @@ def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tupl
             plain = (bool, int, float, str, list, tuple, type(None))
             about = {key: value for key, value in config.items() if isinstance(value, plain)}
             about["_class_name"] = next((name for name in class_names(module) if name in KNOWN), type(module).__name__)
-        source = module.state_dict()
-    named = {_bare(name): tensor for name, tensor in source.items() if isinstance(tensor, torch.Tensor)}
+        state: Mapping[str, Any] = module.state_dict()
+    else:
+        state = source
+    named = {_bare(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith(_ENCODER)}
     if not tensors:
         listed = ", ".join(list(named)[:6]) or "nothing"

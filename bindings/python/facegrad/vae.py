@@ -136,7 +136,7 @@ class Vae(Owner):
             device = next((p.device for p in parameters if p.device.type != "meta"), "cpu")
         self._context = Context.of(device)
         channels = config_of(source, "latent_channels") or config_of(source, "z_dim") or 0
-        config = {"latent_channels": channels if isinstance(channels, int) else 0, "slicing": slicing}
+        config: dict[str, Any] = {"latent_channels": channels if isinstance(channels, int) else 0, "slicing": slicing}
         config |= {"image_range": "signed", "latent_format": _format(source)} if duck else {"image_range": "unit", "latent_format": "none"}
         text = json.dumps(config).encode()
         key = self._host.key
@@ -157,8 +157,8 @@ class Vae(Owner):
         """``[B,C,h,w]``, as the VAE takes them → ``[B,3,s·h,s·w]`` float32, RGB in units of [0, 1], not clamped, without a gradient."""
         if self._host is not None:
             with torch.no_grad():
-                image = self._host.run(latents.float())
-            return image / 2 + 0.5 if self._signed else image
+                decoded = self._host.run(latents.float())
+            return decoded / 2 + 0.5 if self._signed else decoded
         size = [self.scale_factor * n for n in latents.shape[-2:]]
         out = torch.empty(latents.shape[0] if latents.dim() else 0, 3, *size, device=latents.device)
         view, image = View("latents", latents), View("images", out)
