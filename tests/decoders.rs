@@ -95,7 +95,9 @@ fn every_family_and_dialect_equals_diffusers() {
 
 #[test]
 fn recompute_and_slicing_change_nothing() {
-    for case in ["sd15", "plain", "flux2", "wan", "taesd", "wan22", "hunyuan", "dc"] {
+    for case in [
+        "sd15", "plain", "flux2", "wan", "taesd", "wan22", "hunyuan", "dc",
+    ] {
         let f = io(case);
         for (slicing, recompute) in [
             (true, Recompute::None),

@@ -38,7 +38,7 @@ DetectionSize: TypeAlias = "int | tuple[int, int]"
 
 def detection_sizes(sizes: Sequence[DetectionSize]) -> list[int | list[int]]:
     """Sizes as the library's configuration has them."""
-    return [size if isinstance(size, int) else list(size) for size in sizes]
+    return [list(size) if isinstance(size, (tuple, list)) else size for size in sizes]
 
 
 def canvases(det_size: int | tuple[int, int] | list[Any]) -> list[DetectionSize]:

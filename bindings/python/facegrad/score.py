@@ -50,11 +50,11 @@ class ArcFaceLoss(torch.nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        where, sizes = _device(ctx_id, device), canvases(det_size)
         files = find_pack(model_name, root)
-        sizes = canvases(det_size)
         options = {"retry_sizes": RETRY_SIZES, **options}
         self._make: Callable[..., Evaluator] = partial(Evaluator, files.detector, files.recogniser, det_sizes=sizes, **options)
-        self.evaluator = self._make(device=_device(ctx_id, device))
+        self.evaluator = self._make(device=where)
         self.embedding_dim = self.evaluator.dim
 
     def _apply(self, fn: Any, recurse: bool = True) -> ArcFaceLoss:

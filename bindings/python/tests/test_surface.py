@@ -188,6 +188,35 @@ def test_the_multi_level_loss_is_the_methods(loss, photos, weights):
     assert value.item() > 0 and mask.tolist() == [True, False]
 
 
+def test_levels_of_an_onnx_model_are_its_outputs(chain, weights, tmp_path):
+    path, net = weights
+
+    class Both(torch.nn.Module):
+        def forward(self, x):
+            x = net.prelu(net.bn1(net.conv1(x)))
+            third = net.layer3(net.layer2(net.layer1(x)))
+            return net.features(net.fc(torch.flatten(net.bn2(net.layer4(third)), 1))), third
+
+    model = tmp_path / "both.onnx"
+    torch.onnx.export(
+        Both().eval(), (torch.rand(1, 3, 112, 112),), model, dynamo=False, input_names=["x"], output_names=["e", "third"],
+        dynamic_axes={name: {0: "n"} for name in ("x", "e", "third")},
+    )  # fmt: skip
+
+    def run(recogniser, level):
+        images = chain["images"].clone().requires_grad_()
+        loss = facegrad.FaceLoss({"face_align_mode": "kps", "levels": {level: 0.3, "embedding": 1.0}}, recogniser=recogniser)
+        value, report = loss(images, **arguments(chain))
+        value.backward()
+        return value.item(), report.level_distances, images.grad
+
+    ours, want = run(facegrad.Recogniser(model), "third"), run(facegrad.Recogniser(path), "layer3")
+    assert ours[0] == pytest.approx(want[0], rel=1e-4) and ours[1] == pytest.approx(want[1], abs=1e-5)
+    assert (ours[2] - want[2]).norm() <= 1e-4 * want[2].norm()
+    with pytest.raises(facegrad.FacegradError, match='no "layer3", but embedding, third'):
+        run(facegrad.Recogniser(model), "layer3")
+
+
 def test_the_wrapper_takes_any_vae_and_diptychs(loss, root, photos, weights, caplog):
     a, b = photos
     with caplog.at_level(logging.INFO, "facegrad"):
@@ -276,7 +305,7 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
     def run(step=None, **keys):
         path = tmp_path / "train.yaml"
         keys = {key: value for key, value in config(root, weights, use_face_loss=True, face_loss_weight=1.0, **keys).items() if value is not None}
-        path.write_text(yaml.safe_dump({"model": keys, "lr": 1}))
+        path.write_text(yaml.safe_dump({"model": keys, "lr": 1}, sort_keys=False))
         face = facegrad.FaceIdentityLoss(path, vae=Duck(), device="cpu")
         prediction = latents.clone().requires_grad_()
         value, report = face(prediction=prediction, t=[0.4], references=a)
@@ -308,7 +337,8 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
 
 def test_any_decoder_gives_the_host_its_gradient(chain, recogniser):
     """The same loss through the library's decoder and through the host's own, with gates and report."""
-    torch.manual_seed(0)
+    # A seed with which no input of a PReLU is so near its kink that rounding decides.
+    torch.manual_seed(6)
     vae = AutoencoderKL(**SMALL, scaling_factor=0.7, shift_factor=0.1).eval().requires_grad_(False)
     keys = {"face_align_mode": "kps", "t_max": 0.8, "time_weight": "one_minus_t"}
     native = facegrad.FaceIdentityLoss(keys, vae=vae, detector=False, recogniser=recogniser)

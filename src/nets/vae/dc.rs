@@ -65,7 +65,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
             }
         }
     }
-    let norm = RmsNorm::take(source, "decoder.norm_out", width)?;
+    let norm = RmsNorm::take(source, "decoder.conv_norm_out", width)?;
     blocks.push(Box::new(NormRelu(norm)));
     if source.has("decoder.conv_out.conv.weight") {
         blocks.push(Box::new(up(

@@ -7,7 +7,7 @@ use super::*;
 use crate::config::CustomFormat;
 use crate::{tensor, weights};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// norm_num_groups of every published model whose file comes without a config.
 const DEFAULT_GROUPS: i64 = 32;
@@ -30,9 +30,9 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
         script(config, &file, device)
     } else {
         // A checkpoint may hold much beside the VAE: its names say what has to be read.
-        let all = RefCell::new(vec![]);
+        let all = RefCell::new(BTreeSet::new());
         weights::load(&file, &|name| {
-            all.borrow_mut().push(name.to_string());
+            all.borrow_mut().insert(name.to_string());
             false
         })?;
         let all = all.into_inner();
