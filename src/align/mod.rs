@@ -1,4 +1,4 @@
-//! Differentiable crops: a face's affine map becomes bilinear sampling of its image.
+//! Differentiable crops: bilinear sampling of an image along a face's affine map.
 
 mod pixels;
 mod place;
@@ -11,51 +11,51 @@ use crate::error::{Result, bail};
 use crate::face::{Affine, invert};
 use tch::{Kind, Tensor};
 
-/// What lies outside an image.
+/// The pixels outside an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Border {
     /// Black, as `cv2.warpAffine` with border value 0.
     Zeros,
-    /// The image mirrored about its outermost pixels, as `F.pad(mode="reflect")`.
+    /// The image reflected about its outermost pixels, as `F.pad(mode="reflect")`.
     Reflect,
 }
 
-/// One crop.
+/// One crop of an image in a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Crop {
-    /// Which image of the batch.
+    /// The row of the image in the batch.
     pub sample: i64,
-    /// From its pixels to the crop's pixels; pixel centres at integers.
+    /// The map from image pixels to crop pixels, with pixel centres at integers.
     pub transform: Affine,
-    /// What lies outside the image.
+    /// The pixels outside the image.
     pub border: Border,
 }
 
-// grid_sampler's enums in torch: ATen/native/GridSamplerUtils.h.
+// Values of the enums in torch's ATen/native/GridSamplerUtils.h.
 const BILINEAR: i64 = 0;
 const PAD_ZEROS: i64 = 0;
 
-/// Cuts `crops` out of `images` `[N,3,H,W]` (any float dtype, any strides) and returns
-/// `[M,3,size,size]` float32 in the images' units. The gradient flows back to `images`. Sampling is
-/// bilinear without antialiasing, whatever the scale, as insightface aligns.
+/// Cuts `crops` out of `images` `[N,3,H,W]` (any float dtype, any strides). Returns `[M,3,size,size]` float32 in the
+/// units of the images. The gradient flows back to `images`. Sampling is bilinear without antialiasing at every scale, as
+/// in insightface.
 pub fn align(images: &Tensor, crops: &[Crop], size: i64) -> Result<Tensor> {
     align_within(images, crops, &[], size)
 }
 
-/// Where a window lies in its picture.
+/// Where a window lies in its image, pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// The window.
     pub window: Rect,
-    /// Height of the picture.
+    /// Height of the image.
     pub height: i64,
-    /// Its width.
+    /// Width of the image.
     pub width: i64,
 }
 
-/// As [`align`] from windows of pictures, `[N,3,height,width]`, with a frame for every window; the crops
-/// are those of the pictures and may lie outside: each window holds what its crops show, see
-/// [`Crop::support`]. No frames: the pictures themselves.
+/// [`align`] from windows `[N,3,height,width]` of images, with one frame per window; no frames: from whole images. The
+/// maps of the crops are those of the whole images. A window must contain the [support](Crop::support) of its crops as far
+/// as it lies in the image.
 pub fn align_within(
     images: &Tensor,
     crops: &[Crop],
@@ -107,8 +107,8 @@ pub fn align_within(
         .f_grid_sampler(&grid, BILINEAR, PAD_ZEROS, false)?)
 }
 
-/// Where every crop pixel lies in its image or window, `[M,size,size,2]` in grid_sampler's units: −1 and 1
-/// are the outer edges. Worked out in f64 on the CPU, rounded once.
+/// The position of every crop pixel in its image or window, `[M,size,size,2]` in the units of grid_sampler, where −1 and
+/// 1 are the outer edges. It is computed in f64 on the CPU and rounded once.
 fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
     let mut points = Vec::with_capacity(crops.len() * (size * size * 2) as usize);
     for (crop, frame) in crops.iter().zip(frames) {
@@ -125,8 +125,7 @@ fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
 }
 
 impl Crop {
-    /// Calls `visit` with the place of every pixel of a crop of `size` in a picture of `width`×`height`,
-    /// row after row.
+    /// Calls `visit` with the position in an image of `width`×`height` of every pixel of a crop of `size`, row by row.
     fn sample_points(&self, size: i64, width: f64, height: f64, mut visit: impl FnMut(f64, f64)) {
         let [[a, b, c], [d, e, f]] = invert(&self.transform);
         let place = |value: f64, length: f64| match self.border {
@@ -144,9 +143,8 @@ impl Crop {
         }
     }
 
-    /// The pixels of a picture of (height, width) that a crop of `size` shows, and one more around them.
-    /// It reaches out of the picture by at most two pixels, and lies there wholly for a crop that shows
-    /// none of it.
+    /// The rectangle of an image of (height, width) that a crop of `size` shows, with a margin of one pixel. It extends
+    /// beyond the image by at most two pixels. For a crop that shows none of the image it lies outside.
     pub fn support(&self, size: i64, (height, width): (i64, i64)) -> Rect {
         let (mut x, mut y) = (
             (f64::INFINITY, f64::NEG_INFINITY),
@@ -172,7 +170,7 @@ impl Crop {
     }
 }
 
-/// A coordinate folded into `0..=length - 1` by mirrors at both ends.
+/// A coordinate reflected into `0..=length - 1` at both ends.
 fn mirrored(value: f64, length: f64) -> f64 {
     let last = length - 1.0;
     if last <= 0.0 {

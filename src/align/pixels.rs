@@ -1,15 +1,13 @@
-//! A crop of 8-bit pixels, rounded to 8 bits again: what `cv2.warpAffine` makes of a picture, and so
-//! insightface's `norm_crop`.
+//! Crops of 8-bit pixels, rounded to 8 bits, as `cv2.warpAffine` and insightface's `norm_crop` compute them.
 
 use super::{Border, Crop, mirrored};
 use crate::face::invert;
 use crate::tensor::Pixels;
 
-/// Cuts `crop` out of a picture, bilinear: three planes of `size`×`size`. Which image of a batch the crop
-/// is of does not matter here.
-pub fn align_pixels(picture: &Pixels, crop: &Crop, size: i64) -> Vec<u8> {
+/// Cuts `crop` out of an image with bilinear sampling: three planes of `size`×`size`. `crop.sample` is not used.
+pub fn align_pixels(image: &Pixels, crop: &Crop, size: i64) -> Vec<u8> {
     let [[a, b, c], [d, e, f]] = invert(&crop.transform);
-    let (width, height) = (picture.width as f64, picture.height as f64);
+    let (width, height) = (image.width as f64, image.height as f64);
     let side = size as usize;
     let mut out = vec![0; 3 * side * side];
     for at in 0..side * side {
@@ -18,7 +16,7 @@ pub fn align_pixels(picture: &Pixels, crop: &Crop, size: i64) -> Vec<u8> {
         if crop.border == Border::Reflect {
             (x, y) = (mirrored(x, width), mirrored(y, height));
         }
-        // Where no neighbour lies in the picture the crop is black.
+        // The crop is black where no neighbouring pixel lies in the image.
         if !(x > -1.0 && y > -1.0 && x < width && y < height) {
             continue;
         }
@@ -34,12 +32,11 @@ pub fn align_pixels(picture: &Pixels, crop: &Crop, size: i64) -> Vec<u8> {
         for plane in 0..3 {
             let pixel = |dx: i64, dy: i64| {
                 let (x, y) = (left + dx, top + dy);
-                let inside =
-                    x >= 0 && y >= 0 && x < picture.width as i64 && y < picture.height as i64;
+                let inside = x >= 0 && y >= 0 && x < image.width as i64 && y < image.height as i64;
                 match inside {
                     true => {
-                        let row = plane * picture.height + y as usize;
-                        f64::from(picture.planes[row * picture.width + x as usize])
+                        let row = plane * image.height + y as usize;
+                        f64::from(image.planes[row * image.width + x as usize])
                     }
                     false => 0.0,
                 }
@@ -57,7 +54,7 @@ mod tests {
 
     #[test]
     fn whole_pixels_are_copied_halves_are_rounded_and_outside_is_black() {
-        let picture = Pixels {
+        let image = Pixels {
             planes: (0..36).map(|i| 10 * (i % 12)).collect(),
             height: 3,
             width: 4,
@@ -67,10 +64,10 @@ mod tests {
             transform: [[1.0, 0.0, x], [0.0, 1.0, y]],
             border: Border::Zeros,
         };
-        let moved = align_pixels(&picture, &crop(1.0, 1.0), 3);
+        let moved = align_pixels(&image, &crop(1.0, 1.0), 3);
         assert_eq!(moved[..9], [0, 0, 0, 0, 0, 10, 0, 40, 50]);
         assert_eq!(moved[9..18], moved[..9]);
-        let half = align_pixels(&picture, &crop(-0.5, 0.0), 2);
+        let half = align_pixels(&image, &crop(-0.5, 0.0), 2);
         assert_eq!(half[..4], [5, 15, 45, 55]);
     }
 }

@@ -15,7 +15,7 @@ pub struct Targets {
     pub reference_ids: Vec<Option<String>>,
     /// Per sample: the kind of training image, compared with `face_types`.
     pub data_types: Vec<String>,
-    /// Per sample: where the generated face is.
+    /// Per sample: where the generated face is; empty places are detected.
     pub faces: Vec<FacePlace>,
     /// Per reference image: where its face is.
     pub reference_faces: Vec<FacePlace>,
@@ -108,7 +108,7 @@ impl Targets {
         })
     }
 
-    /// The number of a sample in the host's batch.
+    /// The number of a sample in the host's batch, for messages.
     pub fn number(&self, sample: usize) -> usize {
         self.numbers.get(sample).copied().unwrap_or(sample)
     }
@@ -120,12 +120,12 @@ impl Targets {
             .map_or(0, |images| images.size().first().map_or(0, |&n| n as usize))
     }
 
-    /// The registered id of a sample's reference.
+    /// The registered id of a sample's reference; `None` where it is an image of `references`.
     pub fn reference_id(&self, sample: usize) -> Option<&str> {
         self.reference_ids.get(sample).and_then(|id| id.as_deref())
     }
 
-    /// The name of a sample.
+    /// The unique name of a sample, where the host gave one.
     pub fn sample_id(&self, sample: usize) -> Option<&str> {
         self.sample_ids.get(sample).and_then(|id| id.as_deref())
     }

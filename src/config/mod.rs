@@ -98,6 +98,22 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_exactly_the_keys_of_a_loss() {
+        let page = include_str!("../../docs/configuration.md");
+        let (of_the_loss, _) = page.split_once("## The VAE").unwrap();
+        let mut listed: Vec<&str> = of_the_loss
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once(" | "))
+            .flat_map(|(cell, _)| cell.split('`').step_by(2))
+            .filter(|name| !name.contains(','))
+            .collect();
+        let mut keys = keys::<LossConfig>();
+        listed.sort_unstable();
+        keys.sort_unstable();
+        assert_eq!(listed, keys);
+    }
+
+    #[test]
     fn unknown_value_names_the_nearest() {
         let error = parse::<DetectorConfig>("detector config", r#"{"path":"a","engine":"troch"}"#)
             .unwrap_err();

@@ -1,8 +1,8 @@
-//! Who is who: people and faces, one to one.
+//! One-to-one assignment of faces to people.
 
-/// The one-to-one assignment with the largest sum of `scores[row][column]`: the Hungarian method, by
-/// shortest augmenting paths (Jonker and Volgenant 1987). For every row its column; `None` where there are
-/// fewer columns than rows and the row is left over. All rows are equally long and finite.
+/// The one-to-one assignment with the largest sum of `scores[row][column]`, by the Hungarian method with shortest
+/// augmenting paths (Jonker and Volgenant 1987). Returns the column of every row; `None` where there are fewer columns
+/// than rows and the row gets none. All rows have the same length, and all scores are finite.
 pub fn assign(scores: &[Vec<f64>]) -> Vec<Option<usize>> {
     let rows = scores.len();
     let columns = scores.first().map_or(0, Vec::len);
@@ -18,8 +18,8 @@ pub fn assign(scores: &[Vec<f64>]) -> Vec<Option<usize>> {
         }
         return owner;
     }
-    // Column `columns` stands for the row that is being placed. The cost of a pair, less the potentials of
-    // its row and column, never is negative, and is zero for the pairs that are assigned.
+    // Column `columns` stands for the row that is being placed. The cost of a pair minus the potentials of its row and
+    // column is never negative, and it is zero for assigned pairs.
     let mut row_potential = vec![0.0; rows];
     let mut column_potential = vec![0.0; columns + 1];
     let mut holder: Vec<Option<usize>> = vec![None; columns + 1];
@@ -54,7 +54,7 @@ pub fn assign(scores: &[Vec<f64>]) -> Vec<Option<usize>> {
             }
             here = next;
         }
-        // Every row on the path moves one column on.
+        // Every row on the path moves to the next column of the path.
         while here != columns {
             let previous = before[here];
             holder[here] = holder[previous];
@@ -75,14 +75,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The largest sum over all ways, by trying them.
+    /// The largest sum over all assignments, found by trying each.
     fn best(scores: &[Vec<f64>], row: usize, taken: &mut Vec<usize>) -> f64 {
         if row == scores.len() {
             return 0.0;
         }
         let columns = scores[row].len();
         let mut most = f64::NEG_INFINITY;
-        // A row may stay over only where there are not enough columns.
+        // A row may remain without a column only where there are fewer columns than rows.
         if scores.len() - row > columns - taken.len() {
             most = best(scores, row + 1, taken);
         }

@@ -1,4 +1,4 @@
-//! Which of several faces a sample is about.
+//! The choice of one face among several.
 
 use super::{Face, Landmarks};
 use crate::config::FaceChoice;
@@ -37,7 +37,7 @@ pub fn choose(
     }
 }
 
-/// The index of the face whose middle lies nearest to the point `[x, y]`.
+/// The index of the face whose middle is nearest to the point `[x, y]`; `None` where there is no face.
 pub fn nearest(faces: &[Face], point: [f64; 2]) -> Option<usize> {
     let distance = |face: &Face| {
         let [x, y] = middle(face.landmarks.as_ref(), Some(&face.bbox)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Pure face geometry: no tensors, no files.
+//! Face geometry, without tensors and files.
 
 mod assign;
 mod choose;
@@ -12,8 +12,8 @@ pub use nms::nms;
 pub use place::FacePlace;
 pub use transform::{bbox_transform, invert, kps_transform, template};
 
-/// Five points in image order: left eye, right eye, nose, left and right mouth corner (as seen in
-/// the picture), each `[x, y]` in pixels, pixel centres at integers.
+/// Five points in image order: left eye, right eye, nose, left and right mouth corner (left and
+/// right as seen in the image), each `[x, y]` in pixels, pixel centres at integers.
 pub type Landmarks = [[f64; 2]; 5];
 
 /// A detected face, in pixels of the image it was found in.

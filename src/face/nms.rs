@@ -2,9 +2,9 @@
 
 use super::Face;
 
-/// Keeps the strongest of every group of boxes that overlap by more than `threshold`; the result is
-/// ordered by falling score. Widths and heights count both end pixels (+1), as insightface
-/// `model_zoo/scrfd.py` does.
+/// Keeps the box with the highest score among boxes that overlap by more than `threshold` (intersection over union).
+/// The result is ordered by falling score. Widths and heights count both end pixels (+1), as in insightface
+/// `model_zoo/scrfd.py`.
 pub fn nms(mut faces: Vec<Face>, threshold: f64) -> Vec<Face> {
     faces.sort_by(|a, b| b.score.total_cmp(&a.score));
     let mut kept: Vec<Face> = vec![];

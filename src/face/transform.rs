@@ -1,9 +1,9 @@
-//! From a face in an image to the square that a recogniser sees. All maps go from image pixels to
-//! crop pixels, with pixel centres at integers on both sides.
+//! The affine map from a face in an image to the square that a recogniser sees. All maps go from image pixels to crop
+//! pixels, with pixel centres at integers on both sides.
 
 use super::{Affine, Landmarks};
 
-/// insightface `utils/face_align.py`, `arcface_dst`: where the five points lie in a 112×112 crop.
+/// Where the five points lie in a 112×112 crop: `arcface_dst` of insightface `utils/face_align.py`.
 const TEMPLATE: Landmarks = [
     [38.2946, 51.6963],
     [73.5318, 51.5014],
@@ -12,8 +12,8 @@ const TEMPLATE: Landmarks = [
     [70.7299, 92.2041],
 ];
 
-/// The template for a crop of `size` pixels. A multiple of 112 scales it; a multiple of 128 scales it
-/// and moves it right by 8 of 128 pixels (insightface `estimate_norm`); any other size scales it.
+/// The template for a crop of `size` pixels. It is scaled by `size / 112`; where `size` is a multiple of 128 and not of
+/// 112, it is scaled by `size / 128` and moved right by 8 of 128 pixels (`estimate_norm` of insightface).
 pub fn template(size: i64) -> Landmarks {
     let wide = size % 112 != 0 && size % 128 == 0;
     let ratio = size as f64 / if wide { 128.0 } else { 112.0 };
@@ -21,9 +21,9 @@ pub fn template(size: i64) -> Landmarks {
     TEMPLATE.map(|[x, y]| [x * ratio + shift, y * ratio])
 }
 
-/// The similarity (turn, scale, shift; no mirror) that brings landmarks closest to the template in
-/// the sense of least squares: Umeyama 1991, which in two dimensions has a closed form. `None` for
-/// points that coincide or are not finite.
+/// The similarity (rotation, scale, translation; no reflection) that maps landmarks closest to the template in the
+/// least-squares sense (Umeyama 1991; in two dimensions it has a closed form). `None` for points that coincide or are
+/// not finite.
 pub fn kps_transform(landmarks: &Landmarks, size: i64) -> Option<Affine> {
     similarity(landmarks, &template(size))
 }
@@ -48,12 +48,11 @@ fn similarity(from: &Landmarks, to: &Landmarks) -> Option<Affine> {
     usable(map)
 }
 
-/// How far around the box the crop of mode `bbox` reaches: 1.2 times its longer side.
+/// Side of the crop of mode `bbox`, relative to the longer side of the box.
 const MARGIN: f64 = 1.2;
 
-/// The square of 1.2·max(w, h) around the box's centre, scaled to `size` pixels area to area, as a
-/// resize with half-pixel centres does. `None` for a box without area or with numbers that are not
-/// finite.
+/// The map from the square of side 1.2·max(w, h) around the box's centre to a crop of `size` pixels, as a resize with
+/// half-pixel centres maps it. `None` for a box without area or with numbers that are not finite.
 pub fn bbox_transform(bbox: &[f64; 4], size: i64) -> Option<Affine> {
     let [x1, y1, x2, y2] = *bbox;
     if !(x2 > x1 && y2 > y1) {
@@ -65,7 +64,7 @@ pub fn bbox_transform(bbox: &[f64; 4], size: i64) -> Option<Affine> {
     usable([[scale, 0.0, shift(x1, x2)], [0.0, scale, shift(y1, y2)]])
 }
 
-/// The inverse of a map that the functions of this file made.
+/// The inverse of a map made by a function of this file.
 pub fn invert(map: &Affine) -> Affine {
     let [[a, b, c], [d, e, f]] = *map;
     let det = a * e - b * d;
@@ -75,7 +74,7 @@ pub fn invert(map: &Affine) -> Affine {
     ]
 }
 
-/// A map that can be inverted without losing all precision.
+/// The map, where it can be inverted without losing all precision.
 fn usable(map: Affine) -> Option<Affine> {
     let det = map[0][0] * map[1][1] - map[0][1] * map[1][0];
     let finite = map.iter().flatten().all(|v| v.is_finite());

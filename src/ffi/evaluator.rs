@@ -6,7 +6,7 @@ use super::detector::c_face;
 use super::handle::{self, Object};
 use super::read::{output, struct_size, text, write_versioned};
 use super::report::ReportSink;
-use super::targets::RawTargets;
+use super::targets::{RawReference, RawTargets};
 use super::types::*;
 use super::views;
 use crate::config::{EvaluatorConfig, parse};
@@ -106,10 +106,7 @@ pub unsafe extern "C" fn facegrad_evaluator_faces(
         let (images, embeddings, stride) = unsafe {
             let images = views::pictures("images", images, device)?;
             let shape = [capacity as i64, dim];
-            let embeddings = match embeddings.is_null() {
-                true => None,
-                false => Some(views::output("embeddings", embeddings, &shape, device)?),
-            };
+            let embeddings = views::optional_output("embeddings", embeddings, &shape, device)?;
             let stride = match capacity {
                 0 => 0,
                 _ => struct_size("faces", faces)?,
@@ -216,19 +213,14 @@ pub unsafe extern "C" fn facegrad_evaluator_set_reference(
 ) -> facegrad_status {
     call(|| {
         let evaluator = handle::get::<EvaluatorObject, _>("evaluator", evaluator)?;
-        // SAFETY: the host's promises are those of `text` and `View::read`.
-        let (id, images, landmarks) = unsafe {
+        // SAFETY: the host's promises are those of `View::read` and `RawReference::read`.
+        let reference = unsafe {
             let images = views::pictures("images", images, evaluator.owned.worker().device())?;
-            let landmarks = views::optional_numbers("landmarks", landmarks, 10)?;
-            (text("id", id)?, images, landmarks)
+            RawReference::read(id, images, landmarks)?
         };
-        let count = images.shape()[0];
-        if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
-            bail!(Shape, "landmarks: expected {count} rows, one per image");
-        }
         evaluator.owned.with(Stream::new(stream), move |evaluator| {
-            let known = views::places(landmarks.as_ref(), None)?;
-            evaluator.register(&id, &images.borrow()?, &known)?;
+            let images = reference.images.borrow()?;
+            evaluator.register(&reference.id, &images, &reference.places()?)?;
             Ok(())
         })
     })

@@ -31,14 +31,33 @@ use tch::{Kind, Tensor};
 /// What a `facegrad_graph` stands for.
 struct GraphObject(Owned<Graph>);
 
+impl GraphObject {
+    /// Makes a node on the context's thread and writes its number to `node`.
+    ///
+    /// # Safety
+    /// `node` is NULL or writable.
+    unsafe fn add(
+        &self,
+        node: *mut i64,
+        stream: *mut c_void,
+        make: impl FnOnce(&mut Graph) -> Result<NodeId> + Send + 'static,
+    ) -> Result<()> {
+        let node = output("node", node)?;
+        let made = self.0.with(Stream::new(stream), make)?;
+        // SAFETY: not NULL, and the caller promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    }
+}
+
 impl Object for GraphObject {
     const NAME: &'static str = "graph";
 }
 
-/// Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
-/// is computed when it is made and stays until the tape is freed.
+/// Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
+/// is computed when it is made and stays until the graph is freed.
 ///
-/// @param[out] out the new tape; NULL on failure
+/// @param[out] out the new graph; NULL on failure
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_new(
     context: *const facegrad_context,
@@ -54,7 +73,7 @@ pub unsafe extern "C" fn facegrad_graph_new(
     unsafe { make(out, body) }
 }
 
-/// Puts a copy of a tensor on the tape.
+/// Adds a copy of a tensor.
 ///
 /// @param[in] tensor float32, float16 or bfloat16, any shape
 /// @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
@@ -70,20 +89,18 @@ pub unsafe extern "C" fn facegrad_graph_input(
 ) -> facegrad_status {
     call(|| {
         let graph = get::<GraphObject, _>("graph", graph)?;
-        let node = output("node", node)?;
         // SAFETY: the host's promise is `View::read`'s.
         let view = unsafe { View::read("tensor", tensor, Use::Input) }?;
         view.expect_float()?;
         view.expect_device(graph.0.worker().device())?;
-        let id = graph.0.with(Stream::new(stream), move |graph| {
+        let make = move |graph: &mut Graph| {
             let host = view.borrow()?;
             let mut copy = host.f_empty_like()?;
             copy.f_copy_(&host)?;
             Ok(graph.input(copy, needs_gradient != 0))
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(id as i64) };
-        Ok(())
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -107,7 +124,6 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
 ) -> facegrad_status {
     call(|| {
         let graph = get::<GraphObject, _>("graph", graph)?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string, and `View::read`'s for the tensor.
         let (config, times) = unsafe {
             let json = optional_text("config", config)?.unwrap_or_default();
@@ -124,7 +140,7 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             -1 => None,
             other => Some(id("x_t", other)?),
         };
-        let made = graph.0.with(Stream::new(stream), move |graph| {
+        let make = move |graph: &mut Graph| {
             let count = graph
                 .value(prediction)?
                 .size()
@@ -142,10 +158,9 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             };
             let inputs: Vec<NodeId> = x_t.into_iter().chain([prediction]).collect();
             graph.apply(predict_x0(pairs), &inputs)
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -182,7 +197,6 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
         let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string.
         let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
         let config: UnpackConfig = parse("unpack config", &json)?;
@@ -194,12 +208,9 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
             format: config.latent_format,
         };
         let decoder = vae.owned.share();
-        let made = graph.0.with(Stream::new(stream), move |graph| {
-            graph.apply(unpack(unpacking, &decoder)?, &[latents])
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        let make = move |graph: &mut Graph| graph.apply(unpack(unpacking, &decoder)?, &[latents]);
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -230,18 +241,14 @@ pub unsafe extern "C" fn facegrad_graph_decode(
         let graph = get::<GraphObject, _>("graph", graph)?;
         let vae = get::<Model<Decoder>, _>("vae", vae)?;
         views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string.
         let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
         let config: DecodeConfig = parse("decode config", &json)?;
         let latents = id("latents", latents)?;
         let operation: Box<dyn Operation> = Box::new(Decode::new(vae.owned.share(), config.clamp));
-        let made = graph.0.with(Stream::new(stream), move |graph| {
-            graph.apply(operation, &[latents])
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        let make = move |graph: &mut Graph| graph.apply(operation, &[latents]);
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -268,12 +275,11 @@ pub unsafe extern "C" fn facegrad_graph_features(
         let graph = get::<GraphObject, _>("graph", graph)?;
         let backbone = get::<Backbone, _>("backbone", backbone)?;
         views::same_context("backbone", graph.0.worker(), backbone.owned.worker())?;
-        let node = output("node", node)?;
         // SAFETY: the host promises NULL or a string.
         let level = unsafe { optional_text("level", level) }?.unwrap_or_else(|| EMBEDDING.into());
         let crops = id("crops", crops)?;
         let recogniser = backbone.owned.share();
-        let made = graph.0.with(Stream::new(stream), move |graph| {
+        let make = move |graph: &mut Graph| {
             let side = lock(&recogniser).input_size();
             let shape = graph.value(crops)?.size();
             if !matches!(*shape, [count, 3, h, w] if count > 0 && h == side && w == side) {
@@ -284,13 +290,14 @@ pub unsafe extern "C" fn facegrad_graph_features(
             }
             let features = Local::new("features", move |inputs: &[&Tensor]| {
                 let crops = inputs[0].f_to_kind(Kind::Float)?;
-                Ok(lock(&recogniser).features(&crops, &[&level])?.swap_remove(0))
+                Ok(lock(&recogniser)
+                    .features(&crops, &[&level])?
+                    .swap_remove(0))
             });
             graph.apply(Box::new(features), &[crops])
-        })?;
-        // SAFETY: not NULL, and the host promises that it is writable.
-        unsafe { node.write(made as i64) };
-        Ok(())
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
     })
 }
 
@@ -403,9 +410,9 @@ pub unsafe extern "C" fn facegrad_graph_read(
     })
 }
 
-/// Walks back from a node. Gradients of an earlier walk on this tape are forgotten.
+/// Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
 ///
-/// @param[in] node the node to start from, usually a loss
+/// @param[in] node the node to differentiate, usually a loss
 /// @param[in] seed the gradient with respect to it, of its shape; NULL: ones
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 #[unsafe(no_mangle)]
@@ -438,8 +445,8 @@ pub unsafe extern "C" fn facegrad_graph_backward(
     })
 }
 
-/// Copies the gradient that the last `facegrad_graph_backward` brought to a node; zeros where none
-/// arrived.
+/// Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
+/// influence.
 ///
 /// @param[out] tensor the node's shape, any float dtype
 /// @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -461,7 +468,7 @@ pub unsafe extern "C" fn facegrad_graph_gradient(
     })
 }
 
-/// Frees a tape with all its nodes.
+/// Frees a graph with all its nodes.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_graph_free(graph: *mut facegrad_graph) {
     call(|| {

@@ -6,7 +6,7 @@ use super::detector;
 use super::handle::{self, Object};
 use super::read::{optional_text, text};
 use super::report::ReportSink;
-use super::targets::RawTargets;
+use super::targets::{RawReference, RawTargets};
 use super::types::*;
 use super::{backbone, vae, views};
 use crate::config::{
@@ -47,26 +47,8 @@ impl Object for LossObject {
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
 /// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
 /// one
-/// @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
-/// 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
-/// "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
-/// `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
-/// `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
-/// "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
-/// `levels` weights by level ({"layer1": .1, "layer2": .2, "layer3": .3, "layer4": .4, "embedding": 1}): the loss is their
-/// weighted sum of cosine distances; of an ONNX backbone the names are its outputs', the first is "embedding";
-/// `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
-/// of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
-/// "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
-/// "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
-/// `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
-/// {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
-/// `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
-/// "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
-/// `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
-/// "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
-/// samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
-/// `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
+/// @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+/// `facegrad_build_info` lists their names
 /// @param[out] out the new loss; NULL on failure
 ///
 /// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -212,21 +194,14 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
 ) -> facegrad_status {
     call(|| {
         let loss = handle::get::<LossObject, _>("loss", loss)?;
-        // SAFETY: the host's promises are those of `text` and `View::read`.
-        let (id, images, landmarks) = unsafe {
-            let device = loss.owned.worker().device();
-            let images = views::images("images", images, Use::Input, device)?;
-            let landmarks = views::optional_numbers("landmarks", landmarks, 10)?;
-            (text("id", id)?, images, landmarks)
+        // SAFETY: the host's promises are those of `View::read` and `RawReference::read`.
+        let reference = unsafe {
+            let images = views::images("images", images, Use::Input, loss.owned.worker().device())?;
+            RawReference::read(id, images, landmarks)?
         };
-        let count = images.shape()[0];
-        if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
-            bail!(Shape, "landmarks: expected {count} rows, one per image");
-        }
         loss.owned.with(Stream::new(stream), move |loss| {
-            let mut known = views::places(landmarks.as_ref(), None)?;
-            known.resize(count as usize, Default::default());
-            loss.set_reference(&id, &images.borrow()?, &known)?;
+            let images = reference.images.borrow()?;
+            loss.set_reference(&reference.id, &images, &reference.places()?)?;
             Ok(())
         })
     })
@@ -285,10 +260,7 @@ pub unsafe extern "C" fn facegrad_loss_images(
         let (images, targets, gradient, sink) = unsafe {
             let images = views::images("images", images, Use::Input, device)?;
             let targets = RawTargets::read(targets, device, images.shape()[0])?;
-            let gradient = match gradient.is_null() {
-                true => None,
-                false => Some(views::output("gradient", gradient, images.shape(), device)?),
-            };
+            let gradient = views::optional_output("gradient", gradient, images.shape(), device)?;
             let sink = ReportSink::read(samples, samples_capacity, result, images.shape()[0])?;
             (images, targets, gradient, sink)
         };

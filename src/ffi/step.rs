@@ -48,13 +48,8 @@ pub unsafe extern "C" fn facegrad_loss_step(
             let step = RawStep::read(step, device)?;
             let count = step.prediction.shape()[0];
             let targets = RawTargets::read(targets, device, count)?;
-            let gradient = match gradient.is_null() {
-                true => None,
-                false => {
-                    let shape = step.prediction.shape();
-                    Some(views::output("gradient", gradient, shape, device)?)
-                }
-            };
+            let shape = step.prediction.shape();
+            let gradient = views::optional_output("gradient", gradient, shape, device)?;
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (step, targets, gradient, sink)
         };

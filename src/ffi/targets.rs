@@ -1,11 +1,12 @@
 //! What a host says of the samples of a batch.
 
-use super::read::{optional_text, versioned};
+use super::read::{optional_text, text, versioned};
 use super::types::*;
 use super::views;
 use crate::batch::Targets;
 use crate::error::{Result, bail};
-use crate::tensor::View;
+use crate::face::FacePlace;
+use crate::tensor::{RawTensor, View};
 use std::ffi::c_char;
 use tch::Device;
 
@@ -94,6 +95,45 @@ impl RawTargets {
             numbers: vec![],
             sample_ids: self.sample_ids,
         })
+    }
+}
+
+/// The arguments of a `set_reference` call, validated but not yet read.
+pub(super) struct RawReference {
+    pub id: String,
+    pub images: View,
+    landmarks: Option<View>,
+}
+
+impl RawReference {
+    /// # Safety
+    /// `id` is NULL or a string; `landmarks` as for [`View::read`].
+    pub unsafe fn read(
+        id: *const c_char,
+        images: View,
+        landmarks: *const RawTensor,
+    ) -> Result<RawReference> {
+        // SAFETY: the caller's promises are the same.
+        let (id, landmarks) = unsafe {
+            let landmarks = views::optional_numbers("landmarks", landmarks, 10)?;
+            (text("id", id)?, landmarks)
+        };
+        let count = images.shape()[0];
+        if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
+            bail!(Shape, "landmarks: expected {count} rows, one per image");
+        }
+        Ok(RawReference {
+            id,
+            images,
+            landmarks,
+        })
+    }
+
+    /// Where the face of every image is, empty where it is to be detected; on the worker.
+    pub fn places(&self) -> Result<Vec<FacePlace>> {
+        let mut places = views::places(self.landmarks.as_ref(), None)?;
+        places.resize(self.images.shape()[0] as usize, FacePlace::default());
+        Ok(places)
     }
 }
 

@@ -74,6 +74,23 @@ pub unsafe fn output(
     Ok(view)
 }
 
+/// An [`output`], or `None` for NULL.
+///
+/// # Safety
+/// As for [`View::read`].
+pub unsafe fn optional_output(
+    name: &'static str,
+    raw: *const RawTensor,
+    shape: &[i64],
+    device: Device,
+) -> Result<Option<View>> {
+    match raw.is_null() {
+        true => Ok(None),
+        // SAFETY: the caller's promise is the same.
+        false => unsafe { output(name, raw, shape, device) }.map(Some),
+    }
+}
+
 /// Numbers of any device and float dtype with `width` of them in a row, or `None` for NULL:
 /// `[N,4]`, `[N,5,2]`, `[N]` (width 1).
 ///

@@ -1,5 +1,5 @@
-//! The score that people trust: faces and embeddings as insightface's `FaceAnalysis` computes them, from 8-bit
-//! pixels, without a gradient; and what is compared by them.
+//! The score, without a gradient: faces, embeddings and similarities as insightface's `FaceAnalysis` computes them,
+//! from 8-bit pixels.
 
 use crate::align::{Alignment, align_pixels, crop_for};
 use crate::batch::{Located, Outcome, Report, Sample, Targets, gate};
@@ -9,27 +9,28 @@ use crate::error::{Result, bail};
 use crate::face::{Face, FacePlace, assign, choose, nearest};
 use crate::log::warn_host;
 use crate::nets::Recogniser;
-use crate::tensor::{pixels, select_rows};
+use crate::tensor::{self, select_rows};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
-/// Numbers of length 1.
+/// An embedding of norm 1.
 type Embedding = Vec<f32>;
 
-/// A face and what the recogniser makes of it.
+/// A detected face and its embedding.
 pub struct EmbeddedFace {
-    /// Where it is.
+    /// Where the face is.
     pub face: Face,
     /// How it was aligned.
     pub alignment: Alignment,
-    /// `None` where its landmarks and box span no area, or the network's numbers are not finite.
+    /// `None` where it was not asked for, where landmarks and box span no area, or where the network's output is not
+    /// finite.
     pub embedding: Option<Embedding>,
 }
 
-/// Crops that go through the network together: enough to be fast, few enough to fit.
+/// How many crops go through the recogniser together: enough to be fast, few enough to fit into memory.
 const BATCH: usize = 16;
 
-/// Detector, recogniser and the people that are registered.
+/// A detector, a recogniser and the registered people.
 pub struct Evaluator {
     config: EvaluatorConfig,
     detector: Detector,
@@ -41,7 +42,8 @@ pub struct Evaluator {
 impl Evaluator {
     /// Loads both networks.
     ///
-    /// Errors: `Config`, and those of the networks.
+    /// # Errors
+    /// `Config`, and those of the networks.
     pub fn new(config: EvaluatorConfig, device: Device) -> Result<Self> {
         let (detector, recogniser, runtime) = config.networks()?;
         Ok(Self {
@@ -63,27 +65,33 @@ impl Evaluator {
         &self.recogniser
     }
 
-    /// All faces of every image of `[N,3,H,W]` (RGB, uint8 or floats in [0, 1]), by falling score; embedded
-    /// where asked for.
+    /// All faces of every image of `[N,3,H,W]` (RGB, uint8 or floats in [0, 1]), the highest score first. `embed`:
+    /// whether they are embedded.
     pub fn faces(&mut self, images: &Tensor, embed: bool) -> Result<Vec<Vec<EmbeddedFace>>> {
-        let looks =
+        let detected =
             self.detect_and_embed(images, embed, |_, faces, _| (0..faces.len()).collect())?;
-        Ok(looks.into_iter().map(Option::unwrap_or_default).collect())
+        Ok(detected
+            .into_iter()
+            .map(Option::unwrap_or_default)
+            .collect())
     }
 
-    /// The crops `[M,3,S,S]` in [0, 1] of faces, each with the image that it is in.
+    /// The crops `[M,3,S,S]` in [0, 1] of faces. Each face is given as the number of its image and its place.
+    ///
+    /// # Errors
+    /// `Argument` for an image that is not finite, or a place that spans no area.
     pub fn align(&self, images: &Tensor, faces: &[(i64, FacePlace)]) -> Result<Tensor> {
         let size = self.recogniser.input_size();
-        let pictures = pixels(images)?;
+        let all = tensor::pixels(images)?;
         let mut crops = vec![];
         for (at, (image, place)) in faces.iter().enumerate() {
-            let Some(Some(picture)) = pictures.get(*image as usize) else {
+            let Some(Some(pixels)) = all.get(*image as usize) else {
                 bail!(Argument, "faces[{at}]: its image is not finite");
             };
             let Some((cut, _)) = crop_for(AlignMode::Kps, at, place, size)? else {
                 bail!(Argument, "faces[{at}]: its landmarks and box span no area");
             };
-            crops.push(align_pixels(picture, &cut, size));
+            crops.push(align_pixels(pixels, &cut, size));
         }
         Ok(Tensor::f_from_slice(&crops.concat())?
             .f_view([faces.len() as i64, 3, size, size])?
@@ -92,11 +100,14 @@ impl Evaluator {
             .f_div_scalar(255.0)?)
     }
 
-    /// Registers `id` with the chosen face of every image of `[K,3,H,W]`; where `known` says where the face
-    /// is, the one nearest to it. Images without a face are left out with a warning; it is an error when
-    /// none has one. Returns how many images are used.
-    pub fn register(&mut self, id: &str, images: &Tensor, known: &[FacePlace]) -> Result<usize> {
-        let faces = self.chosen_faces(images, known, &|_| true)?;
+    /// Registers `id` with the chosen face of every image of `[K,3,H,W]`. Where `places` says where the face is, the
+    /// nearest detected face is chosen. Images without a face are left out with a warning. Returns how many images are
+    /// used.
+    ///
+    /// # Errors
+    /// `Argument` where no image has a face.
+    pub fn register(&mut self, id: &str, images: &Tensor, places: &[FacePlace]) -> Result<usize> {
+        let faces = self.chosen_faces(images, places, &|_| true)?;
         let mut rows = vec![];
         for (at, face) in faces.into_iter().enumerate() {
             match face {
@@ -123,13 +134,13 @@ impl Evaluator {
         Ok(used)
     }
 
-    /// Forgets a registered id; false where it was not registered.
+    /// Removes a registered id; false where it was not registered.
     pub fn remove(&mut self, id: &str) -> bool {
         self.people.remove(id).is_some()
     }
 
-    /// Compares one face of every image of `[N,3,H,W]` with its reference. Where `targets` knows where a face
-    /// is, the nearest face that detection finds is compared.
+    /// Compares one face of every image of `[N,3,H,W]` with its reference. Where `targets` says where a face is, the
+    /// nearest detected face is compared.
     pub fn compare(&mut self, images: &Tensor, targets: &Targets) -> Result<Report> {
         let count = images.size()[0] as usize;
         targets.check(count)?;
@@ -181,18 +192,18 @@ impl Evaluator {
         Ok(finished(samples, |at| targets.number(at)))
     }
 
-    /// Finds registered people in every image: faces and people are matched one to one so that the sum of
-    /// their similarities is largest. The report has `ids.len()` samples an image, in the order of `ids`.
+    /// Finds registered people in every image. Faces and people are matched one to one so that the sum of their
+    /// similarities is largest. The report has `ids.len()` samples per image, in the order of `ids`.
     pub fn find(&mut self, images: &Tensor, ids: &[String]) -> Result<Report> {
         for id in ids {
             self.person(id)?;
         }
-        let looks =
+        let detected =
             self.detect_and_embed(images, true, |_, faces, _| (0..faces.len()).collect())?;
         let mut samples = vec![];
-        for look in looks {
+        for of_image in detected {
             let mut own: Vec<Sample> = ids.iter().map(|_| Sample::new(1.0)).collect();
-            match look {
+            match of_image {
                 None => own
                     .iter_mut()
                     .for_each(|sample| sample.outcome = Outcome::NonFinite),
@@ -234,29 +245,28 @@ impl Evaluator {
         Ok(())
     }
 
-    /// The face that counts in every image, or why there is none; images that are not `wanted` are not
-    /// looked at.
+    /// The chosen face of every image, or why there is none. Images that are not `wanted` are skipped.
     fn chosen_faces(
         &mut self,
         images: &Tensor,
-        known: &[FacePlace],
+        places: &[FacePlace],
         wanted: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<std::result::Result<EmbeddedFace, Outcome>>> {
         let count = images.size()[0] as usize;
         let rows: Vec<usize> = (0..count).filter(|&at| wanted(at)).collect();
         let picked = select_rows(images, &rows)?;
         let (choice, index) = (self.config.face_choice, self.config.face_index);
-        let looks = self.detect_and_embed(&picked, true, |row, faces, (width, height)| {
+        let detected = self.detect_and_embed(&picked, true, |row, faces, (width, height)| {
             let at = rows[row];
-            let chosen = match known.get(at).and_then(FacePlace::middle) {
+            let chosen = match places.get(at).and_then(FacePlace::middle) {
                 Some(point) => nearest(faces, point),
                 None => choose(faces, choice, index, width, height),
             };
             chosen.into_iter().collect()
         })?;
         let mut all: Vec<_> = (0..count).map(|_| Err(Outcome::NoFace)).collect();
-        for (row, look) in rows.into_iter().zip(looks) {
-            all[row] = match look {
+        for (row, of_image) in rows.into_iter().zip(detected) {
+            all[row] = match of_image {
                 None => Err(Outcome::NonFinite),
                 Some(faces) => faces.into_iter().next().ok_or(Outcome::NoFace),
             };
@@ -264,8 +274,8 @@ impl Evaluator {
         Ok(all)
     }
 
-    /// Detects the faces of every image and keeps, embedded where asked for, those that `keep` picks, given the
-    /// image's row, its faces and its width and height. `None` for an image that is not finite.
+    /// Detects the faces of every image, keeps those that `keep` picks, and embeds them where asked for. `keep` gets the
+    /// image's row, its faces, and its width and height. `None` for an image that is not finite.
     fn detect_and_embed(
         &mut self,
         images: &Tensor,
@@ -274,20 +284,20 @@ impl Evaluator {
     ) -> Result<Vec<Option<Vec<EmbeddedFace>>>> {
         let size = self.recogniser.input_size();
         let mut crops = vec![];
-        let mut looks = vec![];
-        for (row, picture) in pixels(images)?.into_iter().enumerate() {
-            let Some(picture) = picture else {
-                looks.push(None);
+        let mut detected = vec![];
+        for (row, pixels) in tensor::pixels(images)?.into_iter().enumerate() {
+            let Some(pixels) = pixels else {
+                detected.push(None);
                 continue;
             };
-            let faces = self.detector.detect_pixels(&picture)?;
-            let kept = keep(row, &faces, (picture.width as f64, picture.height as f64));
+            let faces = self.detector.detect_pixels(&pixels)?;
+            let kept = keep(row, &faces, (pixels.width as f64, pixels.height as f64));
             let mut found = vec![];
             for face in kept.into_iter().filter_map(|at| faces.get(at)) {
                 let cut = crop_for(AlignMode::Kps, row, &FacePlace::from(face), size)?;
                 let alignment = cut.as_ref().map(|(_, how)| *how).unwrap_or_default();
                 if let (true, Some((cut, _))) = (embed, cut) {
-                    crops.push((row, found.len(), align_pixels(&picture, &cut, size)));
+                    crops.push((row, found.len(), align_pixels(&pixels, &cut, size)));
                 }
                 found.push(EmbeddedFace {
                     face: face.clone(),
@@ -295,19 +305,19 @@ impl Evaluator {
                     embedding: None,
                 });
             }
-            looks.push(Some(found));
+            detected.push(Some(found));
         }
         for batch in crops.chunks(BATCH) {
             let planes: Vec<&[u8]> = batch.iter().map(|(_, _, crop)| crop.as_slice()).collect();
             for ((row, at, _), embedding) in
                 batch.iter().zip(self.recogniser.embed_pixels(&planes)?)
             {
-                if let Some(found) = looks[*row].as_mut().and_then(|found| found.get_mut(*at)) {
+                if let Some(found) = detected[*row].as_mut().and_then(|found| found.get_mut(*at)) {
                     found.embedding = embedding.iter().all(|v| v.is_finite()).then_some(embedding);
                 }
             }
         }
-        Ok(looks)
+        Ok(detected)
     }
 
     fn person(&self, id: &str) -> Result<&[Embedding]> {
@@ -320,7 +330,7 @@ impl Evaluator {
         }
     }
 
-    /// What is kept of a person's embeddings.
+    /// The rows that stand for a person with these embeddings.
     fn pooled(&self, rows: Vec<Embedding>) -> Vec<Embedding> {
         if self.config.pooling != Pooling::Centroid {
             return rows;

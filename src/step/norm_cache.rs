@@ -109,9 +109,10 @@ impl NormCache {
     }
 }
 
-/// The weights of statistics at ascending `levels` for one at `level`: 0 for those too far away, in all 1. Between
-/// levels the weights are those of a line through what is near, so that a steady change with the level cancels;
-/// beyond all levels a mean. `None` where what is near does not suffice.
+/// The weights that average statistics at ascending `levels` into those at `level`. They sum to 1 and are 0 for levels
+/// that are too far away. Between two levels they are those of a line fitted to the near levels, so that a linear
+/// change with the level has no effect. Below or above all levels they are those of a weighted mean. `None` where too
+/// few levels are near.
 fn weights(levels: &[f64], level: f64) -> Option<Vec<f64>> {
     let reach = reach(level);
     let offsets: Vec<f64> = levels.iter().map(|other| other - level).collect();
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_steady_change_with_the_level_cancels() {
+    fn a_linear_change_with_the_level_has_no_effect() {
         let levels = [0.12, 0.2, 0.27, 0.36, 0.55];
         let weights = weights(&levels, 0.25).unwrap();
         assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
@@ -226,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn beyond_all_levels_it_is_a_mean() {
+    fn above_all_levels_it_is_a_weighted_mean() {
         let weights = weights(&[0.2, 0.25], 0.3).unwrap();
         assert!(weights[1] > weights[0] && weights[0] > 0.0, "{weights:?}");
         assert!((weights[0] + weights[1] - 1.0).abs() < 1e-12);
     }
 
     #[test]
-    fn what_is_near_must_suffice() {
+    fn too_few_near_levels_give_nothing() {
         assert_eq!(weights(&[], 0.3), None);
         assert_eq!(weights(&[0.3], 0.3), Some(vec![1.0]));
         assert_eq!(weights(&[0.3, 0.3], 0.3), Some(vec![0.5, 0.5]));
