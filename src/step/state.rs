@@ -25,6 +25,9 @@ const MAX_DISTANCE: f64 = 0.1;
 #[derive(Serialize, Deserialize)]
 struct Index {
     version: u32,
+    /// Numbers of an embedding with all its levels; version 0.1 wrote none.
+    #[serde(default)]
+    width: Option<i64>,
     trust: WindowTrust,
     references: SavedReferences,
     statistics: SavedNormCache,
@@ -42,6 +45,7 @@ impl StepLoss {
         let (statistics, all) = self.norm_cache.save()?;
         let index = Index {
             version: VERSION,
+            width: Some(loss.pipeline().levels.width()),
             trust: self.audits.trust,
             references,
             statistics,
@@ -108,14 +112,15 @@ impl StepLoss {
         let embeddings = tensor(&file, "embeddings", device)?;
         let rows = index.references.rows();
         let width = lock(&self.loss).pipeline().levels.width();
+        if index.width.is_some_and(|saved| saved != width) {
+            bail!(
+                Argument,
+                "the state was saved with other `levels`; make the loss with those, or go on without the state"
+            );
+        }
         let expected = [rows.unwrap_or(-1), width];
         let embeddings = match embeddings {
             None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
-            Some(found) if found.size()[1..] != expected[1..] => bail!(
-                Argument,
-                "the state was saved with other `levels`; make the loss with those, or go on without the state"
-            ),
-            Some(found) if found.size() == expected => found,
             found => bail!(
                 Format,
                 "a damaged state: embeddings: expected {expected:?}, got {:?}",
