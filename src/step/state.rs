@@ -121,6 +121,7 @@ impl StepLoss {
         let expected = [rows.unwrap_or(-1), width];
         let embeddings = match embeddings {
             None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
+            Some(found) if found.size() == expected => found,
             found => bail!(
                 Format,
                 "a damaged state: embeddings: expected {expected:?}, got {:?}",

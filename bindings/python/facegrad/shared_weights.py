@@ -54,7 +54,10 @@ def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tupl
             # Only what JSON can carry: the rest says nothing about weights.
             plain = (bool, int, float, str, list, tuple, type(None))
             about = {key: value for key, value in config.items() if isinstance(value, plain)}
-            about["_class_name"] = next((name for name in class_names(module) if name in KNOWN), type(module).__name__)
+            known = next((name for name in class_names(module) if name in KNOWN), None)
+            if known is None:
+                raise Refusal(f"its class {type(module).__name__} is none that the library has a decoder for")
+            about["_class_name"] = known
         state: Mapping[str, Any] = module.state_dict()
     else:
         state = source

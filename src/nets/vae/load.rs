@@ -29,6 +29,11 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
     let result = if config.family == Some(VaeFamily::Torchscript) || is_torchscript(&file) {
         script(config, &file, device)
     } else {
+        let sidecar = match &config.model_config {
+            Some(given) => Sidecar::of(given.clone())?,
+            None => Sidecar::beside(&file)?,
+        };
+        sidecar.check_class()?;
         // A checkpoint may hold much beside the VAE: its names say what has to be read.
         let all = RefCell::new(BTreeSet::new());
         weights::load(&file, &|name| {
@@ -39,10 +44,6 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
         let hint = all.iter().find_map(|name| dialect::format_hint(name));
         let decoder = dialect::translate(all.iter().map(String::as_str))?;
         let arrays = weights::load(&file, &|name| decoder.contains_key(name))?;
-        let sidecar = match &config.model_config {
-            Some(given) => Sidecar::of(given.clone())?,
-            None => Sidecar::beside(&file)?,
-        };
         let tensors = arrays.into_iter().map(|(name, array)| {
             let tensor = tensor::from_array(&array, device)?.f_to_kind(kind(config.dtype))?;
             Ok((name, tensor))
@@ -62,6 +63,7 @@ pub(super) fn from_tensors(
         Some(given) => Sidecar::of(given.clone())?,
         None => Sidecar::default(),
     };
+    sidecar.check_class()?;
     build(tensors, config, &sidecar, None, device, true)
 }
 

@@ -73,6 +73,27 @@ impl Sidecar {
         serde_json::from_value(value).map_err(|e| Error::Config(format!("model config: {e}")))
     }
 
+    /// Checks that there is a decoder for the class.
+    pub(super) fn check_class(&self) -> Result<()> {
+        const KNOWN: [&str; 7] = [
+            "AutoencoderKL",
+            "AutoencoderKLFlux2",
+            "AutoencoderKLQwenImage",
+            "AutoencoderKLWan",
+            "AutoencoderKLHunyuanImage",
+            "AutoencoderDC",
+            "AutoencoderTiny",
+        ];
+        match self.class.as_deref() {
+            Some(class) if !KNOWN.contains(&class) => bail!(
+                Unsupported,
+                "config.json: the class {class} is not implemented; known are {}; {INSTEAD}",
+                KNOWN.join(", ")
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the file describes the family that its tensors are of.
     pub(super) fn check(&self, family: VaeFamily) -> Result<()> {
         let described = match self.class.as_deref() {
@@ -83,13 +104,7 @@ impl Sidecar {
             Some("AutoencoderKLHunyuanImage") => VaeFamily::Hunyuan,
             Some("AutoencoderDC") => VaeFamily::Dc,
             Some("AutoencoderTiny") => VaeFamily::Tiny,
-            Some(class) => bail!(
-                Unsupported,
-                "config.json: the class {class} is not implemented; known are AutoencoderKL, AutoencoderKLFlux2, \
-                 AutoencoderKLQwenImage, AutoencoderKLWan, AutoencoderKLHunyuanImage, AutoencoderDC and AutoencoderTiny; \
-                 {INSTEAD}"
-            ),
-            None => return Ok(()),
+            _ => return Ok(()),
         };
         if described != family {
             bail!(
@@ -122,9 +137,9 @@ impl Sidecar {
             ),
             _ => Ok(()),
         };
-        let each = |words: &Option<OneOrEach>| match words {
-            None => None,
-            Some(words) => Some(words.word().unwrap_or("of several kinds").to_string()),
+        let each = |words: &Option<OneOrEach>| {
+            let words = words.as_ref()?;
+            Some(words.word().unwrap_or("of several kinds").to_string())
         };
         known(
             "decoder_norm_types",
