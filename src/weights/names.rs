@@ -35,14 +35,32 @@ pub fn prefix<'a>(names: impl Iterator<Item = &'a str>, anchors: &[&str]) -> Opt
 /// The arrays of the network that has one of the names in `anchors` (`conv1.weight`), by the network's own names. Arrays
 /// outside it, such as an optimiser's, are left out. Without any anchor the arrays come back as they are.
 pub fn strip(weights: Weights, anchors: &[&str]) -> Weights {
-    let weights: Weights = weights
+    let short: Vec<(String, String)> = weights.keys().map(|n| (n.clone(), bare(n))).collect();
+    let Some(prefix) = prefix(short.iter().map(|(_, bare)| bare.as_str()), anchors) else {
+        return weights
+            .into_iter()
+            .map(|(name, array)| (bare(&name), array))
+            .collect();
+    };
+    let anchor = |name: &str| anchors.iter().find(|a| name == format!("{prefix}{a}"));
+    // What stands before the anchor in the file, wrappers and all, stands before the whole network.
+    let head = short.iter().find_map(|(full, bare)| {
+        let first = anchor(bare)?.split('.').next()?;
+        let parts: Vec<&str> = full.split('.').collect();
+        let at = parts.iter().rposition(|part| *part == first)?;
+        Some(
+            parts[..at]
+                .iter()
+                .map(|part| format!("{part}."))
+                .collect::<String>(),
+        )
+    });
+    let head = head.unwrap_or_default();
+    let inside = weights
         .into_iter()
-        .map(|(name, array)| (bare(&name), array))
-        .collect();
-    match prefix(weights.keys().map(String::as_str), anchors) {
-        Some(prefix) => take_prefix(weights, &prefix),
-        None => weights,
-    }
+        .filter(|(name, _)| name.starts_with(&head));
+    let bared = inside.map(|(name, array)| (bare(&name), array)).collect();
+    take_prefix(bared, &prefix)
 }
 
 /// The arrays whose names start with `prefix`, without it.
