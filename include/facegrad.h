@@ -320,6 +320,30 @@ typedef struct facegrad_face {
 } facegrad_face;
 
 /**
+ * Decodes `latents` `[B,C,h,w]`, float32 and compact, valid until the function returns. It fills in `image` with a
+ * description of an image `[B,3,H,W]`, float32, float16 or bfloat16, on the same device; that memory must stay until the
+ * next call of this function or of the other one with the same `user_data`. With a `ticket` other than 0 it keeps what the gradient needs: each
+ * ticket is used by one call of the other function. It is called on the context's thread, with the caller's
+ * CUDA stream current there, must not call facegrad with objects of the same context, must not longjmp and should not throw.
+ * Returns 0, or anything else where it failed: the call that needed the image is then `FACEGRAD_ERR_CALLBACK`.
+ */
+typedef int32_t (*facegrad_decode_function)(const struct facegrad_tensor *latents,
+                                            uint64_t ticket,
+                                            struct facegrad_tensor *image,
+                                            void *user_data);
+
+/**
+ * The gradient with respect to the latents of a ticket, from the `gradient` `[B,3,H,W]` with respect to their image,
+ * float32 and compact: fills in `latents_gradient` as `facegrad_decode_function` fills in `image`, and forgets the ticket.
+ * With `gradient` NULL it only forgets; the ticket may then be forgotten already. The other rules are those of
+ * `facegrad_decode_function`.
+ */
+typedef int32_t (*facegrad_vjp_function)(uint64_t ticket,
+                                         const struct facegrad_tensor *gradient,
+                                         struct facegrad_tensor *latents_gradient,
+                                         void *user_data);
+
+/**
  * What the host says about a batch of N generated images. Zero every field that is not used.
  */
 typedef struct facegrad_targets {
@@ -471,6 +495,15 @@ typedef struct facegrad_result {
    * `audit_norm_ratio` of the same sample; else NaN.
    */
   double audit_norm_ratio;
+  /**
+   * How many of `level_distances` are set: the configured `levels`, and the embedding last where it is not among them; 0
+   * without `levels`, and where no sample counts.
+   */
+  int64_t levels;
+  /**
+   * Mean of `1 − cos` over the counted samples on every level, in the order of the configuration.
+   */
+  double level_distances[8];
 } facegrad_result;
 
 /**
@@ -725,6 +758,18 @@ typedef struct facegrad_api {
   void (*evaluator_free)(struct facegrad_evaluator *evaluator);
   facegrad_status (*loss_save)(struct facegrad_loss *loss, const char *path);
   facegrad_status (*loss_restore)(struct facegrad_loss *loss, const char *path);
+  facegrad_status (*vae_new_from_functions)(const struct facegrad_context *context,
+                                            facegrad_decode_function decode,
+                                            facegrad_vjp_function vjp,
+                                            void *user_data,
+                                            const char *config,
+                                            struct facegrad_vae **out);
+  facegrad_status (*graph_features)(struct facegrad_graph *graph,
+                                    int64_t crops,
+                                    struct facegrad_backbone *backbone,
+                                    const char *level,
+                                    int64_t *node,
+                                    void *stream);
 } facegrad_api;
 
 /**
@@ -940,7 +985,7 @@ facegrad_status facegrad_debug_panic(struct facegrad_context *context);
  * Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
  *
  * @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
- * the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
+ * the detection canvases, or pairs [width, height], multiples of 32 (default [640]), whose finds are merged; `threshold`
  * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
  * execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
  * them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
@@ -1119,6 +1164,27 @@ facegrad_status facegrad_vae_info(const struct facegrad_vae *vae,
  * Frees a decoder. A loss that was made with it keeps what it needs.
  */
 void facegrad_vae_free(struct facegrad_vae *vae);
+
+/**
+ * Makes a decoder of the host's own: any VAE, and models whose latents are pixels. Loss, gates, packing and report are as
+ * with the library's decoders; windows are not available.
+ *
+ * @param[in] decode, vjp what the host does; both are called until the decoder and every loss and graph made with it
+ * are freed
+ * @param[in] user_data handed to every call; may be NULL
+ * @param[in] config JSON: `latent_channels` (0: any); `image_range` of the images, "signed" ([-1, 1], default) | "unit"
+ * ([0, 1]); `latent_format` as in `facegrad_loss_new` (default "none"); `slicing` decodes one sample at a time. NULL for
+ * the defaults
+ * @param[out] out the new decoder; NULL on failure
+ *
+ * Errors: `NULL`, `CONFIG`.
+ */
+facegrad_status facegrad_vae_new_from_functions(const struct facegrad_context *context,
+                                                facegrad_decode_function decode,
+                                                facegrad_vjp_function vjp,
+                                                void *user_data,
+                                                const char *config,
+                                                struct facegrad_vae **out);
 
 /**
  * Makes a loss. Networks may be handed over, and shared between losses, or named in the
@@ -1327,6 +1393,25 @@ facegrad_status facegrad_graph_decode(struct facegrad_graph *graph,
                                       const char *config,
                                       int64_t *node,
                                       void *stream);
+
+/**
+ * What a recogniser makes of aligned crops at one of its levels, float32, not normalised. The gradient flows to the crops.
+ *
+ * @param[in] crops a node of shape `[M,3,S,S]`, RGB in [0, 1]
+ * @param[in] backbone of the same context
+ * @param[in] level "embedding", the last, `[M,D]`; of an IResNet "layer1" to "layer4", `[M,C,h,w]`; of an ONNX model an
+ * output by its name. NULL: "embedding"
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ *
+ * Errors: `SHAPE`, `CONFIG` for a level that the recogniser does not have.
+ */
+facegrad_status facegrad_graph_features(struct facegrad_graph *graph,
+                                        int64_t crops,
+                                        struct facegrad_backbone *backbone,
+                                        const char *level,
+                                        int64_t *node,
+                                        void *stream);
 
 /**
  * The loss of a node of images: a scalar float32 node. The same numbers as `facegrad_loss_images`.

@@ -5,7 +5,7 @@ use crate::config::{AlignMode, FaceChoice};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::face::{Face, FacePlace, choose};
-use crate::nets::Recogniser;
+use crate::nets::{Levels, Recogniser};
 use crate::shared::{Shared, lock};
 use tch::Tensor;
 
@@ -15,6 +15,8 @@ pub struct Pipeline {
     pub detector: Option<Shared<Detector>>,
     /// The frozen recogniser.
     pub recogniser: Shared<Recogniser>,
+    /// What of it faces are compared on.
+    pub levels: Levels,
     /// How a face becomes the recogniser's input.
     pub align_mode: AlignMode,
     /// Which of several faces in an image counts.
@@ -66,9 +68,20 @@ impl Pipeline {
         crop_for(self.align_mode, sample, place, self.input_size())
     }
 
-    /// Normalised embeddings `[M,D]` of the crops. The gradient flows back to `images`.
+    /// Whether a place that the host gave is landmarks alone that no crop can be made of, while a detector is there to find
+    /// the face's box.
+    ///
+    /// # Errors
+    /// As [`crop_for`].
+    pub fn unusable(&self, place: &FacePlace) -> Result<bool> {
+        let alone = place.bbox.is_none() && self.align_mode == AlignMode::Kps;
+        Ok(alone && self.detector.is_some() && self.crop(0, place)?.is_none())
+    }
+
+    /// Features `[M,D]` of the crops, every level normalised. The gradient flows back to `images`.
     pub fn embed(&self, images: &Tensor, crops: &[Crop]) -> Result<Tensor> {
         let recogniser = lock(&self.recogniser);
-        recogniser.embed(&align(images, crops, recogniser.input_size())?)
+        let crops = align(images, crops, recogniser.input_size())?;
+        self.levels.features(&recogniser, &crops)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The header's chapters in its order.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "ffi/types.rs",
     "tensor/view.rs",
     "ffi/global.rs",
@@ -14,6 +14,7 @@ const SOURCES: [&str; 12] = [
     "ffi/detector.rs",
     "ffi/backbone.rs",
     "ffi/vae.rs",
+    "ffi/host_vae.rs",
     "ffi/loss.rs",
     "ffi/step.rs",
     "ffi/graph.rs",

@@ -105,4 +105,24 @@ std::int32_t facegrad_torch_call_log(void (*log)(std::int32_t, const char *, voi
     }
 }
 
+/// Calls the host's decoder (facegrad_decode_function): its own status, or -1 where it threw.
+std::int32_t facegrad_torch_call_decode(std::int32_t (*decode)(const void *, std::uint64_t, void *, void *), const void *latents,
+                                        std::uint64_t ticket, void *image, void *user_data) {
+    try {
+        return decode(latents, ticket, image, user_data);
+    } catch (...) {
+        return -1;
+    }
+}
+
+/// Calls the host's derivative of its decoder (facegrad_vjp_function): its own status, or -1 where it threw.
+std::int32_t facegrad_torch_call_vjp(std::int32_t (*vjp)(std::uint64_t, const void *, void *, void *), std::uint64_t ticket,
+                                     const void *gradient, void *latents_gradient, void *user_data) {
+    try {
+        return vjp(ticket, gradient, latents_gradient, user_data);
+    } catch (...) {
+        return -1;
+    }
+}
+
 } // extern "C"

@@ -320,6 +320,30 @@ typedef struct facegrad_face {
 } facegrad_face;
 
 /**
+ * Decodes `latents` `[B,C,h,w]`, float32 and compact, valid until the function returns. It fills in `image` with a
+ * description of an image `[B,3,H,W]`, float32, float16 or bfloat16, on the same device; that memory must stay until the
+ * next call of this function or of the other one with the same `user_data`. With a `ticket` other than 0 it keeps what the gradient needs: each
+ * ticket is used by one call of the other function. It is called on the context's thread, with the caller's
+ * CUDA stream current there, must not call facegrad with objects of the same context, must not longjmp and should not throw.
+ * Returns 0, or anything else where it failed: the call that needed the image is then `FACEGRAD_ERR_CALLBACK`.
+ */
+typedef int32_t (*facegrad_decode_function)(const struct facegrad_tensor *latents,
+                                            uint64_t ticket,
+                                            struct facegrad_tensor *image,
+                                            void *user_data);
+
+/**
+ * The gradient with respect to the latents of a ticket, from the `gradient` `[B,3,H,W]` with respect to their image,
+ * float32 and compact: fills in `latents_gradient` as `facegrad_decode_function` fills in `image`, and forgets the ticket.
+ * With `gradient` NULL it only forgets; the ticket may then be forgotten already. The other rules are those of
+ * `facegrad_decode_function`.
+ */
+typedef int32_t (*facegrad_vjp_function)(uint64_t ticket,
+                                         const struct facegrad_tensor *gradient,
+                                         struct facegrad_tensor *latents_gradient,
+                                         void *user_data);
+
+/**
  * What the host says about a batch of N generated images. Zero every field that is not used.
  */
 typedef struct facegrad_targets {
@@ -471,6 +495,15 @@ typedef struct facegrad_result {
    * `audit_norm_ratio` of the same sample; else NaN.
    */
   double audit_norm_ratio;
+  /**
+   * How many of `level_distances` are set: the configured `levels`, and the embedding last where it is not among them; 0
+   * without `levels`, and where no sample counts.
+   */
+  int64_t levels;
+  /**
+   * Mean of `1 − cos` over the counted samples on every level, in the order of the configuration.
+   */
+  double level_distances[8];
 } facegrad_result;
 
 /**
@@ -725,6 +758,18 @@ typedef struct facegrad_api {
   void (*evaluator_free)(struct facegrad_evaluator *evaluator);
   facegrad_status (*loss_save)(struct facegrad_loss *loss, const char *path);
   facegrad_status (*loss_restore)(struct facegrad_loss *loss, const char *path);
+  facegrad_status (*vae_new_from_functions)(const struct facegrad_context *context,
+                                            facegrad_decode_function decode,
+                                            facegrad_vjp_function vjp,
+                                            void *user_data,
+                                            const char *config,
+                                            struct facegrad_vae **out);
+  facegrad_status (*graph_features)(struct facegrad_graph *graph,
+                                    int64_t crops,
+                                    struct facegrad_backbone *backbone,
+                                    const char *level,
+                                    int64_t *node,
+                                    void *stream);
 } facegrad_api;
 
 /**
@@ -935,7 +980,7 @@ facegrad_status facegrad_debug_panic(struct facegrad_context *context);
  * Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
  *
  * @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
- * the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
+ * the detection canvases, or pairs [width, height], multiples of 32 (default [640]), whose finds are merged; `threshold`
  * (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
  * execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
  * them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
@@ -1115,6 +1160,27 @@ facegrad_status facegrad_vae_info(const struct facegrad_vae *vae,
 void facegrad_vae_free(struct facegrad_vae *vae);
 
 /**
+ * Makes a decoder of the host's own: any VAE, and models whose latents are pixels. Loss, gates, packing and report are as
+ * with the library's decoders; windows are not available.
+ *
+ * @param[in] decode, vjp what the host does; both are called until the decoder and every loss and graph made with it
+ * are freed
+ * @param[in] user_data handed to every call; may be NULL
+ * @param[in] config JSON: `latent_channels` (0: any); `image_range` of the images, "signed" ([-1, 1], default) | "unit"
+ * ([0, 1]); `latent_format` as in `facegrad_loss_new` (default "none"); `slicing` decodes one sample at a time. NULL for
+ * the defaults
+ * @param[out] out the new decoder; NULL on failure
+ *
+ * Errors: `NULL`, `CONFIG`.
+ */
+facegrad_status facegrad_vae_new_from_functions(const struct facegrad_context *context,
+                                                facegrad_decode_function decode,
+                                                facegrad_vjp_function vjp,
+                                                void *user_data,
+                                                const char *config,
+                                                struct facegrad_vae **out);
+
+/**
  * Makes a loss. Networks may be handed over, and shared between losses, or named in the
  * configuration; without any detector the host has to say where every face is.
  *
@@ -1122,24 +1188,8 @@ void facegrad_vae_free(struct facegrad_vae *vae);
  * @param[in] backbone NULL: loaded from the config's `arcface_weights`
  * @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
  * one
- * @param[in] config JSON, all keys optional, NULL for none: `use_face_loss` (true); `face_loss_weight` (0.1; usually
- * 0.05–0.2); `face_align_mode` "bbox" (default) | "kps" (recommended); `face_loss_type`
- * "differentiable"; `face_types` (["person", "person_head"]); `arcface_weights`, `arcface_model` as
- * `path`, `model` of `facegrad_backbone_new`; `detector` a path or the object of
- * `facegrad_detector_new`; `landmarks` "detect" | "reference" | "detect_or_reference"; `face_choice`
- * "score" | "largest" | "center" | "index" with `face_index`; `target_similarity` (1);
- * `reference_mode` "mean" | "best"; `reference_cache` (4096 faces). For the step: `vae` a path or the object
- * of `facegrad_vae_new`; `prediction` {"kind": "flow" | "epsilon" | "v" | "sample" | "custom" | "z_image" |
- * "lumina2" | "hidream", "time": "t" | "sigma" | "alpha_bar", "negated", "reversed_time"}; `packing` "none" |
- * "flux" | "flux2" | "flux2_tokens"; `latent_crop` {"x", "y", "width", "height"} in latent pixels;
- * `latent_format` "sd15" | "sdxl" | "sd3" | "flux" | "flux2" | "qwen_image" | "wan21" | "none" |
- * {"custom": {"scale", "shift", "mean", "std"}}; `clamp` "clamp" | "straight_through" | "soft"; `t_min`,
- * `t_max` the noise levels that count; `time_weight` "constant" | "one_minus_t" | "one_minus_t_squared" |
- * "inverse_t_squared" | {"min_snr": γ} | {"table": [...]}; `every_n_steps` (1); `gradient_limit`;
- * `decode` "full" (default) | "window" | "window_only", with `norm_stats` "auto" (default) | "exact" |
- * "cached" | "window", `norm_stats_t_max` (0.6), `norm_stats_refresh` (32 uses), `norm_stats_cache` (4096
- * samples), `window_halo` in latent pixels (the receptive field; 2 where statistics are not exact),
- * `audit_every` (0: never), `audit_cosine` (0.9) and `audit_norm_ratio` (1.5)
+ * @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+ * `facegrad_build_info` lists their names
  * @param[out] out the new loss; NULL on failure
  *
  * Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
@@ -1260,16 +1310,16 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    void *stream);
 
 /**
- * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
- * is computed when it is made and stays until the tape is freed.
+ * Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
+ * is computed when it is made and stays until the graph is freed.
  *
- * @param[out] out the new tape; NULL on failure
+ * @param[out] out the new graph; NULL on failure
  */
 facegrad_status facegrad_graph_new(const struct facegrad_context *context,
                                    struct facegrad_graph **out);
 
 /**
- * Puts a copy of a tensor on the tape.
+ * Adds a copy of a tensor.
  *
  * @param[in] tensor float32, float16 or bfloat16, any shape
  * @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
@@ -1337,6 +1387,25 @@ facegrad_status facegrad_graph_decode(struct facegrad_graph *graph,
                                       void *stream);
 
 /**
+ * What a recogniser makes of aligned crops at one of its levels, float32, not normalised. The gradient flows to the crops.
+ *
+ * @param[in] crops a node of shape `[M,3,S,S]`, RGB in [0, 1]
+ * @param[in] backbone of the same context
+ * @param[in] level "embedding", the last, `[M,D]`; of an IResNet "layer1" to "layer4", `[M,C,h,w]`; of an ONNX model an
+ * output by its name. NULL: "embedding"
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ *
+ * Errors: `SHAPE`, `CONFIG` for a level that the recogniser does not have.
+ */
+facegrad_status facegrad_graph_features(struct facegrad_graph *graph,
+                                        int64_t crops,
+                                        struct facegrad_backbone *backbone,
+                                        const char *level,
+                                        int64_t *node,
+                                        void *stream);
+
+/**
  * The loss of a node of images: a scalar float32 node. The same numbers as `facegrad_loss_images`.
  *
  * @param[in] images a node of shape `[N,3,H,W]`
@@ -1379,9 +1448,9 @@ facegrad_status facegrad_graph_read(const struct facegrad_graph *graph,
                                     void *stream);
 
 /**
- * Walks back from a node. Gradients of an earlier walk on this tape are forgotten.
+ * Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
  *
- * @param[in] node the node to start from, usually a loss
+ * @param[in] node the node to differentiate, usually a loss
  * @param[in] seed the gradient with respect to it, of its shape; NULL: ones
  * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
  */
@@ -1391,8 +1460,8 @@ facegrad_status facegrad_graph_backward(struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Copies the gradient that the last `facegrad_graph_backward` brought to a node; zeros where none
- * arrived.
+ * Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
+ * influence.
  *
  * @param[out] tensor the node's shape, any float dtype
  * @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -1403,7 +1472,7 @@ facegrad_status facegrad_graph_gradient(const struct facegrad_graph *graph,
                                         void *stream);
 
 /**
- * Frees a tape with all its nodes.
+ * Frees a graph with all its nodes.
  */
 void facegrad_graph_free(struct facegrad_graph *graph);
 

@@ -292,6 +292,13 @@ class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
         const auto status = api().vae_new_from_tensors(context.get(), names.data(), raw.data(), raw.size(), config.c_str(), &out);
         return detail::done(status, [&] { return Vae(out); });
     }
+    /// A decoder of the host's own: see facegrad_vae_new_from_functions. What `user_data` points to must outlive the decoder.
+    static Outcome<Vae> make(const Context &context, facegrad_decode_function decode, facegrad_vjp_function vjp, void *user_data,
+                             const std::string &config = "{}") {
+        facegrad_vae *out = nullptr;
+        const auto status = api().vae_new_from_functions(context.get(), decode, vjp, user_data, config.c_str(), &out);
+        return detail::done(status, [&] { return Vae(out); });
+    }
     /// `[B,C,h,w]` latents to `[B,3,s·h,s·w]` images.
     Outcome<void> decode(const TensorView &latents, const TensorView &images, void *stream = nullptr) {
         const facegrad_tensor in = latents.raw(), out = images.raw();
@@ -449,6 +456,10 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
     }
     Outcome<Node> decode(Node latents, const Vae &vae, const std::string &config = "{}", void *stream = nullptr) {
         return node([&](Node *out) { return api().graph_decode(get(), latents, vae.get(), config.c_str(), out, stream); });
+    }
+    /// A level of the recogniser over aligned crops, not normalised: see facegrad_graph_features.
+    Outcome<Node> features(Node crops, const Backbone &backbone, const std::string &level = "embedding", void *stream = nullptr) {
+        return node([&](Node *out) { return api().graph_features(get(), crops, backbone.get(), level.c_str(), out, stream); });
     }
     /// A scalar; `report` may be nullptr.
     Outcome<Node> face_loss(Node images, const Loss &loss, const Targets &targets, Report *report = nullptr, void *stream = nullptr) {

@@ -116,6 +116,8 @@ pub struct Sample {
     pub exact_pass: bool,
     /// Set at steps that audit.
     pub audit: Option<Audit>,
+    /// Cosines on the configured levels, in their order; empty where the embedding alone is compared.
+    pub levels: Vec<f64>,
 }
 
 impl Sample {
@@ -142,13 +144,21 @@ pub struct Report {
 }
 
 impl Report {
-    /// Computes `loss` and `mean_distance` from the samples. `target`: the similarity beyond which a sample adds
-    /// nothing more to the loss.
-    pub fn total(&mut self, face_loss_weight: f64, target: f64) {
+    /// Computes `loss` and `mean_distance` from the samples. `levels`: per level the cosine beyond which a sample adds
+    /// nothing more to the loss, and the level's weight; one level is the embedding.
+    pub fn total(&mut self, face_loss_weight: f64, levels: &[(f64, f64)]) {
         let (mut total, mut distance, mut count) = (0.0, 0.0, 0.0);
         for sample in &self.samples {
             if sample.outcome == Outcome::Counted {
-                total += sample.weight * (1.0 - sample.similarity.min(target));
+                let cosines = match levels.len() {
+                    1 => std::slice::from_ref(&sample.similarity),
+                    _ => sample.levels.as_slice(),
+                };
+                let parts = levels
+                    .iter()
+                    .zip(cosines)
+                    .map(|((target, weight), cosine)| weight * (1.0 - cosine.min(*target)));
+                total += sample.weight * parts.sum::<f64>();
                 distance += 1.0 - sample.similarity;
                 count += 1.0;
             }
@@ -183,6 +193,22 @@ impl Report {
     pub fn worst_audit(&self) -> Option<Audit> {
         let audits = self.samples.iter().filter_map(|s| s.audit);
         audits.min_by(|a, b| a.cosine.total_cmp(&b.cosine))
+    }
+
+    /// Per level the mean of `1 − cos` over the counted samples; empty where the embedding alone is compared, or no
+    /// sample counts.
+    pub fn level_distances(&self) -> Vec<f64> {
+        let counted = self
+            .samples
+            .iter()
+            .filter(|s| s.outcome == Outcome::Counted);
+        let rows: Vec<&Vec<f64>> = counted.map(|s| &s.levels).collect();
+        let levels = rows.first().map_or(0, |row| row.len());
+        let mean = |at: usize| {
+            let distances = rows.iter().filter_map(|row| Some(1.0 - row.get(at)?));
+            distances.sum::<f64>() / rows.len() as f64
+        };
+        (0..levels).map(mean).collect()
     }
 
     /// How many samples count.

@@ -1,6 +1,8 @@
 use super::path::{optional_path, path};
 use super::{Engine, Provider, Runtime};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Which of several faces a sample's loss looks at.
@@ -18,6 +20,62 @@ pub enum FaceChoice {
     Index,
 }
 
+/// Width and height of a detection canvas, pixels: `640` in JSON, or `[640, 480]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetectionSize {
+    /// Multiple of 32.
+    pub width: u32,
+    /// Multiple of 32.
+    pub height: u32,
+}
+
+impl From<u32> for DetectionSize {
+    fn from(side: u32) -> Self {
+        Self {
+            width: side,
+            height: side,
+        }
+    }
+}
+
+impl fmt::Display for DetectionSize {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.width == self.height {
+            true => write!(f, "{}", self.width),
+            false => write!(f, "{}x{}", self.width, self.height),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DetectionSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SideOrPair;
+
+        impl<'de> Visitor<'de> for SideOrPair {
+            type Value = DetectionSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a side in pixels, or a pair [width, height]")
+            }
+
+            fn visit_u64<E: Error>(self, side: u64) -> Result<DetectionSize, E> {
+                let side = u32::try_from(side).map_err(E::custom)?;
+                Ok(side.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<DetectionSize, A::Error> {
+                let (width, height) = (seq.next_element()?, seq.next_element()?);
+                match (width, height, seq.next_element::<u32>()?) {
+                    (Some(width), Some(height), None) => Ok(DetectionSize { width, height }),
+                    _ => Err(A::Error::custom("expected a pair [width, height]")),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(SideOrPair)
+    }
+}
+
 /// Configuration of a detector.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,10 +86,10 @@ pub struct DetectorConfig {
     /// What runs the network.
     #[serde(default)]
     pub engine: Engine,
-    /// Sides of the square detection canvases, each a multiple of 32. Candidates of all sizes are
+    /// Sides of the detection canvases, or pairs [width, height], all multiples of 32. Candidates of all sizes are
     /// merged before NMS. insightface < 1.0 used `[640]`, insightface ≥ 1.0 uses `[128, 640]`.
     #[serde(default = "default_sizes")]
-    pub det_sizes: Vec<u32>,
+    pub det_sizes: Vec<DetectionSize>,
     /// Least score of a face, in (0, 1).
     #[serde(default = "default_threshold")]
     pub threshold: f64,
@@ -49,7 +107,7 @@ pub struct DetectorConfig {
     pub min_size: f64,
     /// Sides tried one after the other, until one finds a face, where `det_sizes` find none.
     #[serde(default)]
-    pub retry_sizes: Vec<u32>,
+    pub retry_sizes: Vec<DetectionSize>,
     /// Where everything before finds none: `det_sizes` again, with a black border of this part of the
     /// picture's longer side around it; 0: not.
     #[serde(default)]
@@ -83,8 +141,8 @@ impl DetectorConfig {
     }
 }
 
-fn default_sizes() -> Vec<u32> {
-    vec![640]
+fn default_sizes() -> Vec<DetectionSize> {
+    vec![640.into()]
 }
 
 // insightface model_zoo/scrfd.py: nms_thresh 0.4, det_thresh 0.5.

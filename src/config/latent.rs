@@ -102,6 +102,8 @@ pub enum LatentFormat {
     QwenImage,
     /// Wan 2.1: 16 channels, the numbers of Qwen-Image.
     Wan21,
+    /// Wan 2.2's residual VAE: 48 channels.
+    Wan22,
     /// `z·std/scale + mean + shift`.
     Custom(CustomFormat),
 }

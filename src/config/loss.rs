@@ -1,7 +1,7 @@
 use super::path::optional_path;
 use super::{
-    Choice, ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, Packing, PredictionConfig, Rect,
-    VaeConfig,
+    Choice, ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, LevelWeights, Packing,
+    PredictionConfig, Rect, VaeConfig,
 };
 use crate::error::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,9 @@ pub struct LossConfig {
     /// Cosine similarity in (-1, 1] beyond which there is no push. Pairs of real photographs of one
     /// person lie near 0.5.
     pub target_similarity: f64,
+    /// Weights of the cosine distances on several levels of the recogniser, whose weighted sum the loss is: of an IResNet
+    /// `layer1` to `layer4`, of an ONNX model its further outputs by name, and `embedding`. Left out: the embedding alone.
+    pub levels: Option<LevelWeights>,
     /// How the several images of one registered reference act together.
     pub reference_mode: ReferenceMode,
     /// How many reference faces are remembered by content; 0 remembers none.
@@ -209,6 +212,7 @@ impl Default for LossConfig {
             face_choice: FaceChoice::default(),
             face_index: 0,
             target_similarity: 1.0,
+            levels: None,
             reference_mode: ReferenceMode::default(),
             reference_cache: 4096,
             vae: None,

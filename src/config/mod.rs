@@ -7,6 +7,7 @@ mod context;
 mod detector;
 mod evaluator;
 mod latent;
+mod levels;
 mod loss;
 mod path;
 mod runtime;
@@ -15,18 +16,19 @@ mod vae;
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use choice::Choice;
 pub use context::ContextConfig;
-pub use detector::{DetectorConfig, FaceChoice};
+pub use detector::{DetectionSize, DetectorConfig, FaceChoice};
 pub use evaluator::{EvaluatorConfig, Pooling, RecogniserChoice};
 pub use latent::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
+pub use levels::{LevelWeights, MAX_LEVELS};
 pub use loss::{
     AlignMode, DecodeMode, DetectorChoice, Locate, LossConfig, LossType, NormStats, ReferenceMode,
     TimeWeight, VaeChoice,
 };
 pub use path::from_bytes as path_from_bytes;
 pub use runtime::{Engine, Provider, Runtime};
-pub use vae::{ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
+pub use vae::{HostVaeConfig, ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
 
 use crate::error::{Error, Result, bail, brief, shorten};
 use serde::de::DeserializeOwned;

@@ -1,3 +1,4 @@
+use super::LatentFormat;
 use super::path::optional_path;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -12,11 +13,19 @@ pub enum VaeFamily {
     Flux2,
     /// Qwen-Image and Wan 2.1, one frame.
     Wan,
+    /// Wan 2.2's residual VAE, one frame.
+    Wan22,
+    /// HunyuanImage 2.1.
+    Hunyuan,
+    /// The deep compression autoencoders of Sana.
+    Dc,
     /// TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
     Tiny,
     /// A scripted or traced module that maps latents to an image. Loading one runs code that is in the file, so it
     /// has to be asked for.
     Torchscript,
+    /// Functions of the host.
+    Host,
 }
 
 /// Element type that a network computes in.
@@ -81,4 +90,18 @@ pub struct VaeConfig {
     pub image_range: ImageRange,
     /// TorchScript only: image pixels per latent pixel. Default: 8.
     pub scale_factor: Option<i64>,
+}
+
+/// Configuration of a decoder that is the host's.
+#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostVaeConfig {
+    /// Channels of the latent; 0: whatever the functions take.
+    pub latent_channels: i64,
+    /// Range of the image.
+    pub image_range: ImageRange,
+    /// How a model's latents relate to those that the functions take. Default: `none`.
+    pub latent_format: LatentFormat,
+    /// Decode one sample at a time.
+    pub slicing: bool,
 }

@@ -1,5 +1,6 @@
 //! From the raw outputs of an SCRFD to faces.
 
+use crate::config::DetectionSize;
 use crate::error::{Result, bail};
 use crate::face::Face;
 use crate::weights::onnx::Model;
@@ -53,7 +54,7 @@ impl Layout {
 pub fn decode(
     layout: &Layout,
     outputs: &[Output],
-    size: i64,
+    size: DetectionSize,
     scale: f64,
     threshold: f64,
 ) -> Result<Vec<Face>> {
@@ -73,8 +74,9 @@ pub fn decode(
     }
     let mut faces = vec![];
     for (level, &stride) in layout.strides.iter().enumerate() {
-        let cells = ((size + stride - 1) / stride) as usize;
-        let rows = cells * cells * layout.anchors;
+        let cells = |pixels: u32| (i64::from(pixels) as usize).div_ceil(stride as usize);
+        let (lines, cells) = (cells(size.height), cells(size.width));
+        let rows = lines * cells * layout.anchors;
         let point_rows = points.get(level).map_or(rows, |p| p.len() / 10);
         if scores[level].len() != rows || boxes[level].len() != rows * 4 || point_rows != rows {
             bail!(

@@ -2,7 +2,7 @@
 
 use super::decode::Output;
 use super::letterbox::Canvas;
-use crate::config::DetectorConfig;
+use crate::config::{DetectionSize, DetectorConfig};
 use crate::error::{Result, bail};
 use crate::nets::{OnnxGraph, engine, onnxruntime};
 use crate::weights::onnx::Model;
@@ -34,8 +34,8 @@ pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(N
 
 impl Network {
     /// The raw outputs for one normalised canvas `[1,3,S,S]`.
-    pub fn run(&mut self, canvas: &Canvas, side: i64) -> Result<Vec<Output>> {
-        let shape = [1, 3, side, side];
+    pub fn run(&mut self, canvas: &Canvas, size: DetectionSize) -> Result<Vec<Output>> {
+        let shape = [1, 3, i64::from(size.height), i64::from(size.width)];
         match self {
             Network::Torch(graph, device) => {
                 let input = match canvas {

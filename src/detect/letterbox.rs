@@ -1,12 +1,13 @@
-//! A picture scaled into the top-left of a black square and normalised. The truncations are insightface's.
+//! A picture scaled into the top-left of a black canvas and normalised. The truncations are insightface's.
 
 use super::resize;
+use crate::config::DetectionSize;
 use crate::error::Result;
 use crate::tensor::Pixels;
 use crate::weights::buffer;
 use tch::{Kind, Tensor};
 
-/// The input of a detector's network, `[1,3,S,S]`.
+/// The input of a detector's network, `[1,3,H,W]`.
 pub enum Canvas {
     /// On the host.
     Host(Vec<f32>),
@@ -18,22 +19,23 @@ pub enum Canvas {
 pub trait Picture: Sized {
     /// Height and width, pixels.
     fn size(&self) -> (i64, i64);
-    /// The canvas of side `side` with the picture scaled to `height`×`width` in it.
-    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas>;
+    /// The canvas of that size with the picture scaled to `height`×`width` in it.
+    fn canvas(&self, size: DetectionSize, height: i64, width: i64) -> Result<Canvas>;
     /// The picture with a black border of that many pixels.
     fn bordered(&self, border: i64) -> Result<Self>;
 }
 
 /// The canvas, and how much the picture was scaled.
-pub fn letterbox<P: Picture>(picture: &P, side: i64) -> Result<(Canvas, f64)> {
+pub fn letterbox<P: Picture>(picture: &P, size: DetectionSize) -> Result<(Canvas, f64)> {
     let (height, width) = picture.size();
     let ratio = height as f64 / width as f64;
-    let (new_height, new_width) = match ratio > 1.0 {
-        true => (side, (side as f64 / ratio) as i64),
-        false => ((side as f64 * ratio) as i64, side),
+    let (most_height, most_width) = (f64::from(size.height), f64::from(size.width));
+    let (new_height, new_width) = match ratio > most_height / most_width {
+        true => (most_height, most_height / ratio),
+        false => (most_width * ratio, most_width),
     };
-    let (new_height, new_width) = (new_height.max(1), new_width.max(1));
-    let canvas = picture.canvas(side, new_height, new_width)?;
+    let (new_height, new_width) = ((new_height as i64).max(1), (new_width as i64).max(1));
+    let canvas = picture.canvas(size, new_height, new_width)?;
     Ok((canvas, new_height as f64 / height as f64))
 }
 
@@ -45,12 +47,13 @@ impl Picture for Pixels {
         (self.height as i64, self.width as i64)
     }
 
-    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas> {
-        let (side, height, width) = (side as usize, height as usize, width as usize);
-        let mut values = buffer(3 * side * side)?;
-        values.resize(3 * side * side, -MEAN / STD);
+    fn canvas(&self, size: DetectionSize, height: i64, width: i64) -> Result<Canvas> {
+        let (rows, columns) = (size.height as usize, size.width as usize);
+        let (height, width) = (height as usize, width as usize);
+        let mut values = buffer(3 * rows * columns)?;
+        values.resize(3 * rows * columns, -MEAN / STD);
         resize::rows(self, height, width, |plane, y, row| {
-            let start = (plane * side + y) * side;
+            let start = (plane * rows + y) * columns;
             for (value, &pixel) in values[start..start + width].iter_mut().zip(row) {
                 *value = (pixel as f32 - MEAN) / STD;
             }
@@ -70,9 +73,10 @@ impl Picture for Tensor {
         (size[2], size[3])
     }
 
-    fn canvas(&self, side: i64, height: i64, width: i64) -> Result<Canvas> {
+    fn canvas(&self, size: DetectionSize, height: i64, width: i64) -> Result<Canvas> {
+        let (rows, columns) = (i64::from(size.height), i64::from(size.width));
         let canvas = resize::resize(self, height, width)?
-            .f_constant_pad_nd([0, side - width, 0, side - height])?
+            .f_constant_pad_nd([0, columns - width, 0, rows - height])?
             .f_to_kind(Kind::Float)?
             .f_sub_scalar(f64::from(MEAN))?
             .f_div_scalar(f64::from(STD))?;

@@ -6,7 +6,7 @@ mod engine;
 mod letterbox;
 mod resize;
 
-use crate::config::DetectorConfig;
+use crate::config::{DetectionSize, DetectorConfig};
 use crate::error::{Result, bail};
 use crate::face::{Face, nms};
 use crate::log::warn_host;
@@ -28,11 +28,11 @@ const MAX_FIXED_SIDE: i64 = 4096;
 pub struct Detector {
     network: Network,
     layout: Layout,
-    sizes: Vec<i64>,
+    sizes: Vec<DetectionSize>,
     threshold: f64,
     nms_threshold: f64,
     min_size: f64,
-    retry_sizes: Vec<i64>,
+    retry_sizes: Vec<DetectionSize>,
     retry_padding: f64,
     description: String,
 }
@@ -68,12 +68,13 @@ impl Detector {
                 retry_sizes,
                 retry_padding: config.retry_padding,
                 description: format!(
-                    "{} on {engine}; sizes {sizes:?}, threshold {}, NMS {}{}",
+                    "{} on {engine}; sizes [{}], threshold {}, NMS {}{}",
                     config
                         .path
                         .file_name()
                         .unwrap_or_default()
                         .to_string_lossy(),
+                    listed(&sizes),
                     config.threshold,
                     config.nms_threshold,
                     further(config)
@@ -152,7 +153,7 @@ impl Detector {
     }
 
     /// What several sizes find, merged; without the faces that are too small.
-    fn merged<P: Picture>(&mut self, picture: &P, sizes: &[i64]) -> Result<Vec<Face>> {
+    fn merged<P: Picture>(&mut self, picture: &P, sizes: &[DetectionSize]) -> Result<Vec<Face>> {
         let mut faces = vec![];
         for &size in sizes {
             let (canvas, scale) = letterbox(picture, size)?;
@@ -195,7 +196,7 @@ fn further(config: &DetectorConfig) -> String {
 }
 
 /// The detection sizes: what the model fixes, else what the config lists.
-fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
+fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<DetectionSize>> {
     let shape = model
         .inputs
         .first()
@@ -211,16 +212,20 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
                  {MAX_FIXED_SIDE}"
             );
         }
-        let listed = config.det_sizes != [640];
-        if height != width || (listed && config.det_sizes != [height as u32]) {
+        let fixed = DetectionSize {
+            width: width as u32,
+            height: height as u32,
+        };
+        let given = config.det_sizes != [DetectionSize::from(640)];
+        if given && config.det_sizes != [fixed] {
             bail!(
                 Config,
-                "detector config: det_sizes {:?}: the model's input is fixed to {width}x{height}; leave \
+                "detector config: det_sizes [{}]: the model's input is fixed to {width}x{height}; leave \
                  det_sizes out, or export the model with a dynamic input",
-                config.det_sizes
+                listed(&config.det_sizes)
             );
         }
-        return Ok(vec![height]);
+        return Ok(vec![fixed]);
     }
     if config.det_sizes.is_empty() {
         bail!(
@@ -232,7 +237,7 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
 }
 
 /// What is tried where the detection sizes find nothing.
-fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
+fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<DetectionSize>> {
     for (name, value) in [
         ("min_size", config.min_size),
         ("retry_padding", config.retry_padding),
@@ -262,7 +267,7 @@ fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<i64>> {
     sides("retry_sizes", &config.retry_sizes)
 }
 
-fn sides(name: &str, sizes: &[u32]) -> Result<Vec<i64>> {
+fn sides(name: &str, sizes: &[DetectionSize]) -> Result<Vec<DetectionSize>> {
     if sizes.len() > 64 {
         bail!(
             Config,
@@ -270,14 +275,18 @@ fn sides(name: &str, sizes: &[u32]) -> Result<Vec<i64>> {
             sizes.len()
         );
     }
-    if let Some(bad) = sizes
-        .iter()
-        .find(|&&s| s == 0 || s % 32 != 0 || s > MAX_SIDE)
-    {
+    let mut sides = sizes.iter().flat_map(|size| [size.width, size.height]);
+    if let Some(bad) = sides.find(|&s| s == 0 || s % 32 != 0 || s > MAX_SIDE) {
         bail!(
             Config,
             "detector config: {name}: expected multiples of 32 up to {MAX_SIDE}, got {bad}"
         );
     }
-    Ok(sizes.iter().map(|&s| i64::from(s)).collect())
+    Ok(sizes.to_vec())
+}
+
+/// Sizes for a text.
+fn listed(sizes: &[DetectionSize]) -> String {
+    let texts: Vec<String> = sizes.iter().map(DetectionSize::to_string).collect();
+    texts.join(", ")
 }

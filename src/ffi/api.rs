@@ -6,6 +6,7 @@ use super::detector::*;
 use super::evaluator::*;
 use super::global::*;
 use super::graph::*;
+use super::host_vae::*;
 use super::loss::*;
 use super::step::*;
 use super::types::*;
@@ -305,6 +306,22 @@ pub struct facegrad_api {
         unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
     pub loss_restore:
         unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
+    pub vae_new_from_functions: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        decode: facegrad_decode_function,
+        vjp: facegrad_vjp_function,
+        user_data: *mut c_void,
+        config: *const c_char,
+        out: *mut *mut facegrad_vae,
+    ) -> facegrad_status,
+    pub graph_features: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        crops: i64,
+        backbone: *mut facegrad_backbone,
+        level: *const c_char,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
 }
 
 static API: facegrad_api = facegrad_api {
@@ -363,12 +380,14 @@ static API: facegrad_api = facegrad_api {
     evaluator_free: facegrad_evaluator_free,
     loss_save: facegrad_loss_save,
     loss_restore: facegrad_loss_restore,
+    vae_new_from_functions: facegrad_vae_new_from_functions,
+    graph_features: facegrad_graph_features,
 };
 
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 52 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 54 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

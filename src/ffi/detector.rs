@@ -29,7 +29,7 @@ pub(super) fn load(worker: &Arc<Worker>, config: DetectorConfig) -> Result<Model
 /// Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
 ///
 /// @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
-/// the square detection canvases, multiples of 32 (default [640]), whose finds are merged; `threshold`
+/// the detection canvases, or pairs [width, height], multiples of 32 (default [640]), whose finds are merged; `threshold`
 /// (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
 /// execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
 /// them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where

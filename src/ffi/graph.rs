@@ -1,5 +1,6 @@
 //! The node graph: the same loss, wired node by node.
 
+use super::backbone::Backbone;
 use super::boundary::call;
 use super::context::Model;
 use super::context::{Context, make};
@@ -15,10 +16,12 @@ use crate::config::{
     ClampPolicy, LatentFormat, Packing, Prediction, PredictionConfig, Rect, parse,
 };
 use crate::error::{Result, bail};
-use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
+use crate::graph::{Decode, Graph, Local, NodeId, Operation, Unpacking, predict_x0, unpack};
 use crate::latent::coefficients;
 use crate::loss::node::face_loss;
+use crate::nets::EMBEDDING;
 use crate::nets::vae::Decoder;
+use crate::shared::lock;
 use crate::tensor::{RawTensor, Stream, Use, View};
 use crate::worker::Owned;
 use serde::Deserialize;
@@ -249,6 +252,55 @@ pub unsafe extern "C" fn facegrad_graph_decode(
         let latents = id("latents", latents)?;
         let operation: Box<dyn Operation> = Box::new(Decode::new(vae.owned.share(), config.clamp));
         let make = move |graph: &mut Graph| graph.apply(operation, &[latents]);
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
+    })
+}
+
+/// What a recogniser makes of aligned crops at one of its levels, float32, not normalised. The gradient flows to the crops.
+///
+/// @param[in] crops a node of shape `[M,3,S,S]`, RGB in [0, 1]
+/// @param[in] backbone of the same context
+/// @param[in] level "embedding", the last, `[M,D]`; of an IResNet "layer1" to "layer4", `[M,C,h,w]`; of an ONNX model an
+/// output by its name. NULL: "embedding"
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+///
+/// Errors: `SHAPE`, `CONFIG` for a level that the recogniser does not have.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_features(
+    graph: *mut facegrad_graph,
+    crops: i64,
+    backbone: *mut facegrad_backbone,
+    level: *const c_char,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<GraphObject, _>("graph", graph)?;
+        let backbone = get::<Backbone, _>("backbone", backbone)?;
+        views::same_context("backbone", graph.0.worker(), backbone.owned.worker())?;
+        // SAFETY: the host promises NULL or a string.
+        let level = unsafe { optional_text("level", level) }?.unwrap_or_else(|| EMBEDDING.into());
+        let crops = id("crops", crops)?;
+        let recogniser = backbone.owned.share();
+        let make = move |graph: &mut Graph| {
+            let side = lock(&recogniser).input_size();
+            let shape = graph.value(crops)?.size();
+            if !matches!(*shape, [count, 3, h, w] if count > 0 && h == side && w == side) {
+                bail!(
+                    Shape,
+                    "crops: expected a node of shape [M,3,{side},{side}], node {crops} has {shape:?}"
+                );
+            }
+            let features = Local::new("features", move |inputs: &[&Tensor]| {
+                let crops = inputs[0].f_to_kind(Kind::Float)?;
+                Ok(lock(&recogniser)
+                    .features(&crops, &[&level])?
+                    .swap_remove(0))
+            });
+            graph.apply(Box::new(features), &[crops])
+        };
         // SAFETY: the host promises that `node` is writable.
         unsafe { graph.add(node, stream, make) }
     })

@@ -16,8 +16,10 @@ use crate::config::{
 use crate::detect::Detector;
 use crate::error::{Error, Result, bail};
 use crate::loss::Loss;
+use crate::nets::Levels;
 use crate::nets::vae::Decoder;
 use crate::pipeline::Pipeline;
+use crate::shared::lock;
 use crate::step::StepLoss;
 use crate::tensor::{RawTensor, Stream, Use};
 use crate::worker::{Owned, Worker};
@@ -162,14 +164,19 @@ fn build(
             .map_err(|e| Error::Internal(format!("the settings of a loss: {e}")))?,
     })
     .to_string();
-    let pipeline = Pipeline {
-        detector: detector.map(|d| d.owned.share()),
-        recogniser: backbone.owned.share(),
-        align_mode: config.face_align_mode,
-        choice: config.face_choice,
-        index: config.face_index,
-    };
-    let owned = Owned::build(worker, move |_| Ok(Loss::new(config, pipeline)))?;
+    let (detector, recogniser) = (detector.map(|d| d.owned.share()), backbone.owned.share());
+    let owned = Owned::build(worker, move |_| {
+        let levels = Levels::new(config.levels.as_ref(), &lock(&recogniser))?;
+        let pipeline = Pipeline {
+            detector,
+            recogniser,
+            levels,
+            align_mode: config.face_align_mode,
+            choice: config.face_choice,
+            index: config.face_index,
+        };
+        Ok(Loss::new(config, pipeline))
+    })?;
     let has_vae = vae.is_some();
     let (loss, decoder) = (owned.share(), vae.map(|vae| vae.owned.share()));
     let steps = Owned::build(worker, move |_| Ok(StepLoss::new(loss, decoder)))?;

@@ -12,6 +12,7 @@ pub mod evaluator;
 pub mod global;
 pub mod graph;
 mod handle;
+pub mod host_vae;
 mod life;
 pub mod loss;
 mod read;

@@ -57,6 +57,8 @@ impl ReportSink {
         }
         if let Some((result, size)) = self.result {
             let audit = report.worst_audit();
+            let distances = report.level_distances();
+            let distance = |at: usize| distances.get(at).copied().unwrap_or(0.0);
             let value = facegrad_result {
                 struct_size: size,
                 loss: report.loss,
@@ -66,6 +68,8 @@ impl ReportSink {
                 exact_passes: report.exact_passes() as i64,
                 audit_cosine: audit.map_or(f64::NAN, |a| a.cosine),
                 audit_norm_ratio: audit.map_or(f64::NAN, |a| a.norm_ratio),
+                levels: distances.len() as i64,
+                level_distances: std::array::from_fn(distance),
             };
             // SAFETY: the caller's promise is the same.
             unsafe { write_versioned(result, size, &value) };

@@ -162,6 +162,34 @@ pub struct facegrad_evaluator {
 pub type facegrad_log_callback =
     Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
+/// Decodes `latents` `[B,C,h,w]`, float32 and compact, valid until the function returns. It fills in `image` with a
+/// description of an image `[B,3,H,W]`, float32, float16 or bfloat16, on the same device; that memory must stay until the
+/// next call of this function or of the other one with the same `user_data`. With a `ticket` other than 0 it keeps what the gradient needs: each
+/// ticket is used by one call of the other function. It is called on the context's thread, with the caller's
+/// CUDA stream current there, must not call facegrad with objects of the same context, must not longjmp and should not throw.
+/// Returns 0, or anything else where it failed: the call that needed the image is then `FACEGRAD_ERR_CALLBACK`.
+pub type facegrad_decode_function = Option<
+    unsafe extern "C" fn(
+        latents: *const RawTensor,
+        ticket: u64,
+        image: *mut RawTensor,
+        user_data: *mut c_void,
+    ) -> i32,
+>;
+
+/// The gradient with respect to the latents of a ticket, from the `gradient` `[B,3,H,W]` with respect to their image,
+/// float32 and compact: fills in `latents_gradient` as `facegrad_decode_function` fills in `image`, and forgets the ticket.
+/// With `gradient` NULL it only forgets; the ticket may then be forgotten already. The other rules are those of
+/// `facegrad_decode_function`.
+pub type facegrad_vjp_function = Option<
+    unsafe extern "C" fn(
+        ticket: u64,
+        gradient: *const RawTensor,
+        latents_gradient: *mut RawTensor,
+        user_data: *mut c_void,
+    ) -> i32,
+>;
+
 /// A face in an image. Pixels, with pixel centres at integers: (0, 0) is the centre of the first
 /// pixel.
 #[repr(C)]
@@ -268,6 +296,11 @@ pub struct facegrad_result {
     pub audit_cosine: f64,
     /// `audit_norm_ratio` of the same sample; else NaN.
     pub audit_norm_ratio: f64,
+    /// How many of `level_distances` are set: the configured `levels`, and the embedding last where it is not among them; 0
+    /// without `levels`, and where no sample counts.
+    pub levels: i64,
+    /// Mean of `1 − cos` over the counted samples on every level, in the order of the configuration.
+    pub level_distances: [f64; 8],
 }
 
 /// What a trainer knows at one step, for a batch of N. Zero every field that is not used.
@@ -325,5 +358,5 @@ const _: () = {
     assert!(size_of::<facegrad_targets>() == 80 && offset_of!(facegrad_targets, sample_ids) == 72);
     assert!(size_of::<facegrad_sample>() == 112 && offset_of!(facegrad_sample, decoded) == 96);
     assert!(size_of::<facegrad_step>() == 72 && offset_of!(facegrad_step, gradient_norm) == 64);
-    assert!(size_of::<facegrad_result>() == 64 && offset_of!(facegrad_result, exact_passes) == 40);
+    assert!(size_of::<facegrad_result>() == 136 && offset_of!(facegrad_result, levels) == 64);
 };

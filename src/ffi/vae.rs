@@ -25,7 +25,7 @@ pub(super) fn load(worker: &Arc<Worker>, config: VaeConfig) -> Result<Model<Deco
     })?)
 }
 
-fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
+pub(super) fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
     let info = owned.with(Stream::default(), |decoder| {
         let info = serde_json::json!({
             "description": decoder.description(),

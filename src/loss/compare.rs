@@ -4,6 +4,7 @@ use super::Loss;
 use super::group::{FaceCrop, FaceGroup};
 use crate::batch::{Outcome, Report};
 use crate::error::Result;
+use crate::nets::Levels;
 use crate::tensor::{finite_rows, flags, place_rows, select_rows, vjp};
 use tch::{Device, Kind, Tensor};
 
@@ -28,14 +29,19 @@ impl Loss {
         };
         let leaves = images.iter().map(leaf).collect::<Result<Vec<_>>>()?;
         let embeddings = self.embed(groups, &leaves)?;
-        let similarities = similarities(&embeddings, &faces)?;
+        let levels = &self.pipeline.levels;
+        let similarities = similarities(levels, &embeddings, &faces)?;
         let weights: Vec<f32> = faces
             .iter()
             .map(|face| report.samples[face.sample].weight as f32)
             .collect();
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(embeddings.device())?;
-        let capped = similarities.f_clamp_max(self.config.target_similarity)?;
-        let losses = weights.f_mul(&capped.f_neg()?.f_add_scalar(1.0)?)?;
+        let caps = Tensor::f_from_slice(&self.caps())?.f_to_device(embeddings.device())?;
+        let distances = similarities.f_minimum(&caps)?.f_neg()?.f_add_scalar(1.0)?;
+        let parts = Tensor::f_from_slice(levels.weights())?
+            .f_to_kind(Kind::Float)?
+            .f_to_device(embeddings.device())?;
+        let losses = weights.f_mul(&distances.f_mv(&parts)?)?;
 
         let mut finite = losses.f_isfinite()?;
         let mut gradients = vec![];
@@ -52,10 +58,14 @@ impl Loss {
             finite = finite.f_logical_and(&Tensor::f_cat(&own, 0)?)?;
         }
         let cosines = similarities.detach().f_to_device(Device::Cpu)?;
-        let cosines: Vec<f64> = Vec::try_from(cosines.f_to_kind(Kind::Double)?)?;
-        for ((face, finite), cosine) in faces.iter().zip(flags(&finite)?).zip(cosines) {
+        let cosines: Vec<f64> = Vec::try_from(cosines.f_to_kind(Kind::Double)?.f_reshape(-1)?)?;
+        let cosines = cosines.chunks(levels.weights().len());
+        for ((face, finite), cosines) in faces.iter().zip(flags(&finite)?).zip(cosines) {
             let sample = &mut report.samples[face.sample];
-            sample.similarity = cosine;
+            sample.similarity = cosines[levels.embedding()];
+            if levels.several() {
+                sample.levels = cosines.to_vec();
+            }
             if !finite {
                 sample.outcome = Outcome::NonFinite;
             }
@@ -82,25 +92,44 @@ impl Loss {
 
     /// Computes the report's sums from its samples.
     pub(crate) fn total(&self, report: &mut Report) {
-        report.total(self.config.face_loss_weight, self.config.target_similarity);
+        let caps = self.caps().into_iter().map(f64::from);
+        let levels: Vec<(f64, f64)> = caps
+            .zip(self.pipeline.levels.weights().iter().copied())
+            .collect();
+        report.total(self.config.face_loss_weight, &levels);
+    }
+
+    /// Per level the cosine beyond which there is no push: only the embedding has one.
+    fn caps(&self) -> Vec<f32> {
+        let levels = &self.pipeline.levels;
+        let mut caps = vec![1.0; levels.weights().len()];
+        caps[levels.embedding()] = self.config.target_similarity as f32;
+        caps
     }
 }
 
-/// `[M]` cosines of every embedding with its reference: the largest over the reference's rows.
-fn similarities(embeddings: &Tensor, faces: &[&FaceCrop]) -> Result<Tensor> {
+/// `[M,L]` cosines of every face with its reference on every level: those of the reference's row whose weighted sum is
+/// largest.
+fn similarities(levels: &Levels, features: &Tensor, faces: &[&FaceCrop]) -> Result<Tensor> {
     let single = |face: &&FaceCrop| face.reference.embeddings.size()[0] == 1;
     if faces.iter().all(single) {
         let rows: Vec<&Tensor> = faces.iter().map(|f| &f.reference.embeddings).collect();
         let references = Tensor::f_cat(&rows, 0)?;
-        let products = embeddings.f_mul(&references)?;
-        return Ok(products.f_sum_dim_intlist([-1i64].as_slice(), false, None)?);
+        return levels.cosines(&features.f_mul(&references)?);
     }
-    let cosines: Result<Vec<Tensor>> = (0i64..)
-        .zip(faces)
-        .map(|(row, face)| {
-            let one = embeddings.f_select(0, row)?;
-            Ok(face.reference.embeddings.f_mv(&one)?.f_max()?)
-        })
-        .collect();
-    Ok(Tensor::f_stack(&cosines?, 0)?)
+    let weights = Tensor::f_from_slice(levels.weights())?
+        .f_to_kind(Kind::Float)?
+        .f_to_device(features.device())?;
+    let best = |(row, face): (i64, &&FaceCrop)| -> Result<Tensor> {
+        let one = features.f_narrow(0, row, 1)?;
+        let cosines = levels.cosines(&one.f_mul(&face.reference.embeddings)?)?;
+        let nearest = cosines
+            .detach()
+            .f_mv(&weights)?
+            .f_argmax(0, false)?
+            .f_int64_value(&[])?;
+        Ok(cosines.f_select(0, nearest)?)
+    };
+    let cosines = (0i64..).zip(faces).map(best);
+    Ok(Tensor::f_stack(&cosines.collect::<Result<Vec<_>>>()?, 0)?)
 }

@@ -8,7 +8,7 @@ use crate::shared::lock;
 use tch::Tensor;
 
 impl Loss {
-    /// Normalised embeddings `[M,D]` of the faces of all groups, group after group. `images` holds the pixels of
+    /// Features `[M,D]`, every level normalised, of the faces of all groups, group after group. `images` holds the pixels of
     /// each group; the gradient flows back to them.
     pub(super) fn embed(&self, groups: &[FaceGroup], images: &[Tensor]) -> Result<Tensor> {
         let recogniser = lock(&self.pipeline.recogniser);
@@ -17,6 +17,7 @@ impl Loss {
         for (group, images) in groups.iter().zip(images) {
             crops.push(align_within(images, &group.crops(), &group.frames, size)?);
         }
-        recogniser.embed(&Tensor::f_cat(&crops, 0)?)
+        let crops = Tensor::f_cat(&crops, 0)?;
+        self.pipeline.levels.features(&recogniser, &crops)
     }
 }

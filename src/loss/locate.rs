@@ -68,6 +68,9 @@ impl Loss {
             if let Some(place) = given {
                 places[slot] = Some(*place);
                 samples[*at].located = Located::Given;
+                if self.pipeline.unusable(place)? {
+                    unknown.push(slot);
+                }
             } else if self.config.landmarks == Locate::Reference {
                 places[slot] = in_reference(reference);
                 if places[slot].is_none() {
@@ -93,7 +96,16 @@ impl Loss {
             if let Some(face) = face {
                 samples[*at].located = Located::Detected;
                 samples[*at].score = face.score;
-                places[slot] = Some(FacePlace::from(&face));
+                // Where the host gave landmarks that cannot be used, the box stands in for them.
+                places[slot] = Some(match places[slot] {
+                    None => FacePlace::from(&face),
+                    Some(_) => FacePlace {
+                        bbox: Some(face.bbox),
+                        landmarks: None,
+                    },
+                });
+            } else if places[slot].is_some() {
+                continue;
             } else if self.config.landmarks == Locate::DetectOrReference {
                 places[slot] = in_reference(reference);
                 if places[slot].is_some() {

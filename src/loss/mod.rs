@@ -21,6 +21,9 @@ use crate::pipeline::Pipeline;
 use crate::reference::References;
 use tch::Tensor;
 
+/// Most reference faces that are kept where several levels of each have to be.
+const MAX_CACHED_MAPS: usize = 256;
+
 /// A loss on images: its configuration, its networks and its references.
 pub struct Loss {
     config: LossConfig,
@@ -31,8 +34,13 @@ pub struct Loss {
 impl Loss {
     /// A loss over networks that are already loaded.
     pub fn new(config: LossConfig, pipeline: Pipeline) -> Self {
+        // A face's maps take a megabyte and more, its embedding two kilobytes.
+        let capacity = match pipeline.levels.several() {
+            true => config.reference_cache.min(MAX_CACHED_MAPS),
+            false => config.reference_cache,
+        };
         Self {
-            references: References::new(config.reference_mode, config.reference_cache),
+            references: References::new(config.reference_mode, capacity),
             config,
             pipeline,
         }

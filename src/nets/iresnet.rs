@@ -54,6 +54,9 @@ impl IResNet {
     /// A name that every IResNet has and no other known network.
     pub const ANCHOR: &'static str = "layer1.0.bn1.weight";
 
+    /// What [`IResNet::forward`] returns, in this order.
+    pub const LEVELS: [&'static str; 5] = ["layer1", "layer2", "layer3", "layer4", "embedding"];
+
     /// Builds the network from plain names (no `module.` in front) on `device` in `kind`.
     ///
     /// Errors: `Weights` naming what is missing, left over or of another shape.
@@ -107,13 +110,20 @@ impl IResNet {
         self.input_size
     }
 
-    /// `[M,3,S,S]` normalised pixels → `[M,D]` embeddings, not normalised.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `[M,3,S,S]` normalised pixels → what every stage gives, `[M,C,h,w]`, and last the embeddings `[M,D]`, not
+    /// normalised.
+    pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let mut x = self.stem.forward(x)?.f_prelu(&self.prelu)?;
-        for block in &self.blocks {
-            x = block.forward(&x)?;
+        let mut levels = vec![];
+        let mut blocks = self.blocks.iter();
+        for count in self.depth {
+            for block in blocks.by_ref().take(count) {
+                x = block.forward(&x)?;
+            }
+            levels.push(x.shallow_clone());
         }
-        Ok(x.f_flatten(1, -1)?.f_linear(&self.head, Some(&self.bias))?)
+        levels.push(x.f_flatten(1, -1)?.f_linear(&self.head, Some(&self.bias))?);
+        Ok(levels)
     }
 }
 

@@ -4,11 +4,13 @@
 pub mod engine;
 mod foreign;
 mod iresnet;
-mod onnx_graph;
+mod levels;
+pub mod onnx_graph;
 pub mod onnxruntime;
 mod recogniser;
 pub mod vae;
 
 pub use iresnet::IResNet;
+pub use levels::Levels;
 pub use onnx_graph::OnnxGraph;
-pub use recogniser::Recogniser;
+pub use recogniser::{EMBEDDING, Recogniser};

@@ -25,36 +25,33 @@ enum Runner {
 }
 
 impl Runner {
-    /// The first output for `x`, whose rows are crops.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The outputs for `x`, whose rows are crops.
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let count = x.size()[0];
-        let output = match self {
-            Runner::Graph(graph) => graph.forward(&[x])?.into_iter().next(),
+        let outputs = match self {
+            Runner::Graph(graph) => graph.forward(&[x])?,
             Runner::Session(session) => {
                 let values: Vec<f32> = Vec::try_from(
                     x.f_to_device(Device::Cpu)?
                         .f_contiguous()?
                         .f_reshape([-1i64])?,
                 )?;
-                match session
-                    .borrow_mut()
-                    .run(&values, &x.size())?
+                let outputs = session.borrow_mut().run(&values, &x.size())?;
+                let tensor = |(shape, values): (Vec<i64>, Vec<f32>)| -> Result<Tensor> {
+                    Ok(Tensor::f_from_slice(&values)?
+                        .f_view(shape.as_slice())?
+                        .f_to_device(x.device())?)
+                };
+                outputs
                     .into_iter()
-                    .next()
-                {
-                    Some((shape, values)) => Some(
-                        Tensor::f_from_slice(&values)?
-                            .f_view(shape.as_slice())?
-                            .f_to_device(x.device())?,
-                    ),
-                    None => None,
-                }
+                    .map(tensor)
+                    .collect::<Result<Vec<_>>>()?
             }
         };
-        match output {
+        match outputs.first() {
             // Exporters leave further dimensions behind the embedding, as [N,D,1,1].
             Some(output) => match output.size().as_slice() {
-                &[rows, _, ..] if rows == count => Ok(output.f_flatten(1, -1)?),
+                &[rows, _, ..] if rows == count => Ok(outputs),
                 other => bail!(
                     Weights,
                     "the model yields a value of shape {other:?} for {count} crops; a recogniser yields [{count}, D], \
@@ -78,8 +75,13 @@ pub struct Recogniser {
     /// Height and width of what the network takes.
     input: (i64, i64),
     dim: i64,
+    /// The names of the network's outputs; the embedding's is [`EMBEDDING`].
+    level_names: Vec<String>,
     description: String,
 }
+
+/// The level that every recogniser has: its embedding.
+pub const EMBEDDING: &str = "embedding";
 
 /// How a family normalises a picture in [0, 1].
 struct Norm {
@@ -123,7 +125,7 @@ impl Recogniser {
             ),
         };
         let _frozen = tch::no_grad_guard();
-        let (network, family, norm, own_size) = match weights::kind(&config.path)? {
+        let (network, levels, family, norm, own_size) = match weights::kind(&config.path)? {
             File::Onnx => {
                 let model = onnx::read(&config.path)?;
                 let (norm, size) = (onnx_norm(&model), onnx_size(&model)?);
@@ -132,7 +134,12 @@ impl Recogniser {
                     runner,
                     batched: true,
                 };
-                (network, engine, norm, size)
+                let mut levels: Vec<String> =
+                    model.outputs.iter().map(|o| o.name.clone()).collect();
+                if let Some(first) = levels.first_mut() {
+                    *first = EMBEDDING.into();
+                }
+                (network, levels, engine, norm, size)
             }
             _ if runtime.engine == Engine::Ort || !runtime.providers.is_empty() => bail!(
                 Config,
@@ -150,8 +157,10 @@ impl Recogniser {
                         "the config says \"{model}\", but the weights are those of {name}; set it to \"{name}\" or give other weights"
                     );
                 }
+                let levels = IResNet::LEVELS.map(String::from).to_vec();
                 (
                     Network::IResNet(net),
+                    levels,
                     name,
                     PLUS_MINUS_ONE,
                     Some((size, size)),
@@ -220,6 +229,7 @@ impl Recogniser {
             kind,
             input,
             dim: 0,
+            level_names: levels,
             description: format!(
                 "{family} from {}; {}x{} {} ({}), mean {mean:?} std {std:?} of [0, 1] ({}), {}",
                 config
@@ -383,13 +393,52 @@ impl Recogniser {
     /// Embeds crops `[M,3,S,S]`, RGB in [0, 1]: `[M,D]` float32 rows of length 1. The gradient flows
     /// back to `crops`, unless ONNX Runtime runs the network.
     pub fn embed(&self, crops: &Tensor) -> Result<Tensor> {
-        let count = crops.size().first().copied().unwrap_or(0);
-        if count == 0 {
+        if crops.size().first() == Some(&0) {
             return Ok(Tensor::f_zeros(
                 [0, self.dim],
                 (Kind::Float, crops.device()),
             )?);
         }
+        unit(&self.features(crops, &[EMBEDDING])?[0])
+    }
+
+    /// The names of what the network gives: `embedding`, and of an IResNet `layer1` … `layer4`, of an ONNX model its
+    /// further outputs.
+    pub fn levels(&self) -> &[String] {
+        &self.level_names
+    }
+
+    /// Some levels of crops `[M,3,S,S]`, M ≥ 1, RGB in [0, 1], as the network gives them: float32, a row each. The
+    /// gradient flows back to `crops`, unless ONNX Runtime runs the network.
+    ///
+    /// # Errors
+    /// `Config` for a level that the network does not have.
+    pub fn features(&self, crops: &Tensor, levels: &[&str]) -> Result<Vec<Tensor>> {
+        let wanted = levels.iter().map(|level| self.level(level));
+        let wanted = wanted.collect::<Result<Vec<usize>>>()?;
+        let outputs = self.outputs(crops)?;
+        let picked = wanted.into_iter().map(|at| match outputs.get(at) {
+            Some(output) => Ok(output.f_to_kind(Kind::Float)?),
+            None => bail!(Weights, "the model yields {} outputs", outputs.len()),
+        });
+        picked.collect()
+    }
+
+    fn level(&self, name: &str) -> Result<usize> {
+        match self.level_names.iter().position(|level| level == name) {
+            Some(at) => Ok(at),
+            None => bail!(
+                Config,
+                "levels: this recogniser has no \"{name}\", but {}; of an ONNX file these are its outputs, so export \
+                 the model with the maps that are wanted as further outputs",
+                self.level_names.join(", ")
+            ),
+        }
+    }
+
+    /// All that the network gives.
+    fn outputs(&self, crops: &Tensor) -> Result<Vec<Tensor>> {
+        let count = crops.size().first().copied().unwrap_or(0);
         let [top, left, height, width] = self.part();
         let seen = match height == width {
             true => crops.shallow_clone(),
@@ -403,12 +452,12 @@ impl Recogniser {
             .f_sub(&self.mean)?
             .f_div(&self.std)?
             .f_to_kind(self.kind)?;
-        let raw = match &self.network {
-            Network::IResNet(net) => net.forward(&x)?,
+        match &self.network {
+            Network::IResNet(net) => net.forward(&x),
             Network::Onnx {
                 runner,
                 batched: true,
-            } => runner.forward(&x)?,
+            } => runner.forward(&x),
             Network::Onnx {
                 runner,
                 batched: false,
@@ -416,15 +465,23 @@ impl Recogniser {
                 let rows = (0..count)
                     .map(|at| runner.forward(&x.f_narrow(0, at, 1)?))
                     .collect::<Result<Vec<_>>>()?;
-                Tensor::f_cat(&rows, 0)?
+                let all = |at: usize| -> Result<Tensor> {
+                    let of = rows.iter().filter_map(|row| row.get(at));
+                    Ok(Tensor::f_cat(&of.collect::<Vec<_>>(), 0)?)
+                };
+                (0..rows.first().map_or(0, Vec::len)).map(all).collect()
             }
         }
-        .f_to_kind(Kind::Float)?;
-        let norm = raw
-            .f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?
-            .f_clamp_min(1e-12)?;
-        Ok(raw.f_div(&norm)?)
     }
+}
+
+/// Rows of any shape as vectors of length 1, `[M,numbers]`.
+pub fn unit(rows: &Tensor) -> Result<Tensor> {
+    let flat = rows.f_flatten(1, -1)?;
+    let norm = flat
+        .f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?
+        .f_clamp_min(1e-12)?;
+    Ok(flat.f_div(&norm)?)
 }
 
 /// Rows of `dim` numbers, each scaled to length 1.
@@ -552,12 +609,12 @@ fn iresnet(all: Weights, device: Device, kind: Kind) -> Result<IResNet> {
     } else {
         "something else"
     };
-    let names: Vec<&str> = plain.keys().take(4).map(String::as_str).collect();
+    let names = weights::listed(plain.keys().map(String::as_str), 6);
     bail!(
         Weights,
-        "expected an IResNet of arcface_torch (with {}), found {looks}: {}; give arcface_torch weights or \
+        "expected an IResNet of arcface_torch (with {}), found {looks}: the file has {}; give arcface_torch weights or \
          a recogniser's ONNX file",
         IResNet::ANCHOR,
-        names.join(", ")
+        names
     );
 }

@@ -9,7 +9,7 @@ use tch::Tensor;
 /// The face of one reference image.
 #[derive(Debug)]
 pub struct ReferenceFace {
-    /// `[D]`, normalised.
+    /// `[D]`, features of which every level is normalised.
     pub embedding: Tensor,
     /// Where the face is in the reference image.
     pub place: FacePlace,
@@ -40,13 +40,26 @@ pub(super) fn faces(
         .iter()
         .map(|place| (!place.is_empty()).then_some(*place))
         .collect();
-    let unknown: Vec<usize> = (0..places.len())
-        .filter(|&row| places[row].is_none())
-        .collect();
+    let mut unknown = vec![];
+    for (row, place) in places.iter().enumerate() {
+        if match place {
+            None => true,
+            Some(place) => pipeline.unusable(place)?,
+        } {
+            unknown.push(row);
+        }
+    }
     if !unknown.is_empty() {
         let detected = pipeline.detect(&select_rows(images, &unknown)?)?;
         for (&row, face) in unknown.iter().zip(detected) {
-            places[row] = face.map(|face| FacePlace::from(&face));
+            // Where the host gave landmarks that cannot be used, the box stands in for them.
+            places[row] = match (face, places[row]) {
+                (Some(face), Some(_)) => Some(FacePlace {
+                    bbox: Some(face.bbox),
+                    landmarks: None,
+                }),
+                (face, given) => face.map(|face| FacePlace::from(&face)).or(given),
+            };
         }
     }
     let mut crops = vec![];

@@ -19,7 +19,7 @@ use tch::Tensor;
 
 /// What a sample is compared with.
 pub struct Reference {
-    /// `[K,D]`, normalised rows. The similarity is the largest over the rows.
+    /// `[K,D]`, features of which every level is normalised. The row that is most similar counts.
     pub embeddings: Tensor,
     /// The face, where the reference is one image.
     pub face: Option<ReferenceFace>,
@@ -84,7 +84,14 @@ impl References {
             );
         }
         let used = embeddings.len();
-        let rows = pooled(Tensor::f_stack(&embeddings, 0)?, self.pooling)?;
+        let rows = Tensor::f_stack(&embeddings, 0)?;
+        let rows = match self.pooling {
+            ReferenceMode::Best => rows,
+            ReferenceMode::Centroid => {
+                let mean = rows.f_mean_dim([0i64].as_slice(), true, None)?;
+                pipeline.levels.unit(&mean)?
+            }
+        };
         self.registered.insert(id.to_string(), rows);
         Ok(used)
     }
@@ -159,16 +166,4 @@ impl References {
             extract::faces(pipeline, images, places)
         })
     }
-}
-
-/// The rows that stand for a person with the embeddings `[K,D]`.
-fn pooled(embeddings: Tensor, pooling: ReferenceMode) -> Result<Tensor> {
-    if pooling == ReferenceMode::Best {
-        return Ok(embeddings);
-    }
-    let mean = embeddings.f_mean_dim([0i64].as_slice(), true, None)?;
-    let norm = mean
-        .f_norm_scalaropt_dim(2.0, [-1i64].as_slice(), true)?
-        .f_clamp_min(1e-12)?;
-    Ok(mean.f_div(&norm)?)
 }

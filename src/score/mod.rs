@@ -387,7 +387,7 @@ fn finished(samples: Vec<Sample>, number: impl Fn(usize) -> usize) -> Report {
         samples,
         ..Report::default()
     };
-    report.total(1.0, 1.0);
+    report.total(1.0, &[(1.0, 1.0)]);
     report.warn(number);
     report
 }

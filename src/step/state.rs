@@ -27,6 +27,9 @@ const MAX_DISTANCE: f64 = 0.1;
 #[derive(Serialize, Deserialize)]
 struct Index {
     version: u32,
+    /// Numbers of an embedding with all its levels; version 0.1 wrote none.
+    #[serde(default)]
+    width: Option<i64>,
     trust: WindowTrust,
     references: SavedReferences,
     statistics: SavedNormCache,
@@ -44,6 +47,7 @@ impl StepLoss {
         let (statistics, all) = self.norm_cache.save()?;
         let index = Index {
             version: VERSION,
+            width: Some(loss.pipeline().levels.width()),
             trust: self.audits.trust,
             references,
             statistics,
@@ -58,7 +62,10 @@ impl StepLoss {
         let mut file = Weights::from([("index".to_string(), index)]);
         let recogniser = recogniser_output(&lock(&loss.pipeline().recogniser))?;
         file.insert("recogniser".into(), to_array(&recogniser)?);
-        if let Some(decoder) = &self.decoder {
+        // Statistics are those of windows.
+        if let Some(decoder) = &self.decoder
+            && lock(decoder).has_windows()
+        {
             file.insert("vae".into(), to_array(&decoder_output(&lock(decoder))?.0)?);
         }
         if let Some(embeddings) = embeddings {
@@ -117,7 +124,14 @@ impl StepLoss {
         let device = own.device();
         let embeddings = tensor(&file, "embeddings", device)?;
         let rows = index.references.rows();
-        let expected = [rows.unwrap_or(-1), own.size()[1]];
+        let width = lock(&self.loss).pipeline().levels.width();
+        if index.width.is_some_and(|saved| saved != width) {
+            bail!(
+                Argument,
+                "the state was saved with other `levels`; make the loss with those, or go on without the state"
+            );
+        }
+        let expected = [rows.unwrap_or(-1), width];
         let embeddings = match embeddings {
             None if rows == Some(0) => own.f_narrow(0, 0, 0)?,
             Some(found) if found.size() == expected => found,

@@ -16,4 +16,4 @@ pub use hash::content_hash;
 pub use pixels::{MAX_PIXELS, Pixels, bounded, finite, pixels, quantised, unusual_range};
 pub use rows::{finite_rows, flags, place_rows, select_rows};
 pub use torch::{call_log, check_torch, compiled_torch, running_torch, torch_folder};
-pub use view::{RawTensor, Use, View, device_name};
+pub use view::{RawTensor, Use, View, device_name, lent};

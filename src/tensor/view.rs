@@ -38,6 +38,49 @@ pub struct RawTensor {
     pub byte_offset: u64,
 }
 
+impl RawTensor {
+    /// A struct for a host to fill in.
+    pub fn empty() -> Self {
+        RawTensor {
+            data: std::ptr::null_mut(),
+            device_type: DL_CPU,
+            device_id: 0,
+            ndim: 0,
+            dtype_code: 2,
+            dtype_bits: 32,
+            dtype_lanes: 1,
+            shape: std::ptr::null_mut(),
+            strides: std::ptr::null_mut(),
+            byte_offset: 0,
+        }
+    }
+}
+
+/// Calls `receive` with the memory of a compact float32 tensor, which stays until it returns.
+pub fn lent<R>(tensor: &Tensor, receive: impl FnOnce(*const RawTensor) -> R) -> Result<R> {
+    if tensor.kind() != Kind::Float || !tensor.is_contiguous() {
+        bail!(
+            Internal,
+            "a tensor to lend is {:?} and not compact",
+            tensor.kind()
+        );
+    }
+    let mut shape = tensor.size();
+    let (device_type, device_id) = match tensor.device() {
+        Device::Cuda(n) => (DL_CUDA, n as i32),
+        _ => (DL_CPU, 0),
+    };
+    let raw = RawTensor {
+        data: tensor.data_ptr(),
+        device_type,
+        device_id,
+        ndim: shape.len() as i32,
+        shape: shape.as_mut_ptr(),
+        ..RawTensor::empty()
+    };
+    Ok(receive(&raw))
+}
+
 /// What a view is used for: an output must not overlap itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {

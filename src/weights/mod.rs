@@ -15,7 +15,7 @@ mod zip;
 pub use self::safetensors::write;
 pub use budget::{ALLOWANCE, FACTOR};
 pub use kind::{Kind, kind};
-pub use names::{strip, take_prefix};
+pub use names::{bare, listed, prefix, strip, take_prefix};
 pub use source::{buffer, text};
 
 use crate::error::{Error, Result, bail};

@@ -187,5 +187,7 @@ pub fn result() -> facegrad_result {
         exact_passes: -1,
         audit_cosine: -1.0,
         audit_norm_ratio: -1.0,
+        levels: 0,
+        level_distances: [0.0; 8],
     }
 }

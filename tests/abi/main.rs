@@ -6,6 +6,7 @@
 mod common;
 mod evaluator;
 mod host;
+mod host_vae;
 mod lifetimes;
 mod refusals;
 mod state;

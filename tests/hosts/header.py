@@ -20,7 +20,11 @@ class Parameter:
 
     @property
     def is_pointer(self) -> bool:
-        return self.type.endswith("*") or self.type == "facegrad_log_callback"
+        return self.type.endswith("*") or self.is_function
+
+    @property
+    def is_function(self) -> bool:
+        return self.type.startswith("facegrad_") and self.type.endswith(("_callback", "_function"))
 
 
 @dataclass
@@ -124,7 +128,7 @@ def calls(header: Header, world: str) -> str:
                 lines.append(f"    const {p.type} p{at} = {value};")
                 kinds.append("VALUE")
                 continue
-            replaced = "0" if p.type == "facegrad_log_callback" else f"({p.type})other"
+            replaced = "0" if p.is_function else f"({p.type})other"
             gap = "" if p.type.endswith("*") else " "
             lines.append(f"    {p.type}{gap}p{at} = which == {at} ? {replaced} : {value};")
             if bare(p.type) in opaque and not p.type.endswith("**"):

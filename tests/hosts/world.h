@@ -30,7 +30,7 @@ static struct {
     facegrad_loss *loss;
     facegrad_graph *graph;
     facegrad_evaluator *evaluator;
-    int64_t image_node, latent_node, loss_node;
+    int64_t image_node, latent_node, crop_node, loss_node;
     char backbone_config[1024], detector_config[1024], vae_config[1024], evaluator_config[2048];
     tensor images, images_out, latents, times, landmarks, embeddings, crops, scalar, weights[5];
     const char *weight_names[5];
@@ -151,6 +151,7 @@ static void world_new(const facegrad_api *api, const char *assets) {
     must(api->loss_save(world.loss, STATE), "loss_save");
     must(api->graph_input(world.graph, &world.images.view, 1, &world.image_node, NULL), "graph_input");
     must(api->graph_input(world.graph, &world.latents.view, 1, &world.latent_node, NULL), "graph_input");
+    must(api->graph_input(world.graph, &world.crops.view, 1, &world.crop_node, NULL), "graph_input");
     must(api->graph_face_loss(world.graph, world.image_node, world.loss, &world.targets, NULL, 0, NULL, &world.loss_node, NULL), "graph_face_loss");
     must(api->graph_backward(world.graph, world.loss_node, NULL, NULL), "graph_backward");
 }
@@ -210,6 +211,24 @@ static void ignore(int32_t level, const char *message, void *user_data) {
     (void)user_data;
 }
 
+/* A decoder of a host's that knows one picture. */
+static int32_t host_decode(const facegrad_tensor *latents, uint64_t ticket, facegrad_tensor *image, void *user_data) {
+    (void)latents;
+    (void)ticket;
+    (void)user_data;
+    *image = world.images.view;
+    return 0;
+}
+
+static int32_t host_vjp(uint64_t ticket, const facegrad_tensor *gradient, facegrad_tensor *latents_gradient, void *user_data) {
+    (void)ticket;
+    (void)user_data;
+    if (gradient != NULL) {
+        *latents_gradient = world.latents.view;
+    }
+    return 0;
+}
+
 #define ARG_abi_version FACEGRAD_ABI_VERSION
 #define ARG_status FACEGRAD_ERR_NULL
 #define ARG_buffer world.text
@@ -244,6 +263,8 @@ static void ignore(int32_t level, const char *message, void *user_data) {
 #define STATUS_debug_panic FACEGRAD_ERR_PANIC
 #define ARG_detector_free__detector fresh_detector()
 #define ARG_backbone_free__backbone fresh_backbone()
+#define ARG_decode host_decode
+#define ARG_vjp host_vjp
 #define ARG_vae_free__vae fresh_vae()
 #define ARG_loss_free__loss fresh_loss()
 #define ARG_graph_free__graph fresh_graph()
@@ -267,6 +288,8 @@ static void ignore(int32_t level, const char *message, void *user_data) {
 #define ARG_latents &world.latents.view
 #define ARG_graph_unpack__latents world.latent_node
 #define ARG_graph_decode__latents world.latent_node
+#define ARG_graph_features__crops world.crop_node
+#define ARG_level "embedding"
 #define ARG_id (world.api->loss_set_reference(world.loss, "anna", &world.images.view, &world.landmarks.view, NULL), "anna")
 #define ARG_landmarks &world.landmarks.view
 #define ARG_targets &world.targets

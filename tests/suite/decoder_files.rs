@@ -95,8 +95,11 @@ fn a_config_beside_the_file_is_read_and_held_to() {
     };
     let (status, text) = failed(r#"{"_class_name":"AutoencoderTiny"}"#);
     assert!(status == 103 && text.contains("AutoencoderTiny"), "{text}");
-    let (status, text) = failed(r#"{"_class_name":"AutoencoderDC"}"#);
-    assert!(status == 3 && text.contains("AutoencoderDC"), "{text}");
+    let (status, text) = failed(r#"{"_class_name":"AutoencoderKLMochi"}"#);
+    assert!(
+        status == 3 && text.contains("AutoencoderKLMochi") && text.contains("hand the module over"),
+        "{text}"
+    );
     let (status, text) =
         failed(r#"{"_class_name":"AutoencoderKL","norm_num_groups":8,"act_fn":"mish"}"#);
     assert!(status == 3 && text.contains("mish"), "{text}");

@@ -17,7 +17,10 @@ fn io(case: &str) -> HashMap<String, Tensor> {
 /// The fixtures are eight groups wide where diffusers' own models have 32.
 fn config(case: &str) -> VaeConfig {
     VaeConfig {
-        norm_num_groups: (case != "full").then_some(8),
+        norm_num_groups: (!["full", "hunyuan"].contains(&case)).then_some(8),
+        model_config: (case == "dcup").then(|| {
+            serde_json::json!({"_class_name": "AutoencoderDC", "upsample_block_type": "interpolate"})
+        }),
         ..Default::default()
     }
 }
@@ -26,7 +29,7 @@ fn decoder(file: &str, config: &VaeConfig) -> Decoder {
     Decoder::from_tensors(tensors(file), config, Device::Cpu).unwrap()
 }
 
-const FILES: [(&str, &str, VaeFamily); 20] = [
+const FILES: [(&str, &str, VaeFamily); 28] = [
     ("sd15", "diffusers", VaeFamily::Kl),
     ("sd15", "ldm", VaeFamily::Kl),
     ("sd15", "checkpoint", VaeFamily::Kl),
@@ -47,6 +50,14 @@ const FILES: [(&str, &str, VaeFamily); 20] = [
     ("taesd", "bare", VaeFamily::Tiny),
     ("taef1", "diffusers", VaeFamily::Tiny),
     ("full", "diffusers", VaeFamily::Kl),
+    ("sd15", "nested", VaeFamily::Kl),
+    ("sd15", "compiled", VaeFamily::Kl),
+    ("wan22", "diffusers", VaeFamily::Wan22),
+    ("wan22", "native", VaeFamily::Wan22),
+    ("layered", "diffusers", VaeFamily::Wan),
+    ("hunyuan", "diffusers", VaeFamily::Hunyuan),
+    ("dc", "diffusers", VaeFamily::Dc),
+    ("dcup", "diffusers", VaeFamily::Dc),
 ];
 
 #[test]
@@ -70,7 +81,9 @@ fn every_family_and_dialect_equals_diffusers() {
 
 #[test]
 fn recompute_and_slicing_change_nothing() {
-    for case in ["sd15", "plain", "flux2", "wan", "taesd"] {
+    for case in [
+        "sd15", "plain", "flux2", "wan", "taesd", "wan22", "hunyuan", "dc",
+    ] {
         let f = io(case);
         for (slicing, recompute) in [
             (true, Recompute::None),

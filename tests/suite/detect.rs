@@ -15,7 +15,7 @@ fn detector(path: &Path, engine: Engine, sizes: &[u32]) -> Result<Detector> {
     config.engine = engine;
     config.onnxruntime = (engine != Engine::Torch).then(onnxruntime);
     if !sizes.is_empty() {
-        config.det_sizes = sizes.to_vec();
+        config.det_sizes = sizes.iter().map(|&side| side.into()).collect();
     }
     Detector::new(&config, Device::Cpu)
 }

@@ -9,7 +9,7 @@ use facegrad::face::{FacePlace, Landmarks};
 use facegrad::graph::Graph;
 use facegrad::loss::Loss;
 use facegrad::loss::node::face_loss;
-use facegrad::nets::Recogniser;
+use facegrad::nets::{Levels, Recogniser};
 use facegrad::pipeline::Pipeline;
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor};
@@ -28,9 +28,11 @@ fn loss_with(json: &str, detector: bool) -> Loss {
         let config: DetectorConfig = parse("test", &json).unwrap();
         Arc::new(Mutex::new(Detector::new(&config, Device::Cpu).unwrap()))
     });
+    let recogniser = recogniser();
     let pipeline = Pipeline {
         detector,
-        recogniser: Arc::new(Mutex::new(recogniser())),
+        levels: Levels::new(config.levels.as_ref(), &recogniser).unwrap(),
+        recogniser: Arc::new(Mutex::new(recogniser)),
         align_mode: config.face_align_mode,
         choice: config.face_choice,
         index: config.face_index,

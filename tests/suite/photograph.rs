@@ -7,8 +7,8 @@ use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, pa
 use facegrad::detect::Detector;
 use facegrad::face::FacePlace;
 use facegrad::loss::Loss;
-use facegrad::nets::Recogniser;
 use facegrad::nets::vae::Decoder;
+use facegrad::nets::{Levels, Recogniser};
 use facegrad::pipeline::Pipeline;
 use facegrad::shared::Shared;
 use facegrad::step::{Step, StepLoss};
@@ -67,7 +67,9 @@ impl World {
 
     fn loss(&self, json: serde_json::Value, vae: &Shared<Decoder>) -> StepLoss {
         let config = LossConfig::parse(&json.to_string()).unwrap();
+        let levels = Levels::new(config.levels.as_ref(), &self.recogniser.lock().unwrap());
         let pipeline = Pipeline {
+            levels: levels.unwrap(),
             detector: Some(self.detector.clone()),
             recogniser: self.recogniser.clone(),
             align_mode: config.face_align_mode,

@@ -10,7 +10,7 @@ const LATENT: (i64, i64) = (22, 30);
 fn decoder(case: &str, recompute: Recompute, dtype: Precision) -> Decoder {
     let path = fixture(&format!("decoders/{case}.diffusers.safetensors"));
     let config = VaeConfig {
-        norm_num_groups: Some(8),
+        norm_num_groups: (case != "hunyuan").then_some(8),
         recompute,
         dtype,
         ..Default::default()
@@ -89,6 +89,9 @@ fn windows_are_the_whole_image_there() {
         ("flux", false),
         ("flux2", false),
         ("plain", false),
+        ("wan22", true),
+        ("hunyuan", false),
+        ("dc", true),
     ] {
         let decoders =
             [Recompute::None, Recompute::Blocks].map(|r| decoder(case, r, Precision::F32));

@@ -11,19 +11,22 @@ from . import _abi, _part
 
 if not _part.building():
     from ._library import FacegradError, build_info, live, version
-    from .evaluate import ArcFaceLoss, EmbeddedFace, Evaluator, FaceLossWrapper
+    from .evaluate import EmbeddedFace, Evaluator
     from .graph import Graph
     from .identity import FaceIdentityLoss
+    from .iresnet import IResNet, iresnet50, iresnet100
     from .loss import FaceLoss
     from .models import Detector, Face, Recogniser
     from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
-    from .report import Alignment, Decoded, Located, Outcome, Report, Sample
+    from .report import Alignment, Decoded, Details, Located, Outcome, Report, Sample
+    from .score import ArcFaceLoss, FaceLossWrapper
     from .vae import Vae
 
 __all__ = [
     "Alignment",
     "ArcFaceLoss",
     "Decoded",
+    "Details",
     "Detector",
     "DifferentiableFaceLoss",
     "DifferentiableFaceLossWrapper",
@@ -35,6 +38,7 @@ __all__ = [
     "FaceLossWrapper",
     "FacegradError",
     "Graph",
+    "IResNet",
     "Located",
     "Outcome",
     "Recogniser",
@@ -42,6 +46,8 @@ __all__ = [
     "Sample",
     "Vae",
     "build_info",
+    "iresnet50",
+    "iresnet100",
     "live",
     "version",
 ]

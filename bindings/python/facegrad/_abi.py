@@ -35,6 +35,8 @@ class Tensor(c.Structure):
 
 
 TensorPointer = c.POINTER(Tensor)
+DecodeFunction = c.CFUNCTYPE(c.c_int32, TensorPointer, c.c_uint64, TensorPointer, c.c_void_p)
+VjpFunction = c.CFUNCTYPE(c.c_int32, c.c_uint64, TensorPointer, TensorPointer, c.c_void_p)
 
 
 class Face(c.Structure):
@@ -117,6 +119,8 @@ class Result(c.Structure):
         ("exact_passes", c.c_int64),
         ("audit_cosine", c.c_double),
         ("audit_norm_ratio", c.c_double),
+        ("levels", c.c_int64),
+        ("level_distances", c.c_double * 8),
     ]
 
 
@@ -145,6 +149,7 @@ PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "backbone_free": (None, [Handle]),
     "vae_new": (Status, [Handle, Text, c.POINTER(Handle)]),
     "vae_new_from_tensors": (Status, [Handle, c.POINTER(Text), TensorPointer, c.c_size_t, Text, c.POINTER(Handle)]),
+    "vae_new_from_functions": (Status, [Handle, DecodeFunction, VjpFunction, c.c_void_p, Text, c.POINTER(Handle)]),
     "vae_decode": (Status, [Handle, TensorPointer, TensorPointer, c.c_void_p]),
     "vae_info": (Status, [Handle, *_STRING_OUT]),
     "vae_free": (None, [Handle]),
@@ -162,6 +167,7 @@ PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "graph_predict_x0": (Status, [Handle, c.c_int64, c.c_int64, TensorPointer, Text, c.POINTER(c.c_int64), c.c_void_p]),
     "graph_unpack": (Status, [Handle, c.c_int64, Handle, Text, c.c_int64, c.c_int64, c.POINTER(c.c_int64), c.c_void_p]),
     "graph_decode": (Status, [Handle, c.c_int64, Handle, Text, c.POINTER(c.c_int64), c.c_void_p]),
+    "graph_features": (Status, [Handle, c.c_int64, Handle, Text, c.POINTER(c.c_int64), c.c_void_p]),
     "graph_face_loss": (Status, [Handle, c.c_int64, Handle, c.POINTER(Targets), c.POINTER(Sample), c.c_size_t, c.POINTER(Result), c.POINTER(c.c_int64), c.c_void_p]),
     "graph_shape": (Status, [Handle, c.c_int64, c.POINTER(c.c_int64), c.c_size_t, c.POINTER(c.c_size_t)]),
     "graph_read": (Status, [Handle, c.c_int64, TensorPointer, c.c_void_p]),

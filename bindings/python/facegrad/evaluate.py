@@ -15,12 +15,9 @@ from . import _abi
 from ._compile import eager
 from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
-from .models import Face, _face, _faces
-from .modules import _sizes
-from .packs import find_pack
+from .models import DetectionSize, Face, _face, _faces, detection_sizes
 from .report import Report, Sample, Sink
 from .targets import Targets
-
 #: Where a detector at 640 finds nothing: smaller canvases, on which a face that fills the picture looks usual.
 RETRY_SIZES = (320, 160, 128)
 
@@ -45,8 +42,8 @@ class Evaluator(Owner):
         recogniser: a recogniser's ONNX file or weights, or a mapping with ``path`` and further keys of
             ``facegrad_backbone_new`` (``mean``, ``std``, ``color``, …)
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_sizes: sides of the detection canvases, multiples of 32; what they find is merged. InsightFace before 1.0
-            used 640, since then 128 and 640
+        det_sizes: sides of the detection canvases, or pairs (width, height), multiples of 32; what they find is merged.
+            InsightFace before 1.0 used 640, since then 128 and 640
         threshold, nms_threshold: least score of a face, and overlap above which the weaker of two boxes is dropped
         min_size: least length of a face's shorter side, pixels
         retry_sizes: sides tried in turn where ``det_sizes`` find nothing
@@ -69,7 +66,7 @@ class Evaluator(Owner):
         recogniser: str | os.PathLike[str] | Mapping[str, Any],
         *,
         device: str | torch.device = "cpu",
-        det_sizes: Sequence[int] = (640,),
+        det_sizes: Sequence[DetectionSize] = (640,),
         threshold: float = 0.5,
         nms_threshold: float = 0.4,
         min_size: float = 0.0,
@@ -90,7 +87,7 @@ class Evaluator(Owner):
             engines["onnxruntime"] = runtime
         config = {
             "detector": {
-                "path": os.fsdecode(detector), "det_sizes": list(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
+                "path": os.fsdecode(detector), "det_sizes": detection_sizes(det_sizes), "threshold": threshold, "nms_threshold": nms_threshold,
                 "min_size": min_size, "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, **engines,
             },
             "recogniser": dict(recogniser) if isinstance(recogniser, Mapping) else os.fsdecode(recogniser),
@@ -106,6 +103,11 @@ class Evaluator(Owner):
         self.dim: int = info["dim"]
         #: Side of an aligned crop, pixels.
         self.input_size: int = info["input_size"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._context.device
 
     def _here(self, images: torch.Tensor) -> torch.Tensor:
         return images.detach().to(self._context.device)
@@ -196,103 +198,3 @@ class Evaluator(Owner):
         sink = Sink(count)
         run(sink.samples, sink.capacity, c.byref(sink.result), self._context.stream)
         return sink.report()
-
-
-class ArcFaceLoss(torch.nn.Module):
-    """``mean(1 − cos)`` between reference and generated faces, for watching a training: no gradient.
-
-    Args:
-        model_name: InsightFace's pack: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc``, or
-            ``auraface``
-        root: InsightFace's folder, default ``~/.insightface``; the pack's folder, or ComfyUI's ``models/insightface``
-        device: ``cpu``, ``cuda`` or ``cuda:N``; inputs may lie anywhere
-        det_size: side, ``(side, side)``, or a list of sides to merge
-        options: further arguments of :class:`Evaluator`. Where a detection finds nothing, smaller sizes are tried;
-            ``retry_sizes=()`` switches that off
-
-    Attributes:
-        evaluator: the :class:`Evaluator` that does the work
-    """
-
-    def __init__(
-        self,
-        model_name: str = "buffalo_l",
-        root: str | os.PathLike[str] | None = None,
-        *,
-        device: str | torch.device = "cpu",
-        det_size: int | Sequence[int] = (640, 640),
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        files = find_pack(model_name, root)
-        options = {"retry_sizes": RETRY_SIZES, **options}
-        self.evaluator = Evaluator(files.detector, files.recogniser, device=device, det_sizes=_sizes(det_size), **options)
-
-    @eager
-    def forward(
-        self, ref_images: torch.Tensor, gen_images: torch.Tensor, return_details: bool = False, **targets: Any
-    ) -> torch.Tensor | tuple[torch.Tensor, Report]:
-        """The distance, a scalar in [0, 2] on ``gen_images``' device; with ``return_details`` also the report.
-
-        A sample without a face is left out with a warning. Where all are, the distance is 0, as the method has it,
-        and ``report.counted`` says that nothing was compared; ``report.similarity`` is then NaN.
-
-        Args:
-            ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
-            gen_images: ``[B,3,H,W]``
-            targets: further arguments of :meth:`Evaluator.compare`
-        """
-        report = self.evaluator.compare(gen_images, ref_images, **targets)
-        value = torch.tensor(report.mean_distance, dtype=torch.float32, device=gen_images.device)
-        return (value, report) if return_details else value
-
-
-class FaceLossWrapper(torch.nn.Module):
-    """:class:`ArcFaceLoss` of latents: decodes them first.
-
-    Args:
-        vae: a diffusers VAE whose config tells the scaling of the model's latents, or any function from latents
-            ``[B,C,h,w]`` to images in [0, 1]
-        model_name, root, options: as for :class:`ArcFaceLoss`
-    """
-
-    def __init__(
-        self, vae: Any, model_name: str = "buffalo_l", root: str | os.PathLike[str] | None = None, **options: Any
-    ) -> None:
-        super().__init__()
-        self.arcface = ArcFaceLoss(model_name, root, **options)
-        # A tuple hides the VAE from parameters() and state_dict(): it is the trainer's.
-        self._vae = (vae,)
-
-    @torch.no_grad()
-    def forward(
-        self, ref_images: torch.Tensor, gen_latents: torch.Tensor, return_details: bool = False, **targets: Any
-    ) -> torch.Tensor | tuple[torch.Tensor, Report]:
-        """As :meth:`ArcFaceLoss.forward`, for the model's latents."""
-        images = decode(self._vae[0], gen_latents)
-        result: torch.Tensor | tuple[torch.Tensor, Report] = self.arcface(ref_images, images, return_details, **targets)
-        return result
-
-
-def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """The model's latents ``[B,C,h,w]`` as images in [0, 1], by a diffusers VAE or by a function that does it."""
-    config = getattr(vae, "config", None)
-    if config is None or not hasattr(vae, "decode"):
-        if not callable(vae):
-            raise TypeError(f"vae: expected a diffusers VAE or a function from latents to images in [0, 1], got {type(vae).__name__}")
-        images: torch.Tensor = vae(latents)
-        return images
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if hasattr(vae, "bn"):
-        raise TypeError("vae: FLUX.2's latents are patches; give a function that unpacks and decodes them")
-    if mean is not None and std is not None:
-        shape = (1, -1, 1, 1)
-        x = latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
-    else:
-        x = latents / getattr(config, "scaling_factor", 1.0) + (getattr(config, "shift_factor", None) or 0.0)
-    x = x.to(next(vae.parameters()).dtype)
-    # The video VAEs take a picture as one frame.
-    frames = type(vae).__name__ in ("AutoencoderKLQwenImage", "AutoencoderKLWan")
-    made = vae.decode(x.unsqueeze(2) if frames else x, return_dict=False)[0]
-    images = made.squeeze(2) if frames else made
-    return (images.float() / 2 + 0.5).clamp(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ._compile import eager
 from ._library import Context, Owner, call, config_text
 from ._tensor import View, optional
 from .loss import FaceLoss
+from .models import Recogniser
 from .report import Report, Sink
 from .targets import Targets
 from .vae import Vae
@@ -34,7 +36,14 @@ class Graph(Owner):
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._context = Context.of(device)
+        #: Decoders of the host's: the tape calls them.
+        self._hosts: list[Vae] = []
         super().__init__(lambda out: call("graph_new", self._context._handle, out))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._context.device
 
     @eager
     def input(self, tensor: torch.Tensor, needs_gradient: bool = False) -> int:
@@ -69,7 +78,16 @@ class Graph(Owner):
     @eager
     def decode(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None) -> int:
         """VAE-space latents ``[B,C,h,w]`` → images ``[B,3,H,W]`` in [0, 1], float32. ``config``: ``clamp``."""
-        return self._make("graph_decode", latents, vae._handle, _json(config))
+        if not vae.native:
+            self._hosts.append(vae)
+        with vae._guard():
+            return self._make("graph_decode", latents, vae._handle, _json(config))
+
+    def features(self, crops: int, recogniser: Recogniser, level: str = "embedding") -> int:
+        """What a recogniser makes of aligned crops ``[M,3,S,S]``, RGB in [0, 1], at one of its levels, float32, not
+        normalised: ``embedding``, the last, ``[M,D]``; of an IResNet ``layer1`` … ``layer4``, ``[M,C,h,w]``; of an ONNX
+        model an output by its name."""
+        return self._make("graph_features", crops, recogniser._handle, level.encode())
 
     @eager
     def face_loss(self, images: int, loss: FaceLoss, **targets: Any) -> tuple[int, Report]:
@@ -97,7 +115,10 @@ class Graph(Owner):
     def backward(self, node: int, seed: torch.Tensor | None = None) -> None:
         """Walks back from a node. ``seed``: the gradient with respect to it; None: ones. Forgets an earlier walk's gradients."""
         view = optional("seed", seed)
-        call("graph_backward", self._handle, node, view.pointer if view else None, self._context.stream)
+        with ExitStack() as guards:
+            for vae in self._hosts:
+                guards.enter_context(vae._guard())
+            call("graph_backward", self._handle, node, view.pointer if view else None, self._context.stream)
 
     @eager
     def gradient(self, node: int) -> torch.Tensor:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ._compile import eager
-from ._library import build_info, log
 from .loss import FaceLoss
+from .method import Method, read_config
 from .models import Detector, Recogniser
 from .packs import find_detector, find_recogniser
 from .report import Alignment, Located, Outcome, Report, Sample
 from .vae import Vae, VaeSource
-
-#: How the method's keys begin, by which a misspelt one is noticed among a trainer's own.
-_OURS = ("use_face", "face_", "arcface_")
 
 
 class FaceIdentityLoss:
@@ -34,14 +29,19 @@ class FaceIdentityLoss:
 
     Args:
         config: the method's keys (``use_face_loss``, ``face_loss_weight``, ``face_align_mode``, ``face_loss_type``,
-            ``arcface_weights``, ``arcface_model``) with all others of ``facegrad_loss_new``; or the path of a YAML or JSON
+            ``arcface_weights``, ``arcface_model``, ``arcface_root``, ``use_t_aware_weighting``, ``use_multiscale_face_loss``,
+            ``multiscale_layer_weights``) with all others of ``facegrad_loss_new``; or the path of a YAML or JSON
             file that has them at its top or below ``model``. In a file, other keys are the trainer's and are left alone.
-        vae: a file or folder, a diffusers VAE in memory, or a :class:`Vae`; None: the config's ``vae``
+        vae: a file or folder, a VAE in memory, a function from the model's latents ``[B,C,h,w]`` to images ``[B,3,H,W]`` in
+            [0, 1], or a :class:`Vae`; None: the config's ``vae``. See :class:`Vae` for which are decoded by the library
         detector: an ONNX file or a :class:`Detector`; None: the config's ``detector``, else that of the pack in ``root``;
             False: none, every face's place is given
         recogniser: a file or a :class:`Recogniser`; None: the config's ``arcface_weights``, else that of the pack in ``root``
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: that of the networks given, else ``cuda`` where there is one
-        root: the folder of InsightFace packs, or of one pack; default ``~/.insightface``
+        root: the folder of InsightFace packs, or of one pack; default: the config's ``arcface_root``, else ``~/.insightface``
+
+    With ``face_loss_type: non_differentiable`` the value is the score, aligned by landmarks as InsightFace does, and has no
+    gradient.
 
     Attributes:
         loss: the :class:`FaceLoss`; None where ``use_face_loss`` is false, which loads nothing
@@ -50,15 +50,17 @@ class FaceIdentityLoss:
 
     def __init__(
         self,
-        config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        config: Mapping[str, Any] | str | bytes | os.PathLike[Any] | None = None,
         *,
         vae: VaeSource | None = None,
-        detector: Detector | str | os.PathLike[str] | Literal[False] | None = None,
-        recogniser: Recogniser | str | os.PathLike[str] | None = None,
+        detector: Detector | str | bytes | os.PathLike[Any] | Literal[False] | None = None,
+        recogniser: Recogniser | str | bytes | os.PathLike[Any] | None = None,
         device: str | torch.device | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        keys = read_config(config) if isinstance(config, (str, bytes, os.PathLike)) else dict(config or {})
+        method = Method(read_config(config) if isinstance(config, (str, bytes, os.PathLike)) else config or {})
+        keys, root = method.keys, root if root is not None else method.root
+        self._score = method.score
         self.loss: FaceLoss | None = None
         self.vae: Vae | None = None
         if keys.get("use_face_loss", True) is False:
@@ -105,6 +107,8 @@ class FaceIdentityLoss:
         """
         if self.loss is None:
             return prediction.new_zeros((), dtype=torch.float32), _disabled(prediction)
+        if self._score:
+            prediction = prediction.detach()
         return self.loss.step(prediction, x_t, t, references, number=step, **arguments)
 
     @eager
@@ -122,38 +126,6 @@ class FaceIdentityLoss:
         """Remembers what :meth:`save` wrote: see :meth:`FaceLoss.restore`."""
         if self.loss is not None:
             self.loss.restore(path)
-
-
-def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
-    """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.
-
-    Raises:
-        ValueError: for a key that begins like the method's and is none, with the nearest that is
-    """
-    file = Path(os.fsdecode(path))
-    text = file.read_text(encoding="utf-8")
-    if file.suffix.lower() == ".json":
-        content = json.loads(text)
-    else:
-        try:
-            import yaml
-        except ImportError as error:
-            raise ImportError(f"reading {file} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
-        content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
-    section = content["model"] if isinstance(content.get("model"), dict) else content
-    known = build_info()["loss_keys"]
-    for key in section:
-        if key not in known and str(key).startswith(_OURS):
-            import difflib
-
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{file}: unknown key `{key}`{hint}; known are {', '.join(known)}")
-    ours = {key: value for key, value in section.items() if key in known}
-    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
-    return ours
 
 
 def _disabled(prediction: torch.Tensor) -> Report:

@@ -6,6 +6,7 @@ import ctypes as c
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -141,10 +142,11 @@ class FaceLoss(Owner):
                 c.sizeof(_abi.Step), _pointer(views["x_t"]), view.pointer, _pointer(views["times"]), _pointer(views["coefficients"]),
                 height, width, number, gradient_norm or 0.0,
             )  # fmt: skip
-            call(
-                "loss_step", self._handle, c.byref(step), c.byref(told.struct), _pointer(gradient),
-                sink.samples, sink.capacity, c.byref(sink.result), self._context.stream,
-            )  # fmt: skip
+            with self._parts[2]._guard() if self._parts[2] is not None else nullcontext():
+                call(
+                    "loss_step", self._handle, c.byref(step), c.byref(told.struct), _pointer(gradient),
+                    sink.samples, sink.capacity, c.byref(sink.result), self._context.stream,
+                )  # fmt: skip
 
         return _value(prediction, run)
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -33,14 +33,41 @@ class Face:
     landmarks: tuple[tuple[float, float], ...] | None
 
 
+#: The side of a square detection canvas, or its width and height.
+DetectionSize: TypeAlias = "int | tuple[int, int]"
+
+
+def detection_sizes(sizes: Sequence[DetectionSize]) -> list[int | list[int]]:
+    """Sizes as the library's configuration has them."""
+    return [list(size) if isinstance(size, (tuple, list)) else size for size in sizes]
+
+
+def canvases(det_size: int | tuple[int, int] | list[Any]) -> list[DetectionSize]:
+    """``det_size`` as InsightFace's users write it: a side, or a tuple (width, height) of one canvas. A list holds several,
+    whose finds are merged.
+
+    Raises:
+        ValueError: for a tuple that is no pair
+    """
+    if isinstance(det_size, int):
+        return [det_size]
+    if isinstance(det_size, tuple):
+        if len(det_size) != 2:
+            raise ValueError(f"det_size: expected a side, a pair (width, height), or a list of sizes to merge, got {det_size}")
+        det_size = [det_size]
+    elif len(det_size) == 2 and det_size[0] == det_size[1]:
+        det_size = det_size[:1]
+    return [size if isinstance(size, int) else size[0] if size[0] == size[1] else (size[0], size[1]) for size in det_size]
+
+
 class Detector(Owner):
     """An SCRFD face detector: InsightFace's ``det_10g.onnx``, ``det_500m.onnx``, ``scrfd_10g_bnkps.onnx``, …
 
     Args:
         path: the ONNX file
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_sizes: sides of the square detection canvases, multiples of 32; what they find is merged. A face
-            that fills the picture is found at small sizes only.
+        det_sizes: sides of the detection canvases, or pairs (width, height), multiples of 32; what they find is merged.
+            A face that fills the picture is found at small sizes only.
         threshold: least score of a face
         nms_threshold: overlap above which the weaker of two boxes is dropped
         engine: ``auto``, ``ort`` (ONNX Runtime) or ``torch``
@@ -59,7 +86,7 @@ class Detector(Owner):
         path: str | bytes | os.PathLike[Any],
         *,
         device: str | torch.device = "cpu",
-        det_sizes: Sequence[int] = (640,),
+        det_sizes: Sequence[DetectionSize] = (640,),
         threshold: float = 0.5,
         nms_threshold: float = 0.4,
         engine: str = "auto",
@@ -69,17 +96,25 @@ class Detector(Owner):
         providers: Sequence[str] = (),
         onnxruntime: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._context = Context.of(device)
         config: dict[str, Any] = {
-            "path": os.fsdecode(path), "det_sizes": list(det_sizes), "threshold": threshold,
+            "path": os.fsdecode(path), "det_sizes": detection_sizes(det_sizes), "threshold": threshold,
             "nms_threshold": nms_threshold, "engine": engine, "min_size": min_size,
             "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, "providers": list(providers),
         }  # fmt: skip
         runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         if runtime is not None and engine != "torch":
             config["onnxruntime"] = runtime
-        text = config_text(config)
-        super().__init__(lambda out: call("detector_new", self._context._handle, text, out))
+        self._open(device, config_text(config))
+
+    def _open(self, device: str | torch.device, config: bytes) -> None:
+        self._context, self._config = Context.of(device), config
+        super().__init__(lambda out: call("detector_new", self._context._handle, config, out))
+
+    def on(self, device: str | torch.device) -> Detector:
+        """The same detector, loaded on another device."""
+        other = object.__new__(type(self))
+        other._open(device, self._config)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -137,12 +172,14 @@ class Recogniser(Owner):
         color: str | None = None,
         input_size: int | None = None,
     ) -> None:
-        self._context = Context.of(device)
         config: dict[str, Any] = {"path": os.fsdecode(path), "dtype": dtype}
         given = {"model": model, "mean": mean, "std": std, "color": color, "input_size": input_size}
         config.update({key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if v is not None})
-        text = config_text(config)
-        super().__init__(lambda out: call("backbone_new", self._context._handle, text, out))
+        self._open(device, config_text(config))
+
+    def _open(self, device: str | torch.device, config: bytes) -> None:
+        self._context, self._config = Context.of(device), config
+        super().__init__(lambda out: call("backbone_new", self._context._handle, config, out))
         info = json.loads(read_text(library.facegrad_backbone_info, self._handle))
         #: Family, file, normalisation, colour order, and where each comes from.
         self.description: str = info["description"]
@@ -155,6 +192,12 @@ class Recogniser(Owner):
     def device(self) -> torch.device:
         """Where it computes."""
         return self._context.device
+
+    def on(self, device: str | torch.device) -> Recogniser:
+        """The same recogniser, loaded on another device."""
+        other = object.__new__(type(self))
+        other._open(device, self._config)
+        return other
 
     @eager
     def embed(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor | None = None) -> torch.Tensor:

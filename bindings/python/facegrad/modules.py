@@ -1,33 +1,53 @@
-"""The method's classes: an identity loss on images, and one on latents."""
+"""The method's classes with a gradient: an identity loss on images, and one on latents."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from .device import moved
+from .iresnet import IResNet
+from .latents import decode_latents
 from .loss import FaceLoss
-from .models import Detector, Recogniser
+from .method import layer_weights as weights_by_level
+from .models import Detector, Recogniser, canvases
 from .packs import find_detector, find_recogniser
-from .report import Report
+from .pictures import crop_and_resize, target_region
+from .report import Details, Report
 from .vae import Vae, VaeSource
+
+log = logging.getLogger("facegrad")
+
+#: What the method calls a face: ``bbox``, four whole pixels, and ``kps``, ``[5,2]`` or None.
+FaceInfo = dict[str, Any]
 
 
 class DifferentiableFaceLoss(torch.nn.Module):
     """``mean(1 − cos)`` between reference and generated faces, differentiable in the generated images.
 
+    The networks are the library's, frozen and in float32: ``parameters()`` is empty and ``to(dtype)`` changes nothing;
+    ``to(device)`` loads them there.
+
     Args:
         model_name: ``r50``, ``r100``, … of the recogniser; checked against the weights. None: not checked
         pretrained_path: the recogniser: arcface_torch weights or an ONNX file. None: the one of the pack in ``root``
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_size: side, ``(side, side)``, or a list of sides to merge
+        det_size: side, ``(width, height)`` of one canvas, or a list of several, whose finds are merged
         root: the folder of InsightFace packs, or of one pack; default ``~/.insightface``
         align_mode: ``bbox``, as the method's default, or ``kps``, recommended
         detector: the detector's ONNX file. None: the one of the pack in ``root``
         config: further keys of :class:`FaceLoss`
         vae: for the loss's step from latents
+
+    Attributes:
+        loss: the :class:`FaceLoss` that does the work
+        recognizer: the recogniser as a module: :class:`IResNet`
+        face_size: side of an aligned crop, pixels
     """
 
     def __init__(
@@ -35,7 +55,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
         model_name: str | None = "r50",
         pretrained_path: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cuda",
-        det_size: int | Sequence[int] = (640, 640),
+        det_size: int | tuple[int, int] | list[Any] = (640, 640),
         root: str | os.PathLike[str] | None = None,
         align_mode: str = "bbox",
         *,
@@ -46,10 +66,38 @@ class DifferentiableFaceLoss(torch.nn.Module):
         super().__init__()
         weights = pretrained_path if pretrained_path is not None else find_recogniser(root, model_name)
         found = detector if detector is not None else find_detector(root)
-        self.detector = Detector(found, device=device, det_sizes=_sizes(det_size))
+        self.det_size, self.root, self.align_mode = det_size, root, align_mode
+        self._keys = {"face_loss_weight": 1.0, "face_align_mode": align_mode, **(config or {})}
+        self.vae = vae
+        self.detector = Detector(found, device=device, det_sizes=canvases(det_size))
         self.recogniser = Recogniser(weights, device=device, model=model_name)
-        keys = {"face_loss_weight": 1.0, "face_align_mode": align_mode, **(config or {})}
-        self.loss = FaceLoss(keys, detector=self.detector, recogniser=self.recogniser, vae=vae)
+        self.recognizer = IResNet(self.recogniser)
+        self._assemble()
+
+    def _assemble(self) -> None:
+        self.face_size = self.recogniser.input_size
+        self._levels: dict[tuple[tuple[str, float], ...], FaceLoss] = {}
+        self.loss = self._loss({})
+
+    def _loss(self, keys: Mapping[str, Any]) -> FaceLoss:
+        return FaceLoss({**self._keys, **keys}, detector=self.detector, recogniser=self.recogniser, vae=self.vae)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.recogniser.device
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DifferentiableFaceLoss:
+        # The recogniser's module moves with super(); the rest follows it.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = moved(fn, self.detector.device)
+        if device is not None:
+            if self.vae is not None:
+                raise RuntimeError(f"to({str(device)!r}): the VAE's weights are shared and stay; make the loss anew with device={str(device)!r}")
+            assert self.recognizer.recogniser is not None
+            self.detector, self.recogniser = self.detector.on(device), self.recognizer.recogniser
+            self._assemble()
+        return self
 
     def forward(
         self,
@@ -60,8 +108,9 @@ class DifferentiableFaceLoss(torch.nn.Module):
         data_types: Sequence[str] | None = None,
         landmarks: torch.Tensor | None = None,
         ref_landmarks: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Report]:
-        """The loss, a scalar; with ``return_details`` also the report.
+    ) -> torch.Tensor | Details:
+        """The loss, a scalar; with ``return_details`` ``loss, per_sample, mask``, whose ``report`` says more: see
+        :class:`facegrad.Details`.
 
         Args:
             ref_images: ``[B,3,H,W]`` (or one for all), RGB in [0, 1]
@@ -72,18 +121,85 @@ class DifferentiableFaceLoss(torch.nn.Module):
         value, report = self.loss(
             gen_images, ref_images, data_types=data_types, landmarks=landmarks, reference_landmarks=ref_landmarks
         )
-        return (value, report) if return_details else value
+        return Details.of(value, report) if return_details else value
+
+    def forward_multiscale(
+        self,
+        ref_images: torch.Tensor,
+        gen_images: torch.Tensor,
+        layer_weights: Mapping[str, float] | None = None,
+        return_details: bool = False,
+        **targets: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """The weighted sum of the cosine distances of the recogniser's levels, a scalar; with ``return_details`` also the
+        mean distance of every level, without a gradient, and ``[B]`` bool: which samples count.
+
+        Args:
+            ref_images, gen_images: as for :meth:`forward`
+            layer_weights: by ``layer1`` … ``layer4`` and ``embedding``; None: .1, .2, .3, .4, 1. For an ONNX recogniser by
+                the names of its outputs, and ``embedding``, the first
+            targets: further arguments of :meth:`FaceLoss.__call__`
+        """
+        weights = weights_by_level(layer_weights)
+        key = tuple(weights.items())
+        if key not in self._levels:
+            self._levels[key] = self._loss({"levels": weights})
+        value, report = self._levels[key](gen_images, ref_images, **targets)
+        if not return_details:
+            return value
+        distances = {name: torch.tensor(d, dtype=torch.float32, device=value.device) for name, d in zip(weights, report.level_distances)}
+        return value, distances, Details.of(value, report).mask
+
+    @torch.no_grad()
+    def detect_faces(self, images: torch.Tensor) -> list[FaceInfo | None]:
+        """The face with the highest score in every image of ``[B,3,H,W]``, RGB in [0, 1]: ``bbox``, whole pixels x1, y1, x2,
+        y2, and ``kps``, float32 ``[5,2]`` or None; None where there is no face."""
+        found: list[FaceInfo | None] = []
+        for faces in self.detector.detect(images.detach().to(self.detector.device)):
+            if not faces:
+                found.append(None)
+                continue
+            points = faces[0].landmarks
+            kps = None if points is None else np.array(points, dtype=np.float32)
+            found.append({"bbox": np.array(faces[0].bbox).astype(int), "kps": kps})
+        return found
+
+    def crop_and_resize_face(self, image: torch.Tensor, bbox: Sequence[float]) -> torch.Tensor:
+        """The face in a box x1, y1, x2, y2 of ``[3,H,W]`` as ``[3,S,S]``; the gradient flows to the image."""
+        return crop_and_resize(image, bbox, self.face_size)
+
+    @staticmethod
+    def preprocess_face(face: torch.Tensor) -> torch.Tensor:
+        """A crop in [0, 1] as :meth:`extract_embedding` takes it: in [−1, 1]."""
+        return face * 2 - 1
+
+    def extract_embedding(self, face: torch.Tensor) -> torch.Tensor:
+        """``[3,S,S]``, RGB in [−1, 1] → ``[D]`` float32, not normalised; the gradient flows to the crop."""
+        embedding: torch.Tensor = self.recognizer(face[None])[0]
+        return embedding
+
+    def extract_multiscale_features(self, face: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``[3,S,S]``, RGB in [−1, 1] → ``layer1`` … ``layer4``, maps ``[C,h,w]``, and ``embedding``."""
+        return {name: value[0] for name, value in self.recognizer.forward_multiscale(face[None]).items()}
 
 
 class DifferentiableFaceLossWrapper(torch.nn.Module):
     """:class:`DifferentiableFaceLoss` on latents: they are decoded, and the gradient flows back to them.
 
     Args:
-        vae: a file or diffusers folder, or a diffusers VAE in memory, whose weights are shared; see :class:`Vae`
-        arcface_weights_path, model_name, device, root, det_size, align_mode, detector: as ``pretrained_path`` and the
+        vae: a file or diffusers folder, a VAE in memory, or a function from the model's latents to images in [0, 1]; see
+            :class:`Vae`
+        arcface_weights_path, model_name, device, root, align_mode, det_size, detector: as ``pretrained_path`` and the
             rest of :class:`DifferentiableFaceLoss`
+        image_size: width of one image, pixels: of a picture twice as wide (reference | target) the loss is about the right
+            half. None: all of the picture
         config: further keys of :class:`FaceLoss`. ``latent_format`` says how the latents relate to the VAE's; default:
             what the VAE tells. ``"none"`` for latents that are divided by the scaling factor already.
+
+    Attributes:
+        face_loss: the :class:`DifferentiableFaceLoss`
+        loss: its :class:`FaceLoss`
+        vae: the :class:`Vae`
     """
 
     def __init__(
@@ -91,21 +207,38 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         vae: VaeSource,
         arcface_weights_path: str | os.PathLike[str] | None = None,
         model_name: str | None = "r50",
+        image_size: int | None = None,
         device: str | torch.device = "cuda",
         root: str | os.PathLike[str] | None = None,
-        det_size: int | Sequence[int] = (640, 640),
         align_mode: str = "bbox",
         *,
+        det_size: int | tuple[int, int] | list[Any] = (640, 640),
         detector: str | os.PathLike[str] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int)):
+            raise TypeError(f"image_size: expected the width of one image in pixels, got {image_size!r}; write device={image_size!r} for a device")
         self.vae = vae if isinstance(vae, Vae) else Vae(vae, device=device)
-        keys = {"prediction": {"kind": "sample"}, **(config or {})}
-        images = DifferentiableFaceLoss(
-            model_name, arcface_weights_path, device, det_size, root, align_mode, detector=detector, config=keys, vae=self.vae
+        self.image_size = image_size
+        self._warned = False
+        self._config = {"prediction": {"kind": "sample"}, **(config or {})}
+        self.face_loss = DifferentiableFaceLoss(
+            model_name, arcface_weights_path, device, det_size, root, align_mode, detector=detector, config=self._config, vae=self.vae
         )
-        self.loss = images.loss
+
+    @property
+    def loss(self) -> FaceLoss:
+        """The loss object of the library."""
+        return self.face_loss.loss
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """``[B,C,h,w]`` as the diffusion model has them → images ``[B,3,H,W]`` in [0, 1]; the gradient flows to the latents."""
+        return decode_latents(self.vae, latents, self._config)
+
+    def extract_target_region(self, images: torch.Tensor) -> torch.Tensor:
+        """The image that the loss is about: of a diptych ``[B,3,H,2·image_size]`` the right half."""
+        return target_region(images, self.image_size)
 
     def forward(
         self,
@@ -113,23 +246,30 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         gen_latents: torch.Tensor,
         return_details: bool = False,
         **arguments: Any,
-    ) -> torch.Tensor | tuple[torch.Tensor, Report]:
-        """The loss, a scalar; with ``return_details`` also the report.
+    ) -> torch.Tensor | Details:
+        """The loss, a scalar; with ``return_details`` ``loss, per_sample, mask``, whose ``report`` says more.
 
         Args:
             ref_images: ``[B,3,H,W]`` (or one for all), RGB in [0, 1], any size
             gen_latents: ``[B,C,h,w]`` as the diffusion model has them; the gradient flows here
-            arguments: further ones of :meth:`FaceLoss.step`: ``data_types``, ``size``, ``landmarks``, …
+            arguments: ``data_types``, ``landmarks``, … of :class:`facegrad.targets.Targets`; with ``image_size`` places are
+                pixels of the target, without it the others of :meth:`FaceLoss.step` too
         """
-        value, report = self.loss.step(gen_latents, references=ref_images, **arguments)
-        return (value, report) if return_details else value
+        value: torch.Tensor
+        report: Report
+        if self.image_size is None:
+            self._warn(gen_latents)
+            value, report = self.loss.step(gen_latents, references=ref_images, **arguments)
+        else:
+            images = self.extract_target_region(self.decode_latents(gen_latents))
+            value, report = self.loss(images, ref_images, **arguments)
+        return Details.of(value, report) if return_details else value
 
-
-def _sizes(det_size: int | Sequence[int]) -> list[int]:
-    """``640``, ``(640, 640)`` and lists of sides to merge, in the library's form."""
-    if isinstance(det_size, int):
-        return [det_size]
-    sizes = list(det_size)
-    if len(sizes) == 2 and sizes[0] == sizes[1]:
-        return sizes[:1]
-    return sizes
+    def _warn(self, latents: torch.Tensor) -> None:
+        """The method itself takes the right half of every picture; here that has to be said."""
+        if not self._warned and latents.dim() == 4 and latents.shape[-1] == 2 * latents.shape[-2]:
+            self._warned = True
+            log.warning(
+                "the pictures are twice as wide as high and count as a whole; where they are diptychs (reference | target) write "
+                "image_size=, the width of one image in pixels"
+            )

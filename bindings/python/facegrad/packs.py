@@ -113,23 +113,22 @@ class Files:
 
 
 def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
-    """The files of a pack.
+    """The files of a pack: InsightFace's by their names, those of any other folder by what the models are.
 
     Raises:
         FileNotFoundError: lists the places searched, the files that the pack must hold, and how to get them
-        ValueError: a name that is not a pack's
+        ValueError: a folder of that name without a detector or a recogniser
     """
-    if name not in PACKS:
-        raise ValueError(f"model_name: expected one of {', '.join(PACKS)}, got {name!r}")
-    pack = PACKS[name]
     searched = pack_folders(name, root)
+    if name not in PACKS:
+        return _own_pack(name, searched[:-1])
+    pack = PACKS[name]
     for folder in searched:
         files = Files(folder / pack.detector, folder / pack.recogniser)
         if files.detector.is_file() and files.recogniser.is_file():
             return files
-    places = "".join(f"\n  {folder}" for folder in searched)
     raise FileNotFoundError(
-        f"the pack {name} was not found. It must hold {pack.detector} and {pack.recogniser} in one of{places}\n"
+        f"the pack {name} was not found. It must hold {pack.detector} and {pack.recogniser} in one of{_places(searched)}\n"
         f"Get it with `python -m facegrad download {name}`, or give `root`, the folder that it is in"
     )
 
@@ -138,6 +137,58 @@ def damaged(name: str, files: Files) -> list[Path]:
     """The files of a pack that are not the published ones: cut off, damaged, or others under their names."""
     known = zip((files.detector, files.recogniser), PACKS[name].hashes)
     return [file for file, digest in known if sha256(file) != digest]
+
+
+def _own_pack(name: str, searched: list[Path]) -> Files:
+    """As InsightFace reads a folder: of its models in the order of their names the first detector and the first recogniser."""
+    folder = next((folder for folder in searched if name and any(folder.glob("*.onnx"))), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"the pack {name} was not found: expected one of {', '.join(PACKS)}, or a folder with a detector's and a "
+            f"recogniser's ONNX model at one of{_places(searched)}"
+        )
+    models = sorted(folder.glob("*.onnx"))
+    tasks = {model: onnx_task(model) for model in models}
+    found = {task: next((model for model in models if tasks[model] == task), None) for task in ("detector", "recogniser")}
+    detector, recogniser = found["detector"], found["recogniser"]
+    if detector is None or recogniser is None:
+        missing = " and no ".join(task for task, model in found.items() if model is None)
+        listed = ", ".join(f"{model.name} ({tasks[model]})" for model in models)
+        raise ValueError(f"{folder}: no {missing} among its models: {listed}")
+    return Files(detector, recogniser)
+
+
+def onnx_task(path: Path) -> str:
+    """``detector``, ``recogniser`` or ``other``, by the rules of InsightFace's ``model_zoo.get_model``: five outputs and more
+    are a detector's; a recogniser sees a square whose side is a multiple of 16 from 112, and not 192."""
+    if path.name in DETECTORS:
+        return "detector"
+    if any(path.name in names for names in RECOGNISERS.values()):
+        return "recogniser"
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(f"telling what {path} is needs ONNX Runtime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ValueError(f"{path}: ONNX Runtime cannot read it: {error}") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(outputs) >= 5:
+        return "detector"
+    shape = inputs[0].shape
+    if len(inputs) == 1 and len(outputs) == 1 and len(shape) == 4:
+        height, width = shape[2:]
+        if isinstance(height, int) and height == width and height >= 112 and height % 16 == 0 and height != 192:
+            return "recogniser"
+    return "other"
+
+
+def _places(folders: list[Path]) -> str:
+    return "".join(f"\n  {folder}" for folder in folders)
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,9 @@ import ctypes as c
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
+
+import torch
 
 from . import _abi
 
@@ -86,6 +89,7 @@ class Report:
         samples: one a generated image
         exact_passes: how many whole images were decoded without a gradient for the sake of windows
         audit_cosine, audit_norm_ratio: of the audited sample with the least cosine; NaN where none was audited
+        level_distances: with ``levels`` the mean of 1 − cos of each, in the order of the config; empty without
     """
 
     loss: float
@@ -95,11 +99,44 @@ class Report:
     exact_passes: int = 0
     audit_cosine: float = math.nan
     audit_norm_ratio: float = math.nan
+    level_distances: tuple[float, ...] = ()
 
     @property
     def similarity(self) -> float:
         """Mean cosine similarity of the counted samples; NaN where none counts."""
         return 1 - self.mean_distance if self.counted else math.nan
+
+
+class _Details(NamedTuple):
+    loss: torch.Tensor
+    per_sample: torch.Tensor
+    mask: torch.Tensor
+
+
+class Details(_Details):
+    """What the method's losses return with ``return_details=True``: ``loss, per_sample, mask = …``.
+
+    Attributes:
+        loss: the scalar; the gradient flows from it
+        per_sample: ``[B]`` float32, 1 − cos of every sample that counts, 0 elsewhere, without a gradient
+        mask: ``[B]`` bool: which samples count
+        report: why, and where the faces are: the :class:`Report`
+    """
+
+    report: Report
+
+    @classmethod
+    def of(cls, loss: torch.Tensor, report: Report) -> Details:
+        """Those of a report."""
+        counts = [sample.outcome is Outcome.COUNTED for sample in report.samples]
+        distances = [1 - sample.similarity if count else 0.0 for sample, count in zip(report.samples, counts)]
+        details = cls(
+            loss,
+            torch.tensor(distances, dtype=torch.float32, device=loss.device),
+            torch.tensor(counts, dtype=torch.bool, device=loss.device),
+        )
+        details.report = report
+        return details
 
 
 class Sink:
@@ -119,6 +156,7 @@ class Sink:
         return Report(
             result.loss, result.mean_distance, result.counted, samples,
             result.exact_passes, result.audit_cosine, result.audit_norm_ratio,
+            tuple(result.level_distances[: result.levels]),
         )  # fmt: skip
 
 

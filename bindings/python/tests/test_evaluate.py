@@ -69,19 +69,20 @@ def test_arcface_loss_is_the_methods(pack, photos, caplog):
         value = loss(photos["C_obama_1"], photos["C_obama_2"].float() / 255)
     assert value.shape == () and 0.7 < 1 - value.item() < 0.85
     # The face that fills the frame is found by trying smaller sizes, as often as it is not asked not to.
-    value, details = loss(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
-    assert details.counted == 1 and details.similarity == pytest.approx(1 - value.item(), abs=1e-6)
+    value, per_sample, mask = details = loss(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
+    assert details.report.counted == 1 and details.report.similarity == pytest.approx(1 - value.item(), abs=1e-6)
+    assert per_sample.tolist() == pytest.approx([value.item()]) and mask.tolist() == [True]
     strict = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT, retry_sizes=())
-    value, details = strict(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
-    assert value.item() == 0 and details.samples[0].outcome == facegrad.Outcome.NO_REFERENCE_FACE
-    assert np.isnan(details.similarity) and "no face was found in the reference" in caplog.text
-    value, details = loss(photos["C_obama_1"], photos["noface_cat"], return_details=True)
-    assert value.item() == 0 and details.samples[0].outcome == facegrad.Outcome.NO_FACE
+    details = strict(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
+    assert details.loss.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_REFERENCE_FACE
+    assert np.isnan(details.report.similarity) and "no face was found in the reference" in caplog.text
+    details = loss(photos["C_obama_1"], photos["noface_cat"], return_details=True)
+    assert details.loss.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_FACE
 
 
 def test_the_wrapper_decodes_first(photos):
     image = photos["C_obama_1"].float() / 255
-    wrapper = facegrad.FaceLossWrapper(lambda latents: latents + 0.5, "buffalo_sc", root=ROOT)
+    wrapper = facegrad.FaceLossWrapper(lambda latents: latents + 0.5, "buffalo_sc", arcface_root=ROOT)
     plain = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT)(photos["C_obama_2"], image)
     assert wrapper(photos["C_obama_2"], image - 0.5).item() == pytest.approx(plain.item(), abs=1e-4)
 
@@ -95,15 +96,15 @@ def test_the_wrapper_decodes_first(photos):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(()))
 
-        def decode(self, x, return_dict):
+        def decode(self, x):
             return (x,)
 
     latents = (2 * image - 1 - 0.1) * 0.5
-    wrapper = facegrad.FaceLossWrapper(Vae(), "buffalo_sc", root=ROOT)
+    wrapper = facegrad.FaceLossWrapper(Vae(), "buffalo_sc", arcface_root=ROOT)
     assert wrapper(photos["C_obama_2"], latents).item() == pytest.approx(plain.item(), abs=1e-4)
     assert not list(wrapper.parameters())
     with pytest.raises(TypeError, match="expected a diffusers VAE or a function"):
-        facegrad.FaceLossWrapper(3, "buffalo_sc", root=ROOT)(photos["C_obama_2"], latents)
+        facegrad.FaceLossWrapper(3, "buffalo_sc", arcface_root=ROOT)(photos["C_obama_2"], latents)
 
 
 def test_people_are_found_one_to_one(evaluator, photos):
@@ -163,7 +164,7 @@ def test_a_missing_pack_lists_where_and_what(tmp_path):
     text = str(caught.value)
     for part in ("det_10g.onnx and w600k_r50.onnx", str(tmp_path / "models/buffalo_l"), "download buffalo_l", "`root`"):
         assert part in text
-    with pytest.raises(ValueError, match="expected one of buffalo_l, antelopev2"):
+    with pytest.raises(FileNotFoundError, match="expected one of buffalo_l, antelopev2"):
         facegrad.ArcFaceLoss("buffalo_x", root=tmp_path)
 
 

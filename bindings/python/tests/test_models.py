@@ -69,13 +69,17 @@ def test_the_methods_class(data, caplog):
     value = loss(ref_images=b, gen_images=a)
     value.backward()
     assert 0.1 < value.item() < 0.5 and a.grad.abs().max() > 0
-    value, details = loss(b, a, return_details=True)
-    assert details.counted == 1 and details.similarity == pytest.approx(1 - value.item(), abs=1e-6)
+    details = loss(b, a, return_details=True)
+    value, per_sample, mask = details
+    assert details.report.counted == 1 and details.report.similarity == pytest.approx(1 - value.item(), abs=1e-6)
+    assert per_sample.tolist() == pytest.approx([value.item()]) and mask.tolist() == [True]
     # No face: nothing counts, a warning says so, and backward still works.
     cat = other.requires_grad_()
-    value, details = loss(b, cat, return_details=True)
+    details = loss(b, cat, return_details=True)
+    value, per_sample, mask = details
     value.backward()
-    assert value.item() == 0 and details.samples[0].outcome == facegrad.Outcome.NO_FACE
+    assert per_sample.tolist() == [0] and mask.tolist() == [False]
+    assert value.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_FACE
     assert cat.grad.abs().max() == 0 and "no face was found in the generated image" in caplog.text
     assert loss(b, a, data_types=["person_hair"]).item() == 0
 

@@ -6,38 +6,41 @@
 
 use crate::config::LatentFormat;
 use crate::error::{Result, bail};
+use crate::weights;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Where a single-file checkpoint keeps its VAE; the empty one is a VAE's own file.
-const PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
+/// What a single-file checkpoint calls its VAE.
+const PREFIXES: [&str; 2] = ["first_stage_model.", "vae."];
+
+/// A decoder's own names, one of which every decoder has.
+const ANCHORS: [&str; 6] = [
+    "decoder.conv_in.weight",
+    "decoder.conv1.weight",
+    "decoder.layers.0.weight",
+    "decoder.layers.1.weight",
+    "taesd_decoder.1.weight",
+    "decoder.1.weight",
+];
 
 /// The decoder's part of a set of names: (name in the file, diffusers' name).
-/// Encoders, text encoders and diffusion models are left out.
+/// Encoders, text encoders, diffusion models and what checkpoints wrap around them are left out.
 ///
 /// # Errors
 /// `Weights` when no decoder is found or two names mean the same tensor.
 pub(super) fn translate<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
 ) -> Result<BTreeMap<String, String>> {
-    let mine = |name: &str| is_decoder(name);
-    let Some(prefix) = PREFIXES.into_iter().find(|prefix| {
-        names
-            .clone()
-            .any(|n| n.strip_prefix(prefix).is_some_and(mine))
-    }) else {
-        let shown: Vec<&str> = names.take(6).collect();
+    let bare: Vec<(&str, String)> = names.map(|full| (full, weights::bare(full))).collect();
+    let Some(prefix) = prefix(bare.iter().map(|(_, name)| name.as_str())) else {
         bail!(
             Weights,
             "no VAE decoder found: expected names such as decoder.conv_in.weight, decoder.layers.0.weight or first_stage_model.decoder.…, got {}",
-            if shown.is_empty() {
-                "no tensors".into()
-            } else {
-                shown.join(", ")
-            }
+            weights::listed(bare.iter().map(|(full, _)| *full), 6)
         );
     };
-    let short: Vec<(&str, &str)> = names
-        .filter_map(|full| Some((full, full.strip_prefix(prefix)?)))
+    let short: Vec<(&str, &str)> = bare
+        .iter()
+        .filter_map(|(full, name)| Some((*full, name.strip_prefix(&*prefix)?)))
         .filter(|(_, name)| is_decoder(name) || is_companion(name))
         .collect();
     let shape = Shape::of(short.iter().map(|(_, name)| *name));
@@ -56,6 +59,21 @@ pub(super) fn translate<'a>(
     Ok(result)
 }
 
+/// What stands before the decoder's own names. A checkpoint's VAE comes before any other network that has a decoder.
+fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+    let of_vae = |name: &&str| {
+        let part =
+            |prefix: &&str| name.starts_with(*prefix) || name.contains(&format!(".{prefix}"));
+        PREFIXES.iter().any(part)
+    };
+    let named = weights::prefix(names.clone().filter(of_vae), &ANCHORS);
+    named.or_else(|| {
+        let own = weights::prefix(names.clone(), &ANCHORS);
+        // A TAESD decoder's own file has nothing but numbers.
+        own.or_else(|| names.clone().all(bare_tiny).then(String::new))
+    })
+}
+
 /// Names that belong to a decoder in any dialect.
 fn is_decoder(name: &str) -> bool {
     let rest = ["decoder.", "taesd_decoder."]
@@ -70,14 +88,6 @@ fn bare_tiny(name: &str) -> bool {
         .is_some_and(|(index, _)| index.parse::<u32>().is_ok())
 }
 
-/// Whether a name of a file may belong to its decoder; the rest need not be read.
-pub(super) fn wanted(name: &str) -> bool {
-    PREFIXES
-        .iter()
-        .filter_map(|prefix| name.strip_prefix(prefix))
-        .any(|name| is_decoder(name) || is_companion(name))
-}
-
 /// The latent format that a single-file checkpoint's other networks tell.
 pub(super) fn format_hint(name: &str) -> Option<LatentFormat> {
     const HINTS: [(&str, LatentFormat); 4] = [
@@ -86,7 +96,9 @@ pub(super) fn format_hint(name: &str) -> Option<LatentFormat> {
         ("model.diffusion_model.joint_blocks.", LatentFormat::Sd3),
         ("model.diffusion_model.double_blocks.", LatentFormat::Flux),
     ];
-    let found = HINTS.iter().find(|(prefix, _)| name.starts_with(prefix));
+    let name = weights::bare(name);
+    let inner = name.strip_prefix("state_dict.").unwrap_or(&name);
+    let found = HINTS.iter().find(|(prefix, _)| inner.starts_with(prefix));
     found.map(|(_, format)| format.clone())
 }
 
@@ -178,6 +190,18 @@ impl Shape {
             ] => {
                 format!("decoder.up_blocks.{i}.upsamplers.0.conv.{leaf}")
             }
+            // Wan 2.2, whose up blocks have one upsampler each.
+            [
+                "decoder",
+                "up_blocks",
+                i,
+                "upsampler",
+                "resample",
+                "1",
+                leaf,
+            ] => {
+                format!("decoder.up_blocks.{i}.upsampler.conv.{leaf}")
+            }
             // BFL's FLUX.2 file keeps it inside the decoder.
             ["decoder", "post_quant_conv", leaf] => format!("post_quant_conv.{leaf}"),
             _ => return None,
@@ -205,6 +229,12 @@ impl Shape {
             }
             ["decoder", "head", "0", leaf] => format!("decoder.conv_norm_out.{leaf}"),
             ["decoder", "head", "2", leaf] => format!("decoder.conv_out.{leaf}"),
+            // Wan 2.2: up blocks are lists in a list.
+            ["decoder", "upsamples", i, "upsamples", j, rest @ ..] => match rest {
+                ["resample", "1", leaf] => format!("decoder.up_blocks.{i}.upsampler.conv.{leaf}"),
+                ["time_conv", leaf] => format!("decoder.up_blocks.{i}.upsampler.time_conv.{leaf}"),
+                _ => format!("decoder.up_blocks.{i}.resnets.{j}.{}", wan_resnet(rest)),
+            },
             ["decoder", "upsamples", at, rest @ ..] => {
                 let at: usize = at.parse().ok()?;
                 let block = self.wan_ends.partition_point(|&end| end < at);

@@ -17,10 +17,38 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
     source.discard(|name| name.contains(".time_conv."));
     let mut stages: Vec<Box<dyn Block>> = vec![];
     let mut blocks: Vec<Box<dyn Block>> = vec![];
-    let Some(channels) = source
-        .shape("decoder.conv_in.weight")
-        .and_then(|s| s.get(1).copied())
-    else {
+    let channels = post_quant(source, &mut blocks)?;
+    let conv_in = Conv::take(source, "decoder.conv_in", channels)?;
+    let mut width = conv_in.outputs();
+    blocks.push(Box::new(conv_in));
+    middle(source, &mut blocks, &mut width)?;
+    let mut scale = 1;
+    for i in 0.. {
+        let block = format!("decoder.up_blocks.{i}");
+        let inner = resnets(source, &block, &mut width)?;
+        if inner.is_empty() {
+            break;
+        }
+        blocks.extend(inner);
+        let name = format!("{block}.upsamplers.0.conv");
+        if source.has(&format!("{name}.weight")) {
+            let conv = Conv::take(source, &name, width)?;
+            width = conv.outputs();
+            // What recomputing keeps are the inputs of the stages: small maps, before upsampling.
+            stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
+            blocks.push(Box::new(Upsample(conv)));
+            scale *= 2;
+        }
+    }
+    blocks.push(Box::new(end(source, width, 3)?));
+    stages.push(Box::new(Chain(blocks)));
+    Ok((Chain(stages), channels, scale))
+}
+
+/// The convolution before the decoder, where there is one; returns the latent's channels.
+pub(super) fn post_quant(source: &mut Source, blocks: &mut Vec<Box<dyn Block>>) -> Result<i64> {
+    let shape = source.shape("decoder.conv_in.weight");
+    let Some(channels) = shape.and_then(|s| s.get(1).copied()) else {
         bail!(Weights, "missing tensor decoder.conv_in.weight");
     };
     if source.has("post_quant_conv.weight") {
@@ -34,65 +62,66 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
         }
         blocks.push(Box::new(conv));
     }
-    let conv_in = Conv::take(source, "decoder.conv_in", channels)?;
-    let mut width = conv_in.outputs();
-    blocks.push(Box::new(conv_in));
+    Ok(channels)
+}
+
+/// Two residual blocks, around an attention where there is one.
+pub(super) fn middle(
+    source: &mut Source,
+    blocks: &mut Vec<Box<dyn Block>>,
+    width: &mut i64,
+) -> Result<()> {
     let mid = "decoder.mid_block";
     blocks.push(Box::new(resnet(
         source,
         &format!("{mid}.resnets.0"),
-        &mut width,
+        width,
     )?));
-    let [joint, split] =
-        ["to_qkv", "to_q"].map(|q| source.has(&format!("{mid}.attentions.0.{q}.weight")));
-    if joint || split {
-        blocks.push(Box::new(attention(
-            source,
-            &format!("{mid}.attentions.0"),
-            width,
-        )?));
+    let name = format!("{mid}.attentions.0");
+    if ["to_qkv", "to_q"].map(|q| source.has(&format!("{name}.{q}.weight"))) != [false; 2] {
+        blocks.push(Box::new(attention(source, &name, *width)?));
     }
     blocks.push(Box::new(resnet(
         source,
         &format!("{mid}.resnets.1"),
-        &mut width,
+        width,
     )?));
-    let mut scale = 1;
-    for i in 0.. {
-        let block = format!("decoder.up_blocks.{i}");
-        let before = blocks.len();
-        for j in 0.. {
-            let name = format!("{block}.resnets.{j}");
-            if !source.has(&format!("{name}.conv1.weight")) {
-                break;
-            }
-            blocks.push(Box::new(resnet(source, &name, &mut width)?));
-        }
-        if blocks.len() == before {
+    Ok(())
+}
+
+/// The residual blocks of an up block.
+pub(super) fn resnets(
+    source: &mut Source,
+    block: &str,
+    width: &mut i64,
+) -> Result<Vec<Box<dyn Block>>> {
+    let mut blocks: Vec<Box<dyn Block>> = vec![];
+    for j in 0.. {
+        let name = format!("{block}.resnets.{j}");
+        if !source.has(&format!("{name}.conv1.weight")) {
             break;
         }
-        let name = format!("{block}.upsamplers.0.conv");
-        if source.has(&format!("{name}.weight")) {
-            let conv = Conv::take(source, &name, width)?;
-            width = conv.outputs();
-            // What recomputing keeps are the inputs of the stages: small maps, before upsampling.
-            stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
-            blocks.push(Box::new(Upsample(conv)));
-            scale *= 2;
-        }
+        blocks.push(Box::new(resnet(source, &name, width)?));
     }
+    Ok(blocks)
+}
+
+/// The last norm and convolution, to `outputs` channels. Where three are asked for and the model has a fourth, its alpha,
+/// the colours are what is computed.
+pub(super) fn end(source: &mut Source, width: i64, outputs: i64) -> Result<NormConv> {
     let norm = Norm::take(source, "decoder.conv_norm_out", width)?;
-    let conv = Conv::take(source, "decoder.conv_out", width)?;
-    if conv.outputs() != 3 {
+    let mut conv = Conv::take(source, "decoder.conv_out", width)?;
+    if outputs == 3 && conv.outputs() == 4 {
+        conv = conv.first(3)?;
+    }
+    if conv.outputs() != outputs {
         bail!(
             Weights,
             "decoder.conv_out: expected an RGB image, got {} channels",
             conv.outputs()
         );
     }
-    blocks.push(Box::new(NormConv { norm, conv }));
-    stages.push(Box::new(Chain(blocks)));
-    Ok((Chain(stages), channels, scale))
+    Ok(NormConv { norm, conv })
 }
 
 /// FLUX.2's latent statistics; `eps` is the BatchNorm's.
@@ -115,7 +144,7 @@ pub(super) fn patch_stats(source: &mut Source, channels: i64, eps: f64) -> Resul
     })
 }
 
-fn resnet(source: &mut Source, name: &str, width: &mut i64) -> Result<Residual> {
+pub(super) fn resnet(source: &mut Source, name: &str, width: &mut i64) -> Result<Residual> {
     let inputs = *width;
     let norm1 = Norm::take(source, &format!("{name}.norm1"), inputs)?;
     let conv1 = Conv::take(source, &format!("{name}.conv1"), inputs)?;
@@ -167,10 +196,10 @@ fn shortcut(
 
 fn attention(source: &mut Source, name: &str, width: i64) -> Result<Attention> {
     let joint = source.has(&format!("{name}.to_qkv.weight"));
-    let (norm, out) = if joint {
-        ("norm", "proj")
-    } else {
-        ("group_norm", "to_out.0")
+    // Wan and HunyuanImage have a `norm` and a `proj`.
+    let (norm, out) = match source.has(&format!("{name}.proj.weight")) {
+        true => ("norm", "proj"),
+        false => ("group_norm", "to_out.0"),
     };
     let norm = Norm::take(source, &format!("{name}.{norm}"), width)?;
     // LDM and Wan keep these as 1x1 convolutions.

@@ -62,6 +62,16 @@ impl Conv {
         })
     }
 
+    /// The convolution to the first of its outputs alone.
+    pub(super) fn first(self, outputs: i64) -> Result<Conv> {
+        let narrow = |t: &Tensor| t.f_narrow(0, 0, outputs);
+        Ok(Conv {
+            weight: narrow(&self.weight)?,
+            bias: self.bias.as_ref().map(narrow).transpose()?,
+            padding: self.padding,
+        })
+    }
+
     pub(super) fn outputs(&self) -> i64 {
         self.weight.size().first().copied().unwrap_or(0)
     }

@@ -1,16 +1,19 @@
 //! From a file or a host's tensors to a decoder.
 
-use super::sidecar::{Sidecar, weights_file};
+use super::sidecar::{INSTEAD, Sidecar, weights_file};
 use super::source::Source;
 use super::torchscript::{Script, is_torchscript};
 use super::*;
+use crate::config::CustomFormat;
 use crate::log::warn_host;
 use crate::{tensor, weights};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// norm_num_groups of every published model whose file comes without a config.
 const DEFAULT_GROUPS: i64 = 32;
+/// scaling_factor of HunyuanImage 2.1's VAE.
+const HUNYUAN_SCALE: f64 = 0.75289;
 /// batch_norm_eps of FLUX.2's VAE.
 const DEFAULT_BN_EPS: f64 = 1e-4;
 /// Image pixels per latent pixel of every image VAE here.
@@ -27,23 +30,27 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
     let result = if config.family == Some(VaeFamily::Torchscript) || is_torchscript(&file) {
         script(config, &file, device)
     } else {
-        let hint = RefCell::new(None);
-        let arrays = weights::load(&file, &|name| {
-            if let Some(format) = dialect::format_hint(name) {
-                hint.borrow_mut().get_or_insert(format);
-            }
-            dialect::wanted(name)
-        })?;
         let sidecar = match &config.model_config {
             Some(given) => Sidecar::of(given.clone())?,
             None => Sidecar::beside(&file)?,
         };
+        sidecar.check_class()?;
+        // A checkpoint may hold much beside the VAE: its names say what has to be read.
+        let all = RefCell::new(BTreeSet::new());
+        weights::load(&file, &|name| {
+            all.borrow_mut().insert(name.to_string());
+            false
+        })?;
+        let all = all.into_inner();
+        let hint = all.iter().find_map(|name| dialect::format_hint(name));
+        let decoder = dialect::translate(all.iter().map(String::as_str))?;
+        let arrays = weights::load(&file, &|name| decoder.contains_key(name))?;
         let tensors = arrays.into_iter().map(|(name, array)| {
             let tensor = tensor::from_array(&array, device)?.f_to_kind(kind(config.dtype))?;
             Ok((name, tensor))
         });
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
-        build(tensors, config, &sidecar, hint.into_inner(), device, false)
+        build(tensors, config, &sidecar, hint, device, false)
     };
     result.map_err(|e| e.context(file.display()))
 }
@@ -57,6 +64,7 @@ pub(super) fn from_tensors(
         Some(given) => Sidecar::of(given.clone())?,
         None => Sidecar::default(),
     };
+    sidecar.check_class()?;
     build(tensors, config, &sidecar, None, device, true)
 }
 
@@ -90,6 +98,9 @@ fn build(
     let mut source = Source::new(renamed, kind, device, groups, shared);
     let (chain, channels, scale) = match family {
         VaeFamily::Tiny => tiny::build(&mut source, &layers)?,
+        VaeFamily::Wan22 => wan22::build(&mut source)?,
+        VaeFamily::Hunyuan => hunyuan::build(&mut source)?,
+        VaeFamily::Dc => dc::build(&mut source, sidecar.dc_options()?)?,
         _ => kl::build(&mut source)?,
     };
     let stats = if family == VaeFamily::Flux2 {
@@ -111,9 +122,14 @@ fn build(
         VaeFamily::Flux2 => Some(LatentFormat::Flux2),
         VaeFamily::Wan if sidecar.is_qwen_image() => Some(LatentFormat::QwenImage),
         VaeFamily::Wan => Some(LatentFormat::Wan21),
+        VaeFamily::Wan22 => sidecar.format().or(Some(LatentFormat::Wan22)),
+        VaeFamily::Hunyuan => sidecar.format().or(Some(scaled(HUNYUAN_SCALE))),
+        // Its models differ in nothing but their config.
+        VaeFamily::Dc => sidecar.format(),
         _ => sidecar.format().or(hint),
     };
     Ok(Decoder {
+        host: None,
         chain,
         family,
         channels,
@@ -135,19 +151,21 @@ fn build(
 
 fn family_of(tensors: &BTreeMap<String, Tensor>) -> Result<VaeFamily> {
     let rank = tensors.get("decoder.conv_in.weight").map(Tensor::dim);
-    let residual = |name: &String| name.contains(".upsampler.") || name.contains(".upsamples.");
+    let residual = |name: &String| name.contains(".upsampler.");
     if rank == Some(5) {
-        if tensors.keys().any(residual) {
-            bail!(
-                Unsupported,
-                "this is the residual VAE of Wan 2.2 (48 channels, /16); only Wan 2.1's is implemented"
-            );
-        }
-        return Ok(VaeFamily::Wan);
+        return Ok(match tensors.keys().any(residual) {
+            true => VaeFamily::Wan22,
+            false => VaeFamily::Wan,
+        });
     }
     if rank == Some(4) {
-        return Ok(if tensors.contains_key("bn.running_mean") {
+        let has = |name: &str| tensors.contains_key(name);
+        return Ok(if has("bn.running_mean") {
             VaeFamily::Flux2
+        } else if has("decoder.up_blocks.0.conv1.weight") {
+            VaeFamily::Hunyuan
+        } else if tensors.keys().any(|n| dc::is_name(n)) {
+            VaeFamily::Dc
         } else {
             VaeFamily::Kl
         });
@@ -158,9 +176,16 @@ fn family_of(tensors: &BTreeMap<String, Tensor>) -> Result<VaeFamily> {
     let shown: Vec<&str> = tensors.keys().take(6).map(String::as_str).collect();
     bail!(
         Weights,
-        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, TAESD): its tensors are {}, …; export it with torch.jit.trace and set `family` to \"torchscript\", which runs the file's code",
+        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, Wan 2.2, HunyuanImage 2.1, DC-AE, TAESD): its tensors are {}, …; {INSTEAD}",
         shown.join(", ")
     )
+}
+
+fn scaled(scale: f64) -> LatentFormat {
+    LatentFormat::Custom(CustomFormat {
+        scale,
+        ..CustomFormat::default()
+    })
 }
 
 fn tiny_layers(tensors: &BTreeMap<String, Tensor>) -> Vec<u32> {
@@ -200,6 +225,7 @@ fn script(config: &VaeConfig, file: &Path, device: Device) -> Result<Decoder> {
     );
     let blocks: Vec<Box<dyn Block>> = vec![Box::new(Script::load(file, device)?)];
     Ok(Decoder {
+        host: None,
         chain: Chain(blocks),
         family: VaeFamily::Torchscript,
         channels,

@@ -1,19 +1,25 @@
 //! Frozen VAE decoders: latents → image, differentiable with respect to the latents.
 
 mod block;
+mod dc;
 mod dialect;
+mod host;
+mod hunyuan;
 mod kl;
 mod layers;
 mod load;
 mod regions;
+mod shuffle;
 mod sidecar;
 mod source;
 mod statistics;
 mod tiny;
 mod torchscript;
+mod wan22;
 mod window;
 mod window_plan;
 
+pub use host::HostFunctions;
 pub use statistics::Statistics;
 
 use crate::config::{ImageRange, LatentFormat, Precision, Recompute, Rect, VaeConfig, VaeFamily};
@@ -28,6 +34,8 @@ use tch::{Device, Kind, Tensor};
 /// A VAE's decoder. Its weights never require a gradient.
 pub struct Decoder {
     chain: Chain,
+    /// Where the host decodes: what `chain` is then made of.
+    host: Option<host::Host>,
     family: VaeFamily,
     channels: i64,
     scale: i64,
@@ -58,6 +66,8 @@ enum Tape {
     Inputs(Vec<Vec<Tensor>>),
     /// The inputs of the blocks for windows.
     Windows(window::WindowTape),
+    /// What the host keeps, for every slice of the batch.
+    Host(Vec<host::Ticket>),
 }
 
 impl Recording {
@@ -118,6 +128,19 @@ impl Decoder {
     pub fn record(&self, latents: &Tensor) -> Result<Recording> {
         self.check(latents)?;
         let latents = latents.f_detach()?;
+        if let Some(host) = &self.host {
+            let (mut images, mut tickets) = (vec![], vec![]);
+            for part in self.slices(&latents)? {
+                let (y, ticket) = host.record(&part)?;
+                images.push(self.image(&y)?);
+                tickets.push(ticket);
+            }
+            return Ok(Recording {
+                image: join(images)?,
+                latents,
+                tape: Tape::Host(tickets),
+            });
+        }
         if self.recompute == Recompute::None {
             let _grad_mode = tensor::GradGuard::new();
             let leaf = latents.f_set_requires_grad(true)?;
@@ -174,6 +197,13 @@ impl Decoder {
                 }
                 join(grads)?
             }
+            Tape::Host(tickets) => {
+                let mut grads = Vec::with_capacity(tickets.len());
+                for (ticket, grad) in tickets.into_iter().zip(self.slices(&grad)?) {
+                    grads.push(ticket.vjp(&self.image_vjp(&grad)?)?);
+                }
+                join(grads)?
+            }
             Tape::Windows(tape) => self.replay_windows(tape, &self.image_vjp(&grad)?)?,
         };
         Ok(result
@@ -209,12 +239,12 @@ impl Decoder {
         self.device
     }
 
-    /// Channels of the latents.
+    /// Channels of the latents; 0 where the host decodes and does not tell.
     pub fn channels(&self) -> i64 {
         self.channels
     }
 
-    /// Image pixels per latent pixel.
+    /// Image pixels per latent pixel; 0 where the host decodes and the images tell.
     pub fn scale_factor(&self) -> i64 {
         self.scale
     }
@@ -243,20 +273,20 @@ impl Decoder {
 
     /// One line for a log.
     pub fn description(&self) -> String {
-        format!(
-            "{:?} decoder, {} latent channels, x{}, {:?} on {}{}",
-            self.family,
-            self.channels,
-            self.scale,
-            self.kind,
-            device_name(self.device),
-            self.assumed
-        )
+        let device = device_name(self.device);
+        match &self.host {
+            Some(_) => format!("the host's decoder on {device}; no windows"),
+            None => format!(
+                "{:?} decoder, {} latent channels, x{}, {:?} on {device}{}",
+                self.family, self.channels, self.scale, self.kind, self.assumed,
+            ),
+        }
     }
 
     fn check(&self, latents: &Tensor) -> Result<()> {
         let shape = latents.size();
-        if !matches!(shape.as_slice(), [b, c, h, w] if *b > 0 && *c == self.channels && *h > 0 && *w > 0)
+        let any = self.host.is_some() && self.channels == 0;
+        if !matches!(shape.as_slice(), [b, c, h, w] if *b > 0 && (any || *c == self.channels) && *h > 0 && *w > 0)
         {
             bail!(
                 Shape,

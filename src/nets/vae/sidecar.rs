@@ -1,10 +1,15 @@
 //! The `config.json` that diffusers puts beside a model.
 
+use super::dc::{Act, Options};
 use crate::config::{CustomFormat, LatentFormat, MAX_BYTES, VaeFamily};
 use crate::error::{Error, Result, bail};
 use crate::weights;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+
+/// What to do with a VAE that the library has no decoder for.
+pub(super) const INSTEAD: &str = "load it in Python and hand the module over (`vae=AutoencoderX.from_pretrained(...)`), \
+     whose own code then decodes, give two functions to `facegrad_vae_new_from_functions`, or save it as TorchScript";
 
 /// What of a VAE's config.json matters for decoding.
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +24,33 @@ pub(super) struct Sidecar {
     latents_std: Option<Vec<f64>>,
     pub batch_norm_eps: Option<f64>,
     act_fn: Option<String>,
+    decoder_in_shortcut: Option<bool>,
+    upsample_block_type: Option<String>,
+    decoder_act_fns: Option<OneOrEach>,
+    decoder_norm_types: Option<OneOrEach>,
+    decoder_conv_act_fn: Option<String>,
+    attention_head_dim: Option<i64>,
+}
+
+/// One word for all blocks, or one for each.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrEach {
+    One(String),
+    Each(Vec<String>),
+}
+
+impl OneOrEach {
+    /// The word that all blocks share.
+    fn word(&self) -> Option<&str> {
+        match self {
+            OneOrEach::One(word) => Some(word),
+            OneOrEach::Each(words) => {
+                let first = words.first()?;
+                words.iter().all(|word| word == first).then_some(first)
+            }
+        }
+    }
 }
 
 impl Sidecar {
@@ -42,18 +74,38 @@ impl Sidecar {
         serde_json::from_value(value).map_err(|e| Error::Config(format!("model config: {e}")))
     }
 
+    /// Checks that there is a decoder for the class.
+    pub(super) fn check_class(&self) -> Result<()> {
+        const KNOWN: [&str; 7] = [
+            "AutoencoderKL",
+            "AutoencoderKLFlux2",
+            "AutoencoderKLQwenImage",
+            "AutoencoderKLWan",
+            "AutoencoderKLHunyuanImage",
+            "AutoencoderDC",
+            "AutoencoderTiny",
+        ];
+        match self.class.as_deref() {
+            Some(class) if !KNOWN.contains(&class) => bail!(
+                Unsupported,
+                "config.json: the class {class} is not implemented; known are {}; {INSTEAD}",
+                KNOWN.join(", ")
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the file describes the family that its tensors are of.
     pub(super) fn check(&self, family: VaeFamily) -> Result<()> {
         let described = match self.class.as_deref() {
             Some("AutoencoderKL") => VaeFamily::Kl,
             Some("AutoencoderKLFlux2") => VaeFamily::Flux2,
+            Some("AutoencoderKLWan") if family == VaeFamily::Wan22 => VaeFamily::Wan22,
             Some("AutoencoderKLWan" | "AutoencoderKLQwenImage") => VaeFamily::Wan,
+            Some("AutoencoderKLHunyuanImage") => VaeFamily::Hunyuan,
+            Some("AutoencoderDC") => VaeFamily::Dc,
             Some("AutoencoderTiny") => VaeFamily::Tiny,
-            Some(class) => bail!(
-                Unsupported,
-                "config.json: the class {class} is not implemented; known are AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLWan and AutoencoderTiny"
-            ),
-            None => return Ok(()),
+            _ => return Ok(()),
         };
         if described != family {
             bail!(
@@ -76,9 +128,60 @@ impl Sidecar {
         }
     }
 
+    /// What a deep compression autoencoder's config says beside its tensors.
+    pub(super) fn dc_options(&self) -> Result<Options> {
+        let defaults = Options::default();
+        let known = |what: &str, found: Option<&str>, usual: &str| match found {
+            Some(other) if other != usual => bail!(
+                Unsupported,
+                "config.json: {what} {other} is not implemented; expected {usual}; {INSTEAD}"
+            ),
+            _ => Ok(()),
+        };
+        let each = |words: &Option<OneOrEach>| {
+            let words = words.as_ref()?;
+            Some(words.word().unwrap_or("of several kinds").to_string())
+        };
+        known(
+            "decoder_norm_types",
+            each(&self.decoder_norm_types).as_deref(),
+            "rms_norm",
+        )?;
+        known(
+            "decoder_conv_act_fn",
+            self.decoder_conv_act_fn.as_deref(),
+            "relu",
+        )?;
+        let head = self.attention_head_dim.map(|head| head.to_string());
+        known("attention_head_dim", head.as_deref(), "32")?;
+        let act = match each(&self.decoder_act_fns).as_deref() {
+            None => defaults.act,
+            Some("silu") => Act::Silu,
+            Some("relu") => Act::Relu,
+            Some("relu6") => Act::Relu6,
+            Some(other) => bail!(
+                Unsupported,
+                "config.json: decoder_act_fns {other} is not implemented; expected silu, relu or relu6 in all blocks"
+            ),
+        };
+        Ok(Options {
+            shortcut: self.decoder_in_shortcut.unwrap_or(defaults.shortcut),
+            interpolates: match self.upsample_block_type.as_deref() {
+                None | Some("pixel_shuffle") => false,
+                Some("interpolate") => true,
+                Some(other) => bail!(
+                    Unsupported,
+                    "config.json: upsample_block_type {other} is not implemented; expected pixel_shuffle or interpolate"
+                ),
+            },
+            act,
+        })
+    }
+
     /// The latent format that the numbers tell, for a KL decoder.
     pub(super) fn format(&self) -> Option<LatentFormat> {
-        let scale = self.scaling_factor?;
+        let numbers = self.latents_mean.is_some() && self.latents_std.is_some();
+        let scale = self.scaling_factor.or(numbers.then_some(1.0))?;
         let shift = self.shift_factor.unwrap_or(0.0);
         if self.latents_mean.is_none() && self.latents_std.is_none() {
             let known = [

@@ -37,6 +37,11 @@ impl Source {
         }
     }
 
+    /// Where the tensors are handed out.
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
     /// Groups of every GroupNorm.
     pub(super) fn groups(&self) -> i64 {
         self.groups

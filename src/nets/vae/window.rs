@@ -15,9 +15,10 @@ pub(super) struct WindowTape {
 }
 
 impl Decoder {
-    /// Whether windows of the image can be decoded: in all families but TorchScript, which hides its layers.
+    /// Whether windows of the image can be decoded: in all families but TorchScript, which hides its layers,
+    /// and the host's own.
     pub fn has_windows(&self) -> bool {
-        self.family != VaeFamily::Torchscript
+        !matches!(self.family, VaeFamily::Torchscript | VaeFamily::Host)
     }
 
     /// Whether the pixels of a window depend on the whole map through GroupNorm. Decoders without GroupNorm

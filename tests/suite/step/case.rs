@@ -6,8 +6,8 @@ use facegrad::config::{BackboneConfig, LossConfig, VaeConfig, parse};
 use facegrad::error::Result;
 use facegrad::face::FacePlace;
 use facegrad::loss::Loss;
-use facegrad::nets::Recogniser;
 use facegrad::nets::vae::Decoder;
+use facegrad::nets::{Levels, Recogniser};
 use facegrad::pipeline::Pipeline;
 use facegrad::shared::Shared;
 use facegrad::step::{Step, StepLoss};
@@ -34,9 +34,11 @@ pub fn loss(config: &Value, vae: &Shared<Decoder>) -> StepLoss {
     let config = LossConfig::parse(&config.to_string()).unwrap();
     let json = json!({ "path": fixture("nets/small.safetensors") }).to_string();
     let backbone: BackboneConfig = parse("test", &json).unwrap();
+    let recogniser = Recogniser::load(&backbone, Device::Cpu).unwrap();
     let pipeline = Pipeline {
         detector: None,
-        recogniser: shared(Recogniser::load(&backbone, Device::Cpu).unwrap()),
+        levels: Levels::new(config.levels.as_ref(), &recogniser).unwrap(),
+        recogniser: shared(recogniser),
         align_mode: config.face_align_mode,
         choice: config.face_choice,
         index: config.face_index,

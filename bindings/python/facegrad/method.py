@@ -1,0 +1,108 @@
+"""The method's configuration: its keys, as a trainer's YAML has them, in the library's words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ._library import build_info, log
+
+#: How the method's keys begin, by which a misspelt one is noticed among a trainer's own.
+_OURS = ("use_face", "face_", "arcface_", "use_multiscale", "multiscale_", "use_t_aware")
+
+#: The method's weights of the cosine distances of a recogniser's levels.
+LEVELS: dict[str, float] = {"layer1": 0.1, "layer2": 0.2, "layer3": 0.3, "layer4": 0.4, "embedding": 1.0}
+
+#: Keys that are the method's alone.
+_METHOD = ("arcface_root", "use_t_aware_weighting", "use_multiscale_face_loss", "multiscale_layer_weights")
+
+
+def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
+    """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.
+
+    Raises:
+        ValueError: for a key that begins like the method's and is none, with the nearest that is
+    """
+    file = Path(os.fsdecode(path))
+    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() == ".json":
+        content = json.loads(text)
+    else:
+        try:
+            import yaml
+        except ImportError as error:
+            raise ImportError(f"reading {file} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
+        content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
+    section = content["model"] if isinstance(content.get("model"), dict) else content
+    known = [*build_info()["loss_keys"], *_METHOD]
+    for key in section:
+        if key not in known and str(key).startswith(_OURS):
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise ValueError(f"{file}: unknown key `{key}`{hint}; known are {', '.join(known)}")
+    ours = {key: value for key, value in section.items() if key in known}
+    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
+    return ours
+
+
+class Method:
+    """The method's keys of a configuration, taken out of it.
+
+    Args:
+        config: the keys of ``facegrad_loss_new`` with the method's: ``arcface_root``, ``use_t_aware_weighting``,
+            ``use_multiscale_face_loss``, ``multiscale_layer_weights``, ``face_loss_type``
+
+    Attributes:
+        keys: what is left, in the library's words
+        root: ``arcface_root``, or None
+        score: ``face_loss_type`` is ``non_differentiable``: the value counts and there is no gradient
+
+    Raises:
+        ValueError: for keys that contradict each other
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        keys = dict(config)
+        self.root: str | None = keys.pop("arcface_root", None)
+        if _flag(keys, "use_t_aware_weighting"):
+            if keys.get("time_weight", "one_minus_t") != "one_minus_t":
+                raise ValueError(
+                    f"use_t_aware_weighting: true means time_weight: one_minus_t, but time_weight is {keys['time_weight']!r}; "
+                    "leave one of them out"
+                )
+            keys["time_weight"] = "one_minus_t"
+        weights = keys.pop("multiscale_layer_weights", None)
+        multiscale = _flag(keys, "use_multiscale_face_loss", weights is not None)
+        if multiscale:
+            if "levels" in keys:
+                raise ValueError("levels: says the same as use_multiscale_face_loss and multiscale_layer_weights; leave them out")
+            keys["levels"] = layer_weights(weights)
+        self.score = keys.get("face_loss_type") == "non_differentiable"
+        if self.score:
+            # InsightFace's score aligns by landmarks, whatever the loss would do.
+            keys["face_loss_type"], keys["face_align_mode"] = "differentiable", "kps"
+        self.keys: dict[str, Any] = keys
+
+
+def layer_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Weights by level; None: the method's."""
+    if weights is None:
+        return dict(LEVELS)
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"multiscale_layer_weights: expected weights by level, such as {LEVELS}, got {weights!r}")
+    return {str(name): float(weight) for name, weight in weights.items()}
+
+
+def _flag(keys: dict[str, Any], name: str, default: bool = False) -> bool:
+    value = keys.pop(name, None)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {value!r}")
+    return value

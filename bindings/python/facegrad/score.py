@@ -1,0 +1,196 @@
+"""The method's classes that need no gradient: a score of images, and one of latents."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from ._compile import eager
+from .device import moved
+from .evaluate import RETRY_SIZES, EmbeddedFace, Evaluator
+from .host_vae import decode
+from .models import canvases
+from .packs import find_pack
+from .pictures import target_region
+from .report import Details
+
+log = logging.getLogger("facegrad")
+
+
+class ArcFaceLoss(torch.nn.Module):
+    """``mean(1 − cos)`` between reference and generated faces, for watching a training: no gradient.
+
+    Args:
+        model_name: InsightFace's pack: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc``,
+            ``auraface``, or the name of any folder with ONNX models in the place of a pack
+        ctx_id: a GPU's number, -1 for the CPU, as InsightFace has it; without CUDA the CPU computes. None: ``device`` says
+        det_size: side, ``(width, height)`` of one canvas, or a list of several, whose finds are merged
+        root: InsightFace's folder, default ``~/.insightface``; the pack's folder, or ComfyUI's ``models/insightface``
+        device: ``cpu``, ``cuda`` or ``cuda:N``; default ``cpu``; inputs may lie anywhere
+        options: further arguments of :class:`Evaluator`. Where a detection finds nothing, smaller sizes are tried;
+            ``retry_sizes=()`` switches that off
+
+    Attributes:
+        evaluator: the :class:`Evaluator` that does the work
+        embedding_dim: numbers of an embedding
+    """
+
+    def __init__(
+        self,
+        model_name: str = "buffalo_l",
+        ctx_id: int | None = None,
+        det_size: int | tuple[int, int] | list[Any] = (640, 640),
+        root: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        where, sizes = _device(ctx_id, device), canvases(det_size)
+        files = find_pack(model_name, root)
+        options = {"retry_sizes": RETRY_SIZES, **options}
+        self._make: Callable[..., Evaluator] = partial(Evaluator, files.detector, files.recogniser, det_sizes=sizes, **options)
+        self.evaluator = self._make(device=where)
+        self.embedding_dim = self.evaluator.dim
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ArcFaceLoss:
+        """``to``, ``cuda`` and ``cpu`` load the networks where they are sent; their precision stays."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = moved(fn, self.evaluator.device)
+        if device is not None:
+            self.evaluator = self._make(device=device)
+        return self
+
+    @eager
+    def forward(
+        self, ref_images: torch.Tensor, gen_images: torch.Tensor, return_details: bool = False, **targets: Any
+    ) -> torch.Tensor | Details:
+        """The distance, a scalar in [0, 2] on ``gen_images``' device; with ``return_details`` ``loss, per_sample, mask``,
+        whose ``report`` says more: see :class:`facegrad.Details`.
+
+        A sample without a face is left out with a warning. Where all are, the distance is 0, as the method has it,
+        the mask is all false, and ``report.similarity`` is NaN.
+
+        Args:
+            ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
+            gen_images: ``[B,3,H,W]``
+            targets: further arguments of :meth:`Evaluator.compare`
+        """
+        report = self.evaluator.compare(gen_images, ref_images, **targets)
+        value = torch.tensor(report.mean_distance, dtype=torch.float32, device=gen_images.device)
+        return Details.of(value, report) if return_details else value
+
+    @eager
+    def extract_embedding(self, image: torch.Tensor) -> torch.Tensor | None:
+        """The embedding of the face with the highest score in an image ``[3,H,W]``, RGB, uint8, or floats in [0, 1]:
+        ``[D]`` float32 of length 1 on the CPU; None where no face is found."""
+        return self._best(self.evaluator.faces(image[None])[0])
+
+    @eager
+    def extract_batch_embeddings(self, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The embeddings ``[N,D]`` of those images of ``[B,3,H,W]`` that have a face, and ``[B]`` bool that says which; twice
+        None where none has one. See :meth:`extract_embedding`."""
+        rows = [self._best(faces) for faces in self.evaluator.faces(images)]
+        found = [row for row in rows if row is not None]
+        if not found:
+            return None, None
+        return torch.stack(found), torch.tensor([row is not None for row in rows])
+
+    @staticmethod
+    def _best(faces: list[EmbeddedFace]) -> torch.Tensor | None:
+        usable = [face.embedding for face in faces if bool(face.embedding.isfinite().all())]
+        return usable[0] if usable else None
+
+
+class FaceLossWrapper(torch.nn.Module):
+    """:class:`ArcFaceLoss` of latents: decodes them first.
+
+    Args:
+        vae: a diffusers VAE, or anything with ``decode`` and ``config``, whose config tells the scaling of the model's
+            latents; or any function from latents ``[B,C,h,w]`` to images in [0, 1]
+        arcface_model_name: as ``model_name`` of :class:`ArcFaceLoss`
+        image_size: width of one image, pixels: of a picture twice as wide (reference | target) the right half is compared.
+            None: all of the picture
+        arcface_root: as ``root`` of :class:`ArcFaceLoss`
+        options: the others of :class:`ArcFaceLoss`
+
+    Attributes:
+        arcface_loss: the :class:`ArcFaceLoss`
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        arcface_model_name: str = "buffalo_l",
+        image_size: int | None = None,
+        arcface_root: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for old, new in (("model_name", "arcface_model_name"), ("root", "arcface_root")):
+            if old in options:
+                raise TypeError(f"FaceLossWrapper: `{old}` is called `{new}` here; write {new}={options[old]!r}")
+        self.arcface_loss = ArcFaceLoss(arcface_model_name, root=arcface_root, **options)
+        self.image_size = image_size
+        # A tuple hides the VAE from parameters() and state_dict(): it is the trainer's.
+        self._vae = (vae,)
+
+    @property
+    def vae(self) -> Any:
+        """The VAE or function that was given."""
+        return self._vae[0]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The model's latents ``[B,C,h,w]`` as images ``[B,3,H,W]`` in [0, 1]."""
+        return decode(self.vae, latents)
+
+    def extract_target_region(self, images: torch.Tensor) -> torch.Tensor:
+        """The image that is compared: of a diptych ``[B,3,H,2·image_size]`` the right half."""
+        return target_region(images, self.image_size)
+
+    @eager
+    @torch.no_grad()
+    def forward(
+        self,
+        ref_images: torch.Tensor,
+        pred_latents: torch.Tensor,
+        x_0_latents: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        return_details: bool = False,
+        **targets: Any,
+    ) -> torch.Tensor | Details:
+        """As :meth:`ArcFaceLoss.forward`, for latents.
+
+        Args:
+            ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
+            pred_latents: ``[B,C,h,w]``: the latents to score; where ``x_0_latents`` are given they are not looked at
+            x_0_latents: ``[B,C,h,w]``: the latents to score, where the method's four arguments are given
+            t: the method's fourth argument; a score of x_0 does not depend on it
+            return_details, targets: as for :class:`ArcFaceLoss`
+        """
+        latents = pred_latents if x_0_latents is None else x_0_latents
+        images = self.extract_target_region(self.decode_latents(latents))
+        result: torch.Tensor | Details = self.arcface_loss(ref_images, images, return_details, **targets)
+        return result
+
+
+def _device(ctx_id: int | None, device: str | torch.device | None) -> str | torch.device:
+    """Where ``ctx_id`` and ``device`` say that the networks compute."""
+    if ctx_id is None:
+        return device if device is not None else "cpu"
+    if isinstance(ctx_id, bool) or not isinstance(ctx_id, int):
+        raise TypeError(f"ctx_id: expected a GPU's number or -1 for the CPU, got {ctx_id!r}; the folder of the models is `root`")
+    if device is not None:
+        raise TypeError(f"ctx_id={ctx_id} and device={str(device)!r} both say where to compute; give one of them")
+    if ctx_id < 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        log.warning("ctx_id=%d: there is no CUDA here, so the CPU computes", ctx_id)
+        return "cpu"
+    return f"cuda:{ctx_id}"

@@ -1,0 +1,80 @@
+"""A module's weights for the library to share: without what a trainer wraps around them, or why they cannot be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .host_vae import class_names
+
+#: What belongs to an encoder, in any dialect of names.
+_ENCODER = ("encoder.", "quant_conv.", "taesd_encoder.")
+
+#: Parts of names that torch's own wrappers put in: torch.compile, DataParallel and DDP, FSDP, activation checkpointing.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+#: diffusers' classes whose decoders the library has.
+KNOWN = (
+    "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "AutoencoderKLWan", "AutoencoderKLHunyuanImage", "AutoencoderDC",
+    "AutoencoderTiny",
+)  # fmt: skip
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Refusal(Exception):
+    """Weights cannot be shared; the text is the reason, as the end of a sentence that begins with `because`."""
+
+
+def unwrapped(module: Any) -> Any:
+    """The module inside torch.compile's, DataParallel's and DDP's wrappers."""
+    for _ in range(8):
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+    return module
+
+
+def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The decoder's tensors by the names of the module itself, and what its config tells of them.
+
+    Raises:
+        Refusal: for weights that are elsewhere (offloaded, on ``meta``), quantised, or none of a decoder's
+    """
+    about: dict[str, Any] = {}
+    if isinstance(source, torch.nn.Module):
+        module = unwrapped(source)
+        config = getattr(module, "config", None)
+        if isinstance(config, Mapping):
+            # Only what JSON can carry: the rest says nothing about weights.
+            plain = (bool, int, float, str, list, tuple, type(None))
+            about = {key: value for key, value in config.items() if isinstance(value, plain)}
+            known = next((name for name in class_names(module) if name in KNOWN), None)
+            if known is None:
+                raise Refusal(f"its class {type(module).__name__} is none that the library has a decoder for")
+            about["_class_name"] = known
+        state: Mapping[str, Any] = module.state_dict()
+    else:
+        state = source
+    named = {_bare(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in named.items() if not name.startswith(_ENCODER)}
+    if not tensors:
+        listed = ", ".join(list(named)[:6]) or "nothing"
+        raise Refusal(f"it has no decoder weights: it holds {listed}")
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise Refusal(f"its weights are offloaded ({name} is on the meta device)")
+        plain_tensor = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        if not plain_tensor or not (tensor.dtype in _FLOATS or tensor.dim() == 0):
+            kind = tensor.dtype if plain_tensor else type(tensor).__name__
+            raise Refusal(f"its weights are quantised ({name} is {kind}; float32, bfloat16 and float16 can be shared)")
+    return {name: tensor for name, tensor in tensors.items() if tensor.dtype in _FLOATS}, about
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
