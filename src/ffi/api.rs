@@ -7,6 +7,7 @@ use super::evaluator::*;
 use super::global::*;
 use super::graph::*;
 use super::loss::*;
+use super::sampler::*;
 use super::step::*;
 use super::types::*;
 use super::vae::*;
@@ -305,6 +306,26 @@ pub struct facegrad_api {
         unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
     pub loss_restore:
         unsafe extern "C" fn(loss: *mut facegrad_loss, path: *const c_char) -> facegrad_status,
+    pub sampler_step: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        x_t: *const RawTensor,
+        prediction: *const RawTensor,
+        times: *const RawTensor,
+        next_times: *const RawTensor,
+        config: *const c_char,
+        next: *const RawTensor,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub graph_sampler_step: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        x_t: i64,
+        prediction: i64,
+        times: *const RawTensor,
+        next_times: *const RawTensor,
+        config: *const c_char,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
 }
 
 static API: facegrad_api = facegrad_api {
@@ -363,12 +384,14 @@ static API: facegrad_api = facegrad_api {
     evaluator_free: facegrad_evaluator_free,
     loss_save: facegrad_loss_save,
     loss_restore: facegrad_loss_restore,
+    sampler_step: facegrad_sampler_step,
+    graph_sampler_step: facegrad_graph_sampler_step,
 };
 
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 52 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 54 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

@@ -7,6 +7,7 @@ use super::handle::get;
 use super::handle::{self, Object};
 use super::loss::LossObject;
 use super::read::{optional_text, output};
+use super::sampler::Levels;
 use super::report::ReportSink;
 use super::targets::RawTargets;
 use super::types::*;
@@ -16,7 +17,7 @@ use crate::config::{
 };
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, NodeId, Operation, Unpacking, predict_x0, unpack};
-use crate::latent::coefficients;
+use crate::latent::{coefficients, sampler_step};
 use crate::loss::FaceLoss;
 use crate::nets::vae::Decoder;
 use crate::shared::lock;
@@ -138,6 +139,46 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             };
             let inputs: Vec<NodeId> = x_t.into_iter().chain([prediction]).collect();
             graph.apply(predict_x0(pairs), &inputs)
+        })?;
+        // SAFETY: not NULL, and the host promises that it is writable.
+        unsafe { node.write(made as i64) };
+        Ok(())
+    })
+}
+
+/// The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
+/// gradient passes.
+///
+/// @param[in] x_t a node: the noisy latents
+/// @param[in] prediction a node of the same shape
+/// @param[in] times `[N]`, the noise levels of `x_t`, as `config` says
+/// @param[in] next_times `[N]`, the noise levels to go to
+/// @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_sampler_step(
+    graph: *mut facegrad_graph,
+    x_t: i64,
+    prediction: i64,
+    times: *const RawTensor,
+    next_times: *const RawTensor,
+    config: *const c_char,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<Tape, _>("graph", graph)?;
+        let node = output("node", node)?;
+        // SAFETY: the host's promise is `Levels::read`'s.
+        let levels = unsafe { Levels::read(times, next_times, config) }?;
+        let x_t = id("x_t", x_t)?;
+        let prediction = id("prediction", prediction)?;
+        let made = graph.0.with(Stream::new(stream), move |graph| {
+            let pairs = levels.pairs()?;
+            let next = sampler_step(graph.value(x_t)?, graph.value(prediction)?, &pairs)
+                .map_err(|e| e.context("sampler_step"))?;
+            Ok(graph.input(next, false))
         })?;
         // SAFETY: not NULL, and the host promises that it is writable.
         unsafe { node.write(made as i64) };

@@ -15,6 +15,7 @@ mod handle;
 pub mod loss;
 mod read;
 mod report;
+mod sampler;
 pub mod step;
 mod targets;
 pub mod types;
