@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The header's chapters in its order.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "ffi/types.rs",
     "tensor/view.rs",
     "ffi/global.rs",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 12] = [
     "ffi/vae.rs",
     "ffi/loss.rs",
     "ffi/step.rs",
+    "ffi/sampler.rs",
     "ffi/graph.rs",
     "ffi/evaluator.rs",
     "ffi/api.rs",

@@ -286,6 +286,10 @@ static void ignore(int32_t level, const char *message, void *user_data) {
 #define ARG_x_t world.latent_node
 #define ARG_prediction world.latent_node
 #define ARG_times &world.times.view
+#define ARG_next_times &world.times.view
+#define ARG_sampler_step__x_t &world.latents.view
+#define ARG_sampler_step__prediction &world.latents.view
+#define ARG_next &world.latents.view
 #define ARG_height 0
 #define ARG_width 0
 #define ARG_shape world.shape

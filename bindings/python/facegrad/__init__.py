@@ -15,6 +15,7 @@ from .loss import FaceLoss
 from .models import Detector, Face, Recogniser
 from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
 from .report import Alignment, Decoded, Located, Outcome, Report, Sample
+from .sampler import sampler_step
 from .vae import Vae
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Vae",
     "build_info",
     "live",
+    "sampler_step",
     "version",
 ]
 __version__ = "0.1.0"
