@@ -26,7 +26,7 @@ struct RolloutOptions {
     /// The range, within (0, 1], of the noise level to stop at.
     double low = 0.125, high = 0.5;
     /// Only steps whose number is a multiple have a rollout; the first one; so many steps from there on λ grows from 0.
-    std::uint64_t every_n_steps = 1, start = 0, ramp = 50;
+    std::uint64_t every_n_steps = 1, start = 0, ramp = 20;
     /// Of the levels: the same on all processes.
     std::uint64_t seed = 0;
     /// A face that the detector gives a lower score is not pushed.

@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 import torch
 from tqdm import tqdm
 
-from demo import ARMS, NEW_PEOPLE, SAMPLES, World, compare, draw, mean
+from demo import ARMS, TARGET, NEW_PEOPLE, SAMPLES, World, compare, draw, mean
 
 import world
 
@@ -34,12 +34,12 @@ CHOOSE, PEOPLE = (0, 3, 4), tuple(range(10, 18))
 OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0))
 
 
-def without(*names: str) -> tuple:
-    """The guard with only the named parts at their defaults."""
-    return tuple((name, value) for name, value in OFF if name not in names)
+def only(*names: str) -> tuple:
+    """The guard with no more than the named parts."""
+    return tuple((name, value) for name, value in OFF if name not in names) + (TARGET if "target_similarity" in names else ())
 
 
-def rollouts(weight: float, guard: tuple = ()) -> dict:
+def rollouts(weight: float, guard: tuple = TARGET) -> dict:
     return {"face_weight": .5, "rollout_weight": weight, "guard": guard}
 
 
@@ -58,10 +58,10 @@ TABLES = {
     "guard": (CHOOSE, 100, {
         "no face loss": ARMS["plain"],
         "rollouts λ 2, no guard": rollouts(2, OFF),
-        "rollouts λ 2, bound on the gradient alone": rollouts(2, without("gradient_limit")),
-        "rollouts λ 2, floor of the score alone": rollouts(2, without("min_score")),
-        "rollouts λ 2, target similarity alone": rollouts(2, without("target_similarity")),
-        "rollouts λ 2, ramp alone": rollouts(2, without("ramp")),
+        "rollouts λ 2, bound on the gradient alone": rollouts(2, only("gradient_limit")),
+        "rollouts λ 2, floor of the score alone": rollouts(2, only("min_score")),
+        "rollouts λ 2, target similarity alone": rollouts(2, only("target_similarity")),
+        "rollouts λ 2, ramp alone": rollouts(2, only("ramp")),
         "rollouts λ 2, the whole guard": rollouts(2)}),
     "verdict": (PEOPLE, 100, {
         "no face loss": ARMS["plain"], "pair": ARMS["pair"], "pair and rollouts": ARMS["rollouts"],

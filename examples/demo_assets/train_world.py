@@ -100,6 +100,7 @@ def principal(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     flat = x.movedim(1, -1).reshape(-1, x.shape[1])
     flat = flat - flat.mean(0)
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    vectors = vectors * vectors.sum(0).sign()       # eigenvectors know no sign, and machines choose differently
     return vectors.flip(1)[:, :count], values.flip(0)[:count].sqrt()
 
 
@@ -275,8 +276,8 @@ def check() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["vae", "transformer", "check"])
-    parser.add_argument("--steps", type=int, help="default 2500, transformer 2000")
-    parser.add_argument("--batch", type=int, help="default 6, transformer 32")
+    parser.add_argument("--steps", type=int, help="default 2500, transformer 3000")
+    parser.add_argument("--batch", type=int, help="default 8, transformer 48")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK, help="checkpoints, default out/world")
     parser.add_argument("--into", type=Path, default=HERE, help="where vae/ and transformer/ go, default beside this script")
@@ -285,9 +286,9 @@ def main() -> None:
     globals().update(WORK=a.work, INTO=a.into, START=a.start)
     torch.set_num_threads(a.threads)
     if a.what == "vae":
-        train_vae(a.steps or 2500, a.batch or 6)
+        train_vae(a.steps or 2500, a.batch or 8)
     elif a.what == "transformer":
-        train_transformer(a.steps or 2000, a.batch or 32)
+        train_transformer(a.steps or 3000, a.batch or 48)
     else:
         check()
 

@@ -95,7 +95,7 @@ class Rollout:
         min_score: float = 0.6,
         target_similarity: float = 0.8,
         start: int = 0,
-        ramp: int = 50,
+        ramp: int = 20,
         times: Callable[[float], float] | None = None,
         seed: int = 0,
         warn_after: int = 50,
