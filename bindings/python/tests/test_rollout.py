@@ -110,7 +110,7 @@ def test_the_gradient_is_bounded_by_a_share_of_the_main_losss(pair, step, noise)
         return torch.autograd.grad(value, leaf)[0].norm().item()
 
     free = norm(None, None)
-    assert norm(0.5, (main, prediction)) == pytest.approx(0.5 * g.norm().item(), rel=1e-4) < free
+    assert norm(0.5, (main, prediction)) == pytest.approx(0.5 * g.norm().item(), rel=1e-4) and free > 0.6 * g.norm().item()
     assert norm(0.5, float(g.norm())) == pytest.approx(0.5 * g.norm().item(), rel=1e-4)
     assert norm(0.5, 1e6) == pytest.approx(free, rel=1e-4)
     assert norm(0.5, 0.0) == 0
@@ -133,14 +133,9 @@ def found(score):
     return Report(0.1, 0.8, len(score), samples)
 
 
-def test_a_face_that_the_detector_hardly_sees_is_not_pushed(parts, step):
-    """Two drawn pictures, the second one washed out: its face is found with a lower score."""
-    loss = facegrad.FaceIdentityLoss({"face_align_mode": "kps", "prediction": {"kind": "sample"}}, **parts)
-    pictures = step.pictures.clone()
-    pictures[1] = pictures[1] * 0.1 + 0.45
-    seen = parts["detector"](torch.nn.functional.interpolate(pictures, 64))
-    scores = [max(face.score for face in faces) if faces else 0.0 for faces in seen]
-    rollout = Rollout(loss, levels=(1, 1), **FREE | {"min_score": 0.5})
+def test_a_face_that_the_detector_hardly_sees_is_not_pushed(pair):
+    """The loss is asked again, and the sample with the low score weighs nothing then."""
+    rollout = Rollout(pair, levels=(1, 1), **FREE | {"min_score": 0.5})
     report = found([0.9, 0.3])
     calls = []
 
@@ -153,8 +148,8 @@ def test_a_face_that_the_detector_hardly_sees_is_not_pushed(parts, step):
 
     rollout._loss = Both()
     rollout(Model(), torch.randn(2, 4, 8, 8), sample_weights=torch.tensor([1.0, 0.5]))
-    assert calls[0].tolist() == [1.0, 0.5] and calls[1].tolist() == [1.0, 0.0], "the sample with the low score weighs nothing"
-    assert rollout.report.low_score == 1 and rollout.summary()["low_score"] == 1 and max(scores) > 0.5
+    assert calls[0].tolist() == [1.0, 0.5] and calls[1].tolist() == [1.0, 0.0], "once more without it"
+    assert rollout.report.low_score == 1 and rollout.summary()["low_score"] == 1
 
 
 def test_references_and_networks_are_shared(parts, step, noise):
@@ -220,7 +215,7 @@ def test_no_face_for_long_is_said_with_the_reasons(pair, step, noise, caplog):
     rollout = Rollout(pair, warn_after=2, levels=(0.9, 0.9), **FREE)
     with caplog.at_level(logging.WARNING, "facegrad"):
         for _ in range(4):
-            rollout(Model(), noise, references=step.pictures)
+            rollout(Model(), 0 * noise, references=step.pictures)
     said = [r.message for r in caplog.records if "no face has counted" in r.message]
     assert len(said) == 2 and "in the last 2 rollouts (no_face 4)" in said[0] and "the last 4" in said[1]
 
@@ -229,7 +224,8 @@ def test_a_guard_that_stops_everything_is_said_once(pair, step, noise, caplog):
     rollout = Rollout(pair, warn_after=2, levels=(0.9, 0.9), **FREE | {"target_similarity": -0.99})
     with caplog.at_level(logging.WARNING, "facegrad"):
         for _ in range(5):
-            value = rollout(Model(), noise, **targets(step))
-    assert value.item() == 0 and rollout.report.face.counted == 2
+            model = Model()
+            rollout(model, noise, **targets(step)).backward()
+            assert model.w.grad == 0 and rollout.report.face.counted == 2
     said = [r.message for r in caplog.records if "guard has stopped" in r.message]
     assert len(said) == 1 and "the last 2 rollouts wholly" in said[0] and "target_similarity -0.99" in said[0]
