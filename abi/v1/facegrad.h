@@ -725,6 +725,22 @@ typedef struct facegrad_api {
   void (*evaluator_free)(struct facegrad_evaluator *evaluator);
   facegrad_status (*loss_save)(struct facegrad_loss *loss, const char *path);
   facegrad_status (*loss_restore)(struct facegrad_loss *loss, const char *path);
+  facegrad_status (*sampler_step)(const struct facegrad_context *context,
+                                  const struct facegrad_tensor *x_t,
+                                  const struct facegrad_tensor *prediction,
+                                  const struct facegrad_tensor *times,
+                                  const struct facegrad_tensor *next_times,
+                                  const char *config,
+                                  const struct facegrad_tensor *next,
+                                  void *stream);
+  facegrad_status (*graph_sampler_step)(struct facegrad_graph *graph,
+                                        int64_t x_t,
+                                        int64_t prediction,
+                                        const struct facegrad_tensor *times,
+                                        const struct facegrad_tensor *next_times,
+                                        const char *config,
+                                        int64_t *node,
+                                        void *stream);
 } facegrad_api;
 
 /**
@@ -1260,6 +1276,34 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    void *stream);
 
 /**
+ * The deterministic step of a sampler: from the noisy latents and the model's prediction to the same sample
+ * at another noise level. Euler's step for flow matching, DDIM's with eta 0 for epsilon, v and x0. It is linear
+ * in both, so every packing is as good as any other. Computed in float32, without a gradient.
+ *
+ * @param[in] x_t the noisy latents `[N,...]` in the host's layout; float32, float16 or bfloat16
+ * @param[in] prediction the model's prediction, of the same shape; float32, float16 or bfloat16
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says; on any device
+ * @param[in] next_times `[N]`, the noise levels to go to, lower or higher; -1 among the timesteps 0 to 999 of
+ * epsilon, v and x0 is the clean latent
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching. Kind "sample"
+ * is x0 of a variance-preserving process; of a flow model give the velocity (x_t - x0) / t. Kind "custom" has no
+ * step
+ * @param[out] next the latents at `next_times`: the shape of `x_t`, any float dtype; it may be the memory of
+ * `x_t`
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ *
+ * Errors: `ARGUMENT` for a level outside its range, naming the sample; `SHAPE`, `DTYPE`, `DEVICE`, `CONFIG`.
+ */
+facegrad_status facegrad_sampler_step(const struct facegrad_context *context,
+                                      const struct facegrad_tensor *x_t,
+                                      const struct facegrad_tensor *prediction,
+                                      const struct facegrad_tensor *times,
+                                      const struct facegrad_tensor *next_times,
+                                      const char *config,
+                                      const struct facegrad_tensor *next,
+                                      void *stream);
+
+/**
  * Makes an empty tape. Its nodes are numbers that count from 0 in the order of making; every node
  * is computed when it is made and stays until the tape is freed.
  *
@@ -1299,6 +1343,27 @@ facegrad_status facegrad_graph_predict_x0(struct facegrad_graph *graph,
                                           const char *config,
                                           int64_t *node,
                                           void *stream);
+
+/**
+ * The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
+ * gradient passes.
+ *
+ * @param[in] x_t a node: the noisy latents
+ * @param[in] prediction a node of the same shape
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says
+ * @param[in] next_times `[N]`, the noise levels to go to
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_sampler_step(struct facegrad_graph *graph,
+                                            int64_t x_t,
+                                            int64_t prediction,
+                                            const struct facegrad_tensor *times,
+                                            const struct facegrad_tensor *next_times,
+                                            const char *config,
+                                            int64_t *node,
+                                            void *stream);
 
 /**
  * Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.

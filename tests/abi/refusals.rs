@@ -364,16 +364,7 @@ fn null_is_refused_everywhere() {
             ),
             (
                 "node",
-                (a.graph_sampler_step)(
-                    graph,
-                    0,
-                    0,
-                    times,
-                    times,
-                    null(),
-                    null_mut(),
-                    null_mut(),
-                ),
+                (a.graph_sampler_step)(graph, 0, 0, times, times, null(), null_mut(), null_mut()),
             ),
             ("context", (a.graph_new)(null(), &mut g)),
             ("out", (a.graph_new)(host.context, null_mut())),
