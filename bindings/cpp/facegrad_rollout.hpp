@@ -110,7 +110,7 @@ class Rollout {
         report.face = taken(std::move(first));
         for (std::size_t i = 0; i < count; ++i) {
             const auto &sample = report.face.samples[i];
-            if (sample.outcome == FACEGRAD_OUTCOME_COUNTED && sample.score < options_.min_score) {
+            if (sample.outcome == FACEGRAD_SAMPLE_COUNTED && sample.score < options_.min_score) {
                 weights[i] = 0;
                 ++report.low_score;
             }

@@ -131,15 +131,12 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(results: list[dict[str, Result]], base: list[float], real: list[float]) -> str:
-    """The comparison of the arms in one sentence, and what it is to be seen against. Where one person is drawn, the error is that
-    of the mean over the samples, which are paired by noise and caption; else that over the people."""
-    column = lambda arm: [r[arm].similarity for r in results]
-    known = lambda cosines: [0.0 if math.isnan(c) else c for c in cosines]
+    """The comparison of the arms in one sentence, and what it is to be seen against. The error is that of the mean over the
+    samples, which are paired by noise and caption: it is about these people (docs/results.md is about people in general)."""
+    column = lambda arm: [0.0 if math.isnan(c) else c for r in results for c in r[arm].cosines]
 
     def gain(arm: str) -> tuple[float, float]:
         gains = [b - a for a, b in zip(column("plain"), column(arm))]
-        if len(gains) == 1:
-            gains = [b - a for a, b in zip(known(results[0]["plain"].cosines), known(results[0][arm].cosines))]
         return fmean(gains), stdev(gains) / len(gains) ** .5
 
     parts = []
@@ -149,10 +146,10 @@ def verdict(results: list[dict[str, Result]], base: list[float], real: list[floa
         parts.append(f"with the face loss {words} {fmean(column(arm)):.3f} ({by:+.3f} ± {error:.3f}, it {helps})")
     cosines = [c for r in results for arm in ARMS for c in r[arm].cosines]
     seconds = lambda arm: fmean(sum(r[arm].history.seconds.values()) / max(len(r[arm].history.mse), 1) for r in results)
-    people = f"{len(results)} people" if len(results) > 1 else f"{SAMPLES} samples of one person"
+    people = "one person" if len(results) == 1 else f"{len(results)} people"
     return "\n".join([
         f"An independent judge's similarity to the person: {fmean(column('plain')):.3f} without, {parts[0]}, {parts[1]} "
-        f"(mean over {people} ± standard error).",
+        f"(mean over {SAMPLES * len(results)} samples of {people} ± standard error of the paired difference).",
         f"For scale: base model {fmean(base):.3f}, other pictures of the person {fmean(real):.3f}. {sum(not math.isnan(c) for c in cosines)} of "
         f"{len(cosines)} samples show a face. A step takes {seconds('pair') / seconds('plain'):.1f} and "
         f"{seconds('rollouts') / seconds('plain'):.1f} times one without."])

@@ -6,8 +6,9 @@
     python examples/trainers/train_lora.py flux --rollout 0.1 --checkpointing
 
 The models are tiny and random, so that it runs anywhere; the three marked places are all that the face loss needs in
-a loop of your own, with --rollout the face loss on what the model makes of noise too. Pictures are drawn people, and each is its own reference. Every random number follows from the
-index of its sample: however the samples are spread over processes and accumulation, they are the same ones.
+a loop of your own, with --rollout the face loss on what the model makes of noise too. Pictures are drawn people, and
+each is its own reference. Every random number follows from the index of its sample: however the samples are spread
+over processes and accumulation, they are the same ones.
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ def main(argv: list[str] | None = None) -> None:
                     fresh = torch.stack([torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(1_000_000 + i)) for i in index])
                     total = total + rollout(
                         lambda x, t: way.predict(model, x, t), way.layout(fresh), main=(mse, prediction), step=step,
-                        references=pictures, landmarks=landmarks, size=(LATENT, LATENT) if args.model == "flux" else None)
+                        references=pictures, reference_landmarks=landmarks, landmarks=landmarks,
+                        size=(LATENT, LATENT) if args.model == "flux" else None)
                 accelerator.backward(total)
                 if accelerator.sync_gradients:
                     gradient = {k: p.grad.clone() for k, p in inner.named_parameters() if p.grad is not None}
