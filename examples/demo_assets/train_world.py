@@ -86,6 +86,7 @@ class Run:
 def save_half(net, folder: Path, **config) -> None:
     """Writes config.json and the weights as float16, half the bytes of what the demo loads as float32."""
     net.register_to_config(**config)
+    net.register_to_config(_name_or_path="")
     net.half().save_pretrained(folder)
     print(f"wrote {folder.name}, {sum(f.stat().st_size for f in folder.iterdir()) / 1024:.0f} KiB")
 
