@@ -17,6 +17,7 @@ const SOURCES: [&str; 13] = [
     "ffi/host_vae.rs",
     "ffi/loss.rs",
     "ffi/step.rs",
+    "ffi/sampler.rs",
     "ffi/graph.rs",
     "ffi/evaluator.rs",
     "ffi/api.rs",

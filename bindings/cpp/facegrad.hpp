@@ -450,6 +450,12 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
         const facegrad_tensor *raw = pointers(times);
         return node([&](Node *out) { return api().graph_predict_x0(get(), x_t, prediction, raw, config.c_str(), out, stream); });
     }
+    /// The sample at another noise level; no gradient passes.
+    Outcome<Node> sampler_step(Node x_t, Node prediction, const TensorView &times, const TensorView &next_times,
+                               const std::string &config = "{}", void *stream = nullptr) {
+        const facegrad_tensor from = times.raw(), to = next_times.raw();
+        return node([&](Node *out) { return api().graph_sampler_step(get(), x_t, prediction, &from, &to, config.c_str(), out, stream); });
+    }
     Outcome<Node> unpack(Node latents, const Vae &vae, const std::string &config = "{}", std::int64_t height = 0, std::int64_t width = 0,
                          void *stream = nullptr) {
         return node([&](Node *out) { return api().graph_unpack(get(), latents, vae.get(), config.c_str(), height, width, out, stream); });
@@ -507,6 +513,14 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
 
 /// `facegrad/x.y.z torch/x.y.z`.
 inline std::string version() { return api().version(); }
+
+/// The deterministic step of a sampler from the noise levels `times` to `next_times`, both `[N]`; `next` may be the memory of `x_t`.
+inline Outcome<void> sampler_step(const Context &context, const TensorView &x_t, const TensorView &prediction, const TensorView &times,
+                                  const TensorView &next_times, const TensorView &next, const std::string &config = "{}",
+                                  void *stream = nullptr) {
+    const facegrad_tensor x = x_t.raw(), v = prediction.raw(), from = times.raw(), to = next_times.raw(), out = next.raw();
+    return check(api().sampler_step(context.get(), &x, &v, &from, &to, config.c_str(), &out, stream));
+}
 
 /// What the library was built for and what it finds, as JSON.
 inline std::string build_info() { return detail::text(api().build_info); }

@@ -17,12 +17,16 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on: with the same settings it gives the same numbers."""
+    """What a run depends on: with the same settings it gives the same numbers. `own_reference`: every training picture is
+    compared with itself and not with the person. `guard`: options of facegrad.trainers.Rollout in place of its defaults."""
 
     person: int
     seed: int
     face_weight: float
+    rollout_weight: float = 0.0
     decode: str = "full"
+    own_reference: bool = False
+    guard: tuple[tuple[str, float | None], ...] = ()
     pictures: int = 5
     steps: int = 100
     batch: int = 4
@@ -39,16 +43,17 @@ class History:
     face: list[float] = field(default_factory=list)
     similarity: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "face loss": 0.0, "backward": 0.0, "optimiser": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "face loss": 0.0, "rollouts": 0.0, "backward": 0.0, "optimiser": 0.0})
     judged: list[tuple[int, float]] = field(default_factory=list)
 
 
 class LoraRun:
     """One LoRA from one person's pictures. `face_loss` is None or a facegrad.trainers.FaceTerm whose weight is
-    already in it. The state is written to `path` now and then, and a new object goes on from there."""
+    already in it, `rollout` None or a facegrad.trainers.Rollout; both know the person as "person". The state is written to
+    `path` now and then, and a new object goes on from there."""
 
-    def __init__(self, settings: Settings, vae, face_loss, path: Path) -> None:
-        self.settings, self.face_loss, self.path = settings, face_loss, path
+    def __init__(self, settings: Settings, vae, face_loss, rollout, path: Path) -> None:
+        self.settings, self.face_loss, self.rollout, self.path = settings, face_loss, rollout, path
         images, self.landmarks, self.captions = world.pictures([settings.person], range(settings.pictures))
         self.images = images.float() / 255
         self.latents = world.pack(world.encode(vae, images))
@@ -71,14 +76,20 @@ class LoraRun:
         self.step, self.history = state["step"], History(**state["history"])
         if self.face_loss is not None:
             self.face_loss.load_state_dict(state["face loss"])
+        if self.rollout is not None:
+            self.rollout.load_state_dict(state["rollout"])
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half_written = self.path.with_suffix(".part")
         torch.save({"settings": asdict(self.settings), "lora": get_peft_model_state_dict(self.transformer),
                     "optimiser": self.optimiser.state_dict(), "step": self.step, "history": asdict(self.history),
-                    "face loss": self.face_loss.state_dict() if self.face_loss is not None else None}, half_written)
+                    "face loss": self.face_loss.state_dict() if self.face_loss is not None else None,
+                    "rollout": self.rollout.state_dict() if self.rollout is not None else None}, half_written)
         half_written.replace(self.path)
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        return self.transformer(hidden_states=x, timestep=t, **world.prompt(captions), return_dict=False)[0]
 
     @property
     def finished(self) -> bool:
@@ -93,16 +104,23 @@ class LoraRun:
         x0, noise = self.latents[index], torch.randn(s.batch, *self.latents.shape[1:], generator=g)
         t = torch.randn(s.batch, generator=g).sigmoid()
         x_t = torch.lerp(x0, noise, t[:, None, None])
-        v = self.transformer(hidden_states=x_t, timestep=t, **world.prompt(self.captions[index]), return_dict=False)[0]
+        v = self.predict(x_t, t, self.captions[index])
         loss = mse = F.mse_loss(v, noise - x0)
         clock("model")
         face, similarity, skipped = 0.0, float("nan"), 0
         if self.face_loss is not None:
-            loss = mse + self.face_loss(x_t=x_t, prediction=v, t=t, references=self.images[index], size=(8, 8),
-                                        reference_landmarks=self.landmarks[index], step=self.step)
+            own = dict(references=self.images[index], reference_landmarks=self.landmarks[index])
+            loss = mse + self.face_loss(x_t=x_t, prediction=v, t=t, size=(8, 8), landmarks=self.landmarks[index], step=self.step,
+                                        **(own if s.own_reference else dict(reference_ids=["person"] * s.batch)))
             report = self.face_loss.report
             face, similarity, skipped = report.loss, report.similarity, s.batch - report.counted
             clock("face loss")
+        if self.rollout is not None and self.rollout.due(self.step):
+            captions = world.captions(torch.randint(10_000, (s.batch,), generator=g).tolist())
+            fresh = torch.randn(s.batch, *self.latents.shape[1:], generator=g)
+            loss = loss + self.rollout(lambda x, t: self.predict(x, t, captions), fresh, main=(mse, v), step=self.step,
+                                       reference_ids=["person"] * s.batch, size=(8, 8))
+            clock("rollouts")
         self.optimiser.zero_grad()
         loss.backward()
         clock("backward")

@@ -1,4 +1,4 @@
-"""The picture the demo writes: training pictures, samples without and with the face loss, and curves below."""
+"""The picture the demo writes: training pictures, a row of samples for each training, and curves below."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, SOFT, GRID = (250, 250, 248), (34, 36, 44), (130, 134, 144), (226, 226, 222)
-ARM = {"without": (206, 92, 60), "with": (40, 110, 190)}
+ARM = {"plain": (206, 92, 60), "pair": (40, 110, 190), "rollouts": (30, 140, 90)}
+TITLES = {"plain": ("LoRA", "no face loss"), "pair": ("face loss", "on training pairs"), "rollouts": ("face loss", "on rollouts too")}
 SIDE, GAP, LEFT, COUNT = 118, 8, 190, 7
 SHARP = 2                                     # everything is drawn twice as large and reduced at the end
 
@@ -43,10 +44,10 @@ class Pen:
 def draw_sheet(path: Path, references: torch.Tensor, results: list[dict], words: str) -> None:
     """`references` [K, 3, H, W] of the first person, `results` one dict of arms a person, `words` the verdict."""
     width = LEFT + COUNT * (SIDE + GAP) + 24
-    pen = Pen(width, 3 * (SIDE + 34) + 462)
+    pen = Pen(width, (1 + len(results[0])) * (SIDE + 34) + 462)
     first, y = results[0], 24
     rows = [("the person", f"{len(references)} pictures", INK, references, None)]
-    rows += [("LoRA without" if arm == "without" else "LoRA with", "the face loss", ARM[arm], r.samples, r.cosines) for arm, r in first.items()]
+    rows += [(*TITLES[arm], ARM[arm], r.samples, r.cosines) for arm, r in first.items()]
     for title, note, colour, pictures, cosines in rows:
         pen.text(24, y + 36, title, 19, colour)
         pen.text(24, y + 60, note, 15, colour)
@@ -56,7 +57,7 @@ def draw_sheet(path: Path, references: torch.Tensor, results: list[dict], words:
             if cosines is not None:
                 pen.text(x + SIDE / 2, y + SIDE + 4, "no face" if math.isnan(cosines[k]) else f"{cosines[k]:+.2f}", 13, colour, "ma")
         y += SIDE + 34
-    pen.text(LEFT, y - 12, "the judge's similarity below each sample; both LoRAs start from the same noise and see the same captions", 13, SOFT)
+    pen.text(LEFT, y - 12, "the judge's similarity below each sample; all LoRAs start from the same noise and see the same captions", 13, SOFT)
     y += 46
     half = (width - 3 * 60) / 2
     plot(pen, (64, y, half, 210), "independent judge: similarity of samples",
@@ -100,4 +101,4 @@ def plot(pen: Pen, area: tuple, title: str, curves: dict[str, dict[int, float]],
     pen.text(left + wide, top + high + 26, "training step", 12, SOFT, "ra")
     for k, (arm, curve) in enumerate(curves.items()):
         pen.line([place(step, v) for step, v in curve.items()], ARM[arm], 2)
-        pen.text(left + k * 90, top + high + 26, arm, 13, ARM[arm])
+        pen.text(left + k * 80, top + high + 26, arm, 13, ARM[arm])

@@ -5,7 +5,8 @@
     python examples/demo_assets/train_world.py check          # what both are worth, and out/world.png
 
 Everything is seeded and counted in steps, so that a machine makes the same files again. A run that was stopped
-goes on from its last checkpoint in out/world.
+goes on from its last checkpoint in --work. --into writes the files elsewhere, --start gives the transformer weights to
+begin with.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ import world
 from world import HERE
 
 WORK = HERE.parents[1] / "out" / "world"
-PEOPLE, EACH = 1500, 4
+PEOPLE, EACH, PART = 1500, 4, 100
+INTO, START = HERE, None
 
 
 def population() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    path = WORK / "population.pt"
-    if not path.exists():
-        WORK.mkdir(parents=True, exist_ok=True)
-        torch.save(world.pictures(range(world.POPULATION, world.POPULATION + PEOPLE), range(EACH)), path)
-    return torch.load(path)
+    """The base model's pictures, drawn a hundred people at a time: what is drawn stays in WORK."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for first in range(world.POPULATION, world.POPULATION + PEOPLE, PART):
+        path = WORK / f"people-{first}.pt"
+        if not path.exists():
+            torch.save(world.pictures(range(first, first + PART), range(EACH)), path)
+        parts.append(torch.load(path))
+    images, points, captions = (torch.cat(part) for part in zip(*parts))
+    return images, points, captions
 
 
 class Run:
@@ -79,6 +86,7 @@ class Run:
 def save_half(net, folder: Path, **config) -> None:
     """Writes config.json and the weights as float16, half the bytes of what the demo loads as float32."""
     net.register_to_config(**config)
+    net.register_to_config(_name_or_path="")
     net.half().save_pretrained(folder)
     print(f"wrote {folder.name}, {sum(f.stat().st_size for f in folder.iterdir()) / 1024:.0f} KiB")
 
@@ -93,6 +101,7 @@ def principal(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     flat = x.movedim(1, -1).reshape(-1, x.shape[1])
     flat = flat - flat.mean(0)
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    vectors = vectors * vectors.sum(0).sign()       # eigenvectors know no sign, and machines choose differently
     return vectors.flip(1)[:, :count], values.flip(0)[:count].sqrt()
 
 
@@ -142,42 +151,94 @@ def start_as_principal_components(net, images: torch.Tensor) -> None:
     enc.conv_out.bias[latent:] = -6
 
 
+def linear_path(decoder) -> list[torch.nn.Module]:
+    """The convolutions of a decoder that no residual block is around, in their order."""
+    path = [decoder.conv_in]
+    for block in decoder.up_blocks:
+        path += [r.conv_shortcut for r in block.resnets if r.conv_shortcut is not None]
+        path += [up.conv for up in block.upsamplers or ()]
+    return [*path, decoder.conv_out]
+
+
+def straight(decoder, z: torch.Tensor) -> torch.Tensor:
+    """What the decoder would make of latents without residual blocks, norms and activations: a linear map."""
+    x = decoder.conv_in(z)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)
+        for up in block.upsamplers or ():
+            x = up.conv(F.interpolate(x, scale_factor=2.0))
+    return decoder.conv_out(x)
+
+
+@torch.no_grad()
+def start_as_linear_path(decoder) -> None:
+    """Makes the whole decoder the linear map that `straight` has learnt: residual blocks at zero; before the last norm a large
+    constant channel in every group, so that its statistics do not depend on the picture, and SiLU where it is straight.
+    The linear map is already sharp, and training adds to it what it cannot say."""
+    for module in decoder.modules():
+        if hasattr(module, "conv1") and hasattr(module, "conv2"):
+            module.conv2.weight.zero_(), module.conv2.bias.zero_()
+        if hasattr(module, "to_out"):
+            module.to_out[0].weight.zero_(), module.to_out[0].bias.zero_()
+    last, norm, out = decoder.up_blocks[-1].resnets[0].conv_shortcut, decoder.conv_norm_out, decoder.conv_out
+    width, groups, constant, straight_at = last.weight.shape[0], norm.num_groups, 60.0, 8.0
+    share = width // groups
+    for channel in range(share - 1, width, share):
+        last.weight[channel].zero_(), last.bias[channel].fill_(constant)
+        out.weight[:, channel].zero_()
+    norm.weight.fill_(constant * ((1 - 1 / share) / share) ** .5), norm.bias.fill_(constant / share + straight_at)
+    out.bias.sub_(straight_at * out.weight.sum((1, 2, 3)))
+
+
 def train_vae(steps: int, batch: int) -> None:
-    """The encoder as above; the decoder with the absolute error of pixels and of their differences, the face weighed
-    four times, from latents with a little noise. vae/ is written first as it starts, so that a transformer may be
-    trained on its latents at the same time."""
+    """The encoder as above. The decoder first as a linear map, for twice as many steps, then whole, with the absolute error of
+    pixels and of their differences, the face weighed four times, from latents with a little noise. vae/ is written first
+    as it starts, so that a transformer may be trained on its latents at the same time."""
     from diffusers import AutoencoderKL
     torch.manual_seed(5)
     images, points, _ = population()
     net = AutoencoderKL(**world.VAE)
     start_as_principal_components(net, images[:1200].float())
-    with torch.no_grad():
-        latents = torch.cat([net.encode(part.float() / 127.5 - 1).latent_dist.mean for part in images.split(50)])
-    torch.save(latents, WORK / "latents.pt")
+    if not (WORK / "latents.pt").exists():
+        with torch.no_grad():
+            torch.save(torch.cat([net.encode(part.float() / 127.5 - 1).latent_dist.mean for part in images.split(50)]), WORK / "latents.pt")
+    latents = torch.load(WORK / "latents.pt")
     scale = dict(scaling_factor=round(1 / float(latents.std()), 4), shift_factor=round(float(latents.mean()), 4))
-    save_half(copy.deepcopy(net), HERE / "vae", **scale)
-    run = Run("decoder", net.decoder, steps, 3e-3, .995)
+    save_half(copy.deepcopy(net), INTO / "vae", **scale)
     axis = torch.arange(world.SIZE)
-    for g in run:
+
+    def batch_of(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index = torch.randint(len(images), (batch,), generator=g)
         x, centre = images[index].float() / 127.5 - 1, points[index].mean(1)
         far = ((axis[None, None] - centre[:, 0, None, None]) ** 2 + (axis[None, :, None] - centre[:, 1, None, None]) ** 2) / 18 ** 2
-        weight = (1 + 3 * torch.exp(-far ** 2))[:, None]
         z = latents[index]
-        y = net.decode(z + .05 * torch.randn(z.shape, generator=g)).sample
+        return x, (1 + 3 * torch.exp(-far ** 2))[:, None], z + .05 * torch.randn(z.shape, generator=g)
+
+    linear = torch.nn.ModuleList(linear_path(net.decoder))
+    first = Run("linear", linear, 2 * steps, 4e-3, .99)
+    for g in first:
+        x, weight, z = batch_of(g)
+        y = straight(net.decoder, z)
+        first.update(((y - x).square() * weight).mean(), (y - x).abs().mean())
+    start_as_linear_path(net.decoder)
+    run = Run("decoder", net.decoder, steps, 2e-3, .995)
+    for g in run:
+        x, weight, z = batch_of(g)
+        y = net.decode(z).sample
         pixels = ((y - x).abs() * weight).mean()
         edges = sum((((y - x).diff(dim=d)).abs() * weight.narrow(d, 1, world.SIZE - 1)).mean() for d in (2, 3))
         run.update(pixels + edges, pixels)
-    save_half(net, HERE / "vae", **scale)
+    save_half(net, INTO / "vae", **scale)
 
 
 def train_transformer(steps: int, batch: int) -> None:
     """Flow matching as in FLUX: v = x1 − x0 at x_t = (1 − t)·x0 + t·x1, t = sigmoid(N(0, 1))."""
     from diffusers import FluxTransformer2DModel
     torch.manual_seed(6)
-    captions, scale = population()[2], world.load_vae().config
+    captions, scale = population()[2], world.load_vae(INTO / "vae").config
     latents = world.pack((torch.load(WORK / "latents.pt") - scale.shift_factor) * scale.scaling_factor)
-    net = FluxTransformer2DModel(**world.TRANSFORMER)
+    net = world.load_transformer(START).train().requires_grad_(True) if START else FluxTransformer2DModel(**world.TRANSFORMER)
     run = Run("transformer", net, steps, 2e-3, .998)
     for g in run:
         index = torch.randint(len(latents), (batch,), generator=g)
@@ -186,7 +247,7 @@ def train_transformer(steps: int, batch: int) -> None:
         x_t = torch.lerp(x0, noise, t[:, None, None])
         v = net(hidden_states=x_t, timestep=t, **world.prompt(captions[index]), return_dict=False)[0]
         run.update(F.mse_loss(v, noise - x0))
-    save_half(net, HERE / "transformer")
+    save_half(net, INTO / "transformer")
 
 
 def check() -> None:
@@ -196,7 +257,7 @@ def check() -> None:
     from align import crop
     from check import session
     images, points, captions = world.pictures(range(8_000_000, 8_000_008), range(2))
-    vae = world.load_vae()
+    vae = world.load_vae(INTO / "vae")
     back = world.decode(vae, world.encode(vae, images))
     print(f"VAE: mean absolute error {float((back - images / 255).abs().mean()):.4f} of 1")
     judge = session(HERE / "judge.onnx")
@@ -204,8 +265,8 @@ def check() -> None:
     same = (look(images / 255) * look(back)).sum(1)
     print(f"VAE: the judge's similarity of a picture and its reconstruction {float(same.mean()):.3f} ± {float(same.std()):.3f}")
     rows = [images / 255, back]
-    if (HERE / "transformer").exists():
-        rows.append(world.decode(vae, world.sample(world.load_transformer(), captions)))
+    if (INTO / "transformer").exists():
+        rows.append(world.decode(vae, world.sample(world.load_transformer(INTO / "transformer"), captions)))
     sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
     (WORK.parent / "world.png").parent.mkdir(exist_ok=True)
     array = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
@@ -216,15 +277,19 @@ def check() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["vae", "transformer", "check"])
-    parser.add_argument("--steps", type=int, help="default 2500, transformer 2000")
-    parser.add_argument("--batch", type=int, help="default 6, transformer 32")
+    parser.add_argument("--steps", type=int, help="default 2500, transformer 3000")
+    parser.add_argument("--batch", type=int, help="default 8, transformer 48")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=WORK, help="checkpoints, default out/world")
+    parser.add_argument("--into", type=Path, default=HERE, help="where vae/ and transformer/ go, default beside this script")
+    parser.add_argument("--start", type=Path, help="folder of a transformer to begin with, default: random weights")
     a = parser.parse_args()
+    globals().update(WORK=a.work, INTO=a.into, START=a.start)
     torch.set_num_threads(a.threads)
     if a.what == "vae":
-        train_vae(a.steps or 2500, a.batch or 6)
+        train_vae(a.steps or 2500, a.batch or 8)
     elif a.what == "transformer":
-        train_transformer(a.steps or 2000, a.batch or 32)
+        train_transformer(a.steps or 3000, a.batch or 48)
     else:
         check()
 

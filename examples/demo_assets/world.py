@@ -40,6 +40,12 @@ def picture(person: int, variant: int, strength: float = .55, size: int = SIZE) 
     return faces.portrait(person, size, look, variant, ZOOM), caption(look)
 
 
+def captions(numbers) -> torch.Tensor:
+    """Captions [N, 9] of pictures that nobody draws, one a number."""
+    looks = [faces.Look.random(np.random.default_rng([n, 17]), .55) for n in numbers]
+    return torch.from_numpy(np.stack([caption(look) for look in looks]))
+
+
 def pictures(people, variants) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """RGB uint8 [N, 3, 64, 64], landmarks [N, 5, 2] in pixels, captions [N, 9]; person by person."""
     drawn = [picture(p, v) for p in people for v in variants]

@@ -3,10 +3,12 @@
     python examples/trainers/train_lora.py flux
     accelerate launch --multi_gpu --num_processes 2 examples/trainers/train_lora.py flux --batch 2
     torchrun --nproc_per_node 2 examples/trainers/train_lora.py sdxl --accumulate 2 --precision bf16
+    python examples/trainers/train_lora.py flux --rollout 0.1 --checkpointing
 
 The models are tiny and random, so that it runs anywhere; the three marked places are all that the face loss needs in
-a loop of your own. Pictures are drawn people, and each is its own reference. Every random number follows from the
-index of its sample: however the samples are spread over processes and accumulation, they are the same ones.
+a loop of your own, with --rollout the face loss on what the model makes of noise too. Pictures are drawn people, and
+each is its own reference. Every random number follows from the index of its sample: however the samples are spread
+over processes and accumulation, they are the same ones.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ sys.path.insert(0, str(ASSETS))
 
 import facegrad
 import faces
-from facegrad.trainers import FaceTerm
+from facegrad.trainers import FaceTerm, Rollout
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 LATENT = 8                                    # latent pixels of a side; pictures have 64
@@ -46,23 +48,29 @@ class Flux:
             in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
             pooled_projection_dim=8, axes_dims_rope=(4, 6, 6))
 
+    def layout(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] → what the model takes."""
+        n, c, h, w = x.shape
+        return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
+    def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        n, side = len(x), LATENT / 2
+        ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side))
+        return model(hidden_states=x, timestep=t, encoder_hidden_states=torch.ones(n, 3, 8), pooled_projections=torch.ones(n, 8),
+                     txt_ids=torch.zeros(3, 3), img_ids=ids, return_dict=False)[0]
+
     def step(self, model, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor):
         """(prediction, target, x_t, noise level as the face loss wants it)"""
-        n, c, h, w = latents.shape
-        pack = lambda x: x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
         t = u.sigmoid()
-        x0, x1 = pack(latents), pack(noise)
+        x0, x1 = self.layout(latents), self.layout(noise)
         x_t = torch.lerp(x0, x1, t[:, None, None])
-        ids = torch.cartesian_prod(torch.zeros(1), torch.arange(h // 2.), torch.arange(w // 2.))
-        v = model(hidden_states=x_t, timestep=t, encoder_hidden_states=torch.ones(n, 3, 8), pooled_projections=torch.ones(n, 8),
-                  txt_ids=torch.zeros(3, 3), img_ids=ids, return_dict=False)[0]
-        return v, x1 - x0, x_t, t
+        return self.predict(model, x_t, t), x1 - x0, x_t, t
 
 
 class Sdxl:
     """ε-prediction over DDPM's schedule, with SDXL's additional conditions."""
 
-    loss_config = {"prediction": {"kind": "epsilon", "time": "alpha_bar"}}
+    loss_config = {"prediction": {"kind": "epsilon"}}
     channels, scaling = 4, {"scaling_factor": .13025, "shift_factor": None}
 
     def __init__(self) -> None:
@@ -72,13 +80,18 @@ class Sdxl:
             attention_head_dim=4, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64)
         self.scheduler = DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear")
 
+    def layout(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        n = len(x)
+        extra = {"text_embeds": torch.ones(n, 16), "time_ids": torch.full((n, 6), 64.)}
+        return model(x, t, encoder_hidden_states=torch.ones(n, 4, 16), added_cond_kwargs=extra, return_dict=False)[0]
+
     def step(self, model, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor):
-        n = len(latents)
         k = (u.sigmoid() * 999).long()
         x_t = self.scheduler.add_noise(latents, noise, k)
-        extra = {"text_embeds": torch.ones(n, 16), "time_ids": torch.full((n, 6), 64.)}
-        eps = model(x_t, k, encoder_hidden_states=torch.ones(n, 4, 16), added_cond_kwargs=extra, return_dict=False)[0]
-        return eps, noise, x_t, self.scheduler.alphas_cumprod[k]
+        return self.predict(model, x_t, k), noise, x_t, k
 
 
 def samples(index: range, channels: int) -> tuple[torch.Tensor, ...]:
@@ -107,6 +120,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--precision", choices=["no", "bf16"], default="no")
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the model")
     p.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model (default backend inductor)")
+    p.add_argument("--rollout", type=float, default=0.0, metavar="WEIGHT", help="λ of rollouts (default 0: none)")
+    p.add_argument("--every", type=int, default=1, help="optimiser steps from one rollout to the next (default 1)")
     p.add_argument("--without-face", type=int, nargs="*", default=[], help="numbers of samples that show no person")
     p.add_argument("--out", type=Path, default=Path("out/lora"), help="folder for the LoRA and its log")
     return p.parse_args(argv)
@@ -134,6 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         {"face_loss_weight": .1, "face_align_mode": "kps", "landmarks": "reference", **way.loss_config},
         vae=vae, detector=False, recogniser=facegrad.Recogniser(str(ASSETS / "recogniser.safetensors")))
     face = FaceTerm(loss, average="batch")
+    # The random models draw no face, so its place is told below and its score is not asked for. With a real model the
+    # detector finds it, and what stands here is Rollout(loss, weight=args.rollout).
+    rollout = Rollout(loss, weight=args.rollout, steps=4, every_n_steps=args.every, min_score=0.0, ramp=0)
 
     log, number = [], 0
     for step in range(args.steps):
@@ -152,18 +170,24 @@ def main(argv: list[str] | None = None) -> None:
                     prediction=prediction, x_t=x_t, t=t, step=step, references=pictures, reference_landmarks=landmarks,
                     size=(LATENT, LATENT) if args.model == "flux" else None,
                     data_types=["other" if i in args.without_face else "person" for i in index])
+                if rollout.due(step):
+                    fresh = torch.stack([torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(1_000_000 + i)) for i in index])
+                    total = total + rollout(
+                        lambda x, t: way.predict(model, x, t), way.layout(fresh), main=(mse, prediction), step=step,
+                        references=pictures, reference_landmarks=landmarks, landmarks=landmarks,
+                        size=(LATENT, LATENT) if args.model == "flux" else None)
                 accelerator.backward(total)
                 if accelerator.sync_gradients:
                     gradient = {k: p.grad.clone() for k, p in inner.named_parameters() if p.grad is not None}
                 optimiser.step()
                 optimiser.zero_grad()
             # 3. For the log: what it did.
-            log.append({"step": step, "mse": mse.item(), **face.logs()})
+            log.append({"step": step, "mse": mse.item(), **face.logs(), **(rollout.logs() if rollout.due(step) else {})})
     if accelerator.is_main_process:
         args.out.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in get_peft_model_state_dict(inner).items()}, args.out / "lora.safetensors")
         save_file(gradient, args.out / "gradient.safetensors")
-        (args.out / "log.json").write_text(json.dumps({"steps": log, "summary": face.summary()}, indent=1))
+        (args.out / "log.json").write_text(json.dumps({"steps": log, "summary": face.summary(), "rollouts": rollout.summary()}, indent=1))
         print(json.dumps(log[-1]))
 
 

@@ -8,6 +8,7 @@ use super::global::*;
 use super::graph::*;
 use super::host_vae::*;
 use super::loss::*;
+use super::sampler::*;
 use super::step::*;
 use super::types::*;
 use super::vae::*;
@@ -322,6 +323,26 @@ pub struct facegrad_api {
         node: *mut i64,
         stream: *mut c_void,
     ) -> facegrad_status,
+    pub sampler_step: unsafe extern "C" fn(
+        context: *const facegrad_context,
+        x_t: *const RawTensor,
+        prediction: *const RawTensor,
+        times: *const RawTensor,
+        next_times: *const RawTensor,
+        config: *const c_char,
+        next: *const RawTensor,
+        stream: *mut c_void,
+    ) -> facegrad_status,
+    pub graph_sampler_step: unsafe extern "C" fn(
+        graph: *mut facegrad_graph,
+        x_t: i64,
+        prediction: i64,
+        times: *const RawTensor,
+        next_times: *const RawTensor,
+        config: *const c_char,
+        node: *mut i64,
+        stream: *mut c_void,
+    ) -> facegrad_status,
 }
 
 static API: facegrad_api = facegrad_api {
@@ -382,12 +403,14 @@ static API: facegrad_api = facegrad_api {
     loss_restore: facegrad_loss_restore,
     vae_new_from_functions: facegrad_vae_new_from_functions,
     graph_features: facegrad_graph_features,
+    sampler_step: facegrad_sampler_step,
+    graph_sampler_step: facegrad_graph_sampler_step,
 };
 
 // Positions are the ABI: the first, and the last of every release.
 const _: () = {
     assert!(offset_of!(facegrad_api, context_new) == 16);
-    assert!(size_of::<facegrad_api>() == 16 + 54 * 8);
+    assert!(size_of::<facegrad_api>() == 16 + 56 * 8);
 };
 
 /// The table of all functions: the one symbol that a host that loads the library needs. It is static

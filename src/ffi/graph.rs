@@ -9,6 +9,7 @@ use super::handle::{self, Object};
 use super::loss::LossObject;
 use super::read::{optional_text, output};
 use super::report::ReportSink;
+use super::sampler::Levels;
 use super::targets::RawTargets;
 use super::types::*;
 use super::views;
@@ -17,7 +18,7 @@ use crate::config::{
 };
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, Local, NodeId, Operation, Unpacking, predict_x0, unpack};
-use crate::latent::coefficients;
+use crate::latent::{coefficients, sampler_step};
 use crate::loss::node::face_loss;
 use crate::nets::EMBEDDING;
 use crate::nets::vae::Decoder;
@@ -163,6 +164,44 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
             };
             let inputs: Vec<NodeId> = x_t.into_iter().chain([prediction]).collect();
             graph.apply(predict_x0(pairs), &inputs)
+        };
+        // SAFETY: the host promises that `node` is writable.
+        unsafe { graph.add(node, stream, make) }
+    })
+}
+
+/// The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
+/// gradient passes.
+///
+/// @param[in] x_t a node: the noisy latents
+/// @param[in] prediction a node of the same shape
+/// @param[in] times `[N]`, the noise levels of `x_t`, as `config` says
+/// @param[in] next_times `[N]`, the noise levels to go to
+/// @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+/// @param[out] node the new node
+/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn facegrad_graph_sampler_step(
+    graph: *mut facegrad_graph,
+    x_t: i64,
+    prediction: i64,
+    times: *const RawTensor,
+    next_times: *const RawTensor,
+    config: *const c_char,
+    node: *mut i64,
+    stream: *mut c_void,
+) -> facegrad_status {
+    call(|| {
+        let graph = get::<GraphObject, _>("graph", graph)?;
+        // SAFETY: the host's promise is `Levels::read`'s.
+        let levels = unsafe { Levels::read(times, next_times, config) }?;
+        let x_t = id("x_t", x_t)?;
+        let prediction = id("prediction", prediction)?;
+        let make = move |graph: &mut Graph| {
+            let pairs = levels.pairs()?;
+            let next = sampler_step(graph.value(x_t)?, graph.value(prediction)?, &pairs)
+                .map_err(|e| e.context("sampler_step"))?;
+            Ok(graph.input(next, false))
         };
         // SAFETY: the host promises that `node` is writable.
         unsafe { graph.add(node, stream, make) }

@@ -17,6 +17,7 @@ mod life;
 pub mod loss;
 mod read;
 mod report;
+mod sampler;
 pub mod step;
 mod targets;
 pub mod types;

@@ -1,12 +1,15 @@
 //! From a model's prediction to what its VAE decodes: x0, packing, latent formats; and from the
-//! decoder's image into [0, 1]. Every step is differentiable through libtorch.
+//! decoder's image into [0, 1]. All of this is differentiable through libtorch. Beside it, without a
+//! gradient: the step of a sampler to another noise level.
 
 mod clamp;
 mod format;
 mod packing;
+mod sampler;
 mod x0;
 
 pub use clamp::clamp_image;
 pub use format::{PatchStats, to_vae_space};
 pub use packing::{crop, pack, unpack};
+pub use sampler::{sampler_step, transitions};
 pub use x0::{coefficients, predict_x0};

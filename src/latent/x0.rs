@@ -60,7 +60,7 @@ pub fn coefficients(config: &PredictionConfig, times: &[f64]) -> Result<Vec<(f64
 
 /// The kind without the model names, and the two flips. Sources: diffusers pipeline_z_image.py,
 /// pipeline_lumina2.py, pipeline_hidream_image.py.
-fn resolve(config: &PredictionConfig) -> (Prediction, bool, bool) {
+pub(super) fn resolve(config: &PredictionConfig) -> (Prediction, bool, bool) {
     let (kind, negated, reversed) = match config.kind {
         Prediction::ZImage | Prediction::Lumina2 => (Prediction::Flow, true, true),
         Prediction::Hidream => (Prediction::Flow, true, false),
@@ -73,7 +73,7 @@ fn resolve(config: &PredictionConfig) -> (Prediction, bool, bool) {
     )
 }
 
-fn noise_fraction(time: Time, reversed: bool, sample: usize, value: f64) -> Result<f64> {
+pub(super) fn noise_fraction(time: Time, reversed: bool, sample: usize, value: f64) -> Result<f64> {
     if time == Time::AlphaBar {
         if reversed {
             bail!(
@@ -91,7 +91,7 @@ fn noise_fraction(time: Time, reversed: bool, sample: usize, value: f64) -> Resu
     Ok(if reversed { 1.0 - t } else { t })
 }
 
-fn alpha_bar(time: Time, sample: usize, value: f64) -> Result<f64> {
+pub(super) fn alpha_bar(time: Time, sample: usize, value: f64) -> Result<f64> {
     match time {
         Time::AlphaBar => in_unit(sample, "alpha_bar", value, true),
         Time::Sigma if value >= 0.0 => Ok(1.0 / (1.0 + value * value)),

@@ -219,7 +219,8 @@ fn null_is_refused_everywhere() {
         let mut count = 0usize;
         let (mut d, mut b, mut l, mut g) = (null_mut(), null_mut(), null_mut(), null_mut());
         let image = &raw const batch.images.raw;
-        let cases: [(&str, i32); 32] = [
+        let times = &raw const batch.weights.raw;
+        let cases: [(&str, i32); 37] = [
             ("out", (a.context_new)(null(), null_mut())),
             ("context", (a.detector_new)(null(), c"{}".as_ptr(), &mut d)),
             ("config", (a.detector_new)(host.context, null(), &mut d)),
@@ -308,6 +309,62 @@ fn null_is_refused_everywhere() {
                     null_mut(),
                     null_mut(),
                 ),
+            ),
+            (
+                "context",
+                (a.sampler_step)(
+                    null(),
+                    image,
+                    image,
+                    image,
+                    image,
+                    null(),
+                    image,
+                    null_mut(),
+                ),
+            ),
+            (
+                "x_t",
+                (a.sampler_step)(
+                    host.context,
+                    null(),
+                    image,
+                    times,
+                    times,
+                    null(),
+                    image,
+                    null_mut(),
+                ),
+            ),
+            (
+                "next_times",
+                (a.sampler_step)(
+                    host.context,
+                    image,
+                    image,
+                    times,
+                    null(),
+                    null(),
+                    image,
+                    null_mut(),
+                ),
+            ),
+            (
+                "next",
+                (a.sampler_step)(
+                    host.context,
+                    image,
+                    image,
+                    times,
+                    times,
+                    null(),
+                    null(),
+                    null_mut(),
+                ),
+            ),
+            (
+                "node",
+                (a.graph_sampler_step)(graph, 0, 0, times, times, null(), null_mut(), null_mut()),
             ),
             ("context", (a.graph_new)(null(), &mut g)),
             ("out", (a.graph_new)(host.context, null_mut())),

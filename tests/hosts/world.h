@@ -309,6 +309,10 @@ static int32_t host_vjp(uint64_t ticket, const facegrad_tensor *gradient, facegr
 #define ARG_x_t world.latent_node
 #define ARG_prediction world.latent_node
 #define ARG_times &world.times.view
+#define ARG_next_times &world.times.view
+#define ARG_sampler_step__x_t &world.latents.view
+#define ARG_sampler_step__prediction &world.latents.view
+#define ARG_next &world.latents.view
 #define ARG_height 0
 #define ARG_width 0
 #define ARG_shape world.shape

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "facegrad.hpp"
+#include "facegrad_rollout.hpp"
 
 namespace {
 
@@ -204,6 +205,50 @@ void objects(const std::string &assets) {
     check(facegrad::version().find("torch/") != std::string::npos && facegrad::build_info().find("\"abi\":1") != std::string::npos, "versions");
 }
 
+void rollouts(const std::string &assets) {
+    Host host(assets);
+    Batch batch(1);
+    const std::vector<std::int64_t> shape{1, 3, side / 2, side / 2};
+    Memory x(shape), prediction(shape), gradient(shape), other(shape), next(shape), half({1}, 0.5f), quarter({1}, 0.25f);
+    x.pattern(4);
+    prediction.pattern(5);
+    TAKE(facegrad::sampler_step(host.context, x.view, prediction.view, half.view, quarter.view, next.view));
+    check(std::abs(next.data[7] - (x.data[7] - 0.25f * prediction.data[7])) < 1e-6f, "Euler's step");
+    facegrad::Graph graph = TAKE(facegrad::Graph::make(host.context));
+    const auto noisy = TAKE(graph.input(x.view, false)), velocity = TAKE(graph.input(prediction.view, true));
+    TAKE(graph.read(TAKE(graph.sampler_step(noisy, velocity, half.view, quarter.view)), other.view));
+    check(other.data == next.data, "the node is the step");
+
+    facegrad::RolloutOptions options;
+    options.low = options.high = 0.3;
+    options.steps = 4;
+    options.ramp = 0;
+    options.min_score = 0;
+    auto rollout = TAKE(facegrad::Rollout::make(host.context, host.loss, options));
+    // A constant velocity: the latents at the end are those of one long step.
+    const std::vector<float> start = x.data;
+    std::vector<double> seen;
+    const auto predict = [&](const std::vector<double> &times, bool last) {
+        seen.push_back(times[0]);
+        check(last == (times[0] < 0.31), "only the last prediction has a gradient");
+    };
+    facegrad::Step step{prediction.view, {}, {}, {}};
+    const facegrad::RolloutReport report = TAKE(rollout(predict, x.view, step, batch.targets, gradient.view));
+    check(report.without_gradient == 3 && report.with_gradient == 1 && seen == std::vector<double>({1, 0.75, 0.5, 0.3}), "the cost of a rollout");
+    check(std::abs(x.data[7] - (start[7] - 0.7f * prediction.data[7])) < 1e-5f, "the latents at the level");
+    Memory level({1}, 0.3f);
+    const facegrad::Report direct = TAKE(host.loss.step({prediction.view, x.view, level.view, {}}, batch.targets, &other.view));
+    check(report.face.result.counted == 1 && std::abs(direct.result.loss - report.face.result.loss) < 1e-5, "the loss of a rollout");
+    options.every_n_steps = 2;
+    options.start = 3;
+    auto rare = TAKE(facegrad::Rollout::make(host.context, host.loss, options));
+    check(!rare.due(2) && !rare.due(3) && rare.due(4), "every n-th step from the start");
+    options.low = 0;
+    expect(FACEGRAD_ERR_ARGUMENT, "0 < low", [&] { return facegrad::Rollout::make(host.context, host.loss, options); });
+    batch.targets.sample_weights = half.view;
+    expect(FACEGRAD_ERR_ARGUMENT, "sample_weights", [&] { return rollout(predict, x.view, step, batch.targets, gradient.view); });
+}
+
 void errors(const std::string &assets) {
     expect(FACEGRAD_ERR_CONFIG, "tpu", [] { return facegrad::Context::make(R"({"device": "tpu"})"); });
     Host host(assets);
@@ -336,6 +381,7 @@ int main(int argc, char **argv) {
     TAKE(facegrad::Plugin::load(argv[2]));
 #endif
     objects(assets);
+    rollouts(assets);
     errors(assets);
     views(assets);
     messages(assets);

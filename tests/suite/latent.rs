@@ -5,7 +5,8 @@ use facegrad::config::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
 use facegrad::latent::{
-    PatchStats, clamp_image, coefficients, crop, pack, predict_x0, to_vae_space, unpack,
+    PatchStats, clamp_image, coefficients, crop, pack, predict_x0, sampler_step, to_vae_space,
+    transitions, unpack,
 };
 use facegrad::tensor;
 use std::collections::HashMap;
@@ -136,6 +137,43 @@ fn bad_times_and_predictions_are_named() {
         status(predict_x0(Some(&x), &x, &[pair, (f64::NAN, 1.0)])),
         2
     );
+}
+
+/// Against diffusers: bindings/python/tests/test_sampler.py.
+#[test]
+fn a_step_to_no_noise_is_x0_and_two_steps_are_one() {
+    let (x, pred) = (
+        Tensor::randn([2, 4, 2, 2], (Kind::Float, Device::Cpu)),
+        Tensor::randn([2, 4, 2, 2], (Kind::Float, Device::Cpu)),
+    );
+    for (kind, clean) in [
+        (Prediction::Flow, 0.0),
+        (Prediction::ZImage, 1.0),
+        (Prediction::Hidream, 0.0),
+        (Prediction::Epsilon, -1.0),
+        (Prediction::V, -1.0),
+        (Prediction::Sample, -1.0),
+    ] {
+        let config = prediction(kind, Time::T);
+        let flow = clean != -1.0;
+        let from = if flow { [0.75, 0.5] } else { [900.0, 500.0] };
+        let to = if flow { [0.25, 0.25] } else { [300.0, 100.0] };
+        let x0 = predict_x0(Some(&x), &pred, &coefficients(&config, &from).unwrap()).unwrap();
+        let step = |x: &Tensor, from: &[f64], to: &[f64]| {
+            sampler_step(x, &pred, &transitions(&config, from, to).unwrap()).unwrap()
+        };
+        let ended = step(&x, &from, &[clean, clean]);
+        assert!(relative(&ended, &x0) < 1e-5, "{kind:?}: to no noise");
+        // With epsilon and a flow's velocity held, the way does not matter.
+        if flow || kind == Prediction::Epsilon {
+            let twice = step(&step(&x, &from, &to), &to, &[clean, clean]);
+            assert!(relative(&twice, &ended) < 1e-5, "{kind:?}: two steps");
+        }
+    }
+    let leaf = pred.to_kind(Kind::BFloat16).set_requires_grad(true);
+    let half = x.to_kind(Kind::Half);
+    let next = sampler_step(&half, &leaf, &[(1.0, -0.25); 2]).unwrap();
+    assert!(next.kind() == Kind::Half && !next.requires_grad());
 }
 
 #[test]

@@ -19,6 +19,7 @@ if not _part.building():
     from .models import Detector, Face, Recogniser
     from .modules import DifferentiableFaceLoss, DifferentiableFaceLossWrapper
     from .report import Alignment, Decoded, Details, Located, Outcome, Report, Sample
+    from .sampler import sampler_step
     from .score import ArcFaceLoss, FaceLossWrapper
     from .vae import Vae
 
@@ -49,6 +50,7 @@ __all__ = [
     "iresnet50",
     "iresnet100",
     "live",
+    "sampler_step",
     "version",
 ]
 __version__ = _abi.VERSION

@@ -65,6 +65,19 @@ class Graph(Owner):
         view = optional("times", times)
         return self._make("graph_predict_x0", -1 if x_t is None else x_t, prediction, view.pointer if view else None, _json(config))
 
+    def sampler_step(
+        self, x_t: int, prediction: int, times: torch.Tensor, next_times: torch.Tensor, config: Mapping[str, Any] | None = None
+    ) -> int:
+        """The sample at another noise level, as :func:`facegrad.sampler_step` makes it: a node of ``x_t``'s dtype and layout
+        that no gradient passes.
+
+        Args:
+            times, next_times: ``[N]``
+            config: the object ``prediction`` of :class:`FaceIdentityLoss`'s configuration; None for flow matching
+        """
+        views = View("times", times), View("next_times", next_times)
+        return self._make("graph_sampler_step", x_t, prediction, *(view.pointer for view in views), _json(config))
+
     @eager
     def unpack(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> int:
         """Model-space latents in the host's packing → what the VAE decodes, ``[B,C,H,W]`` float32.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ._compile import eager
+from ._library import log
 from .loss import FaceLoss
 from .method import Method, read_config
 from .models import Detector, Recogniser
@@ -46,6 +50,7 @@ class FaceIdentityLoss:
     Attributes:
         loss: the :class:`FaceLoss`; None where ``use_face_loss`` is false, which loads nothing
         vae: the :class:`Vae`, where one was given
+        config: the keys that the loss was made with
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class FaceIdentityLoss:
         self._score = method.score
         self.loss: FaceLoss | None = None
         self.vae: Vae | None = None
+        self.config = dict(keys)
         if keys.get("use_face_loss", True) is False:
             return
         if device is None:
@@ -83,6 +89,19 @@ class FaceIdentityLoss:
         self.vae = vae
         self.loss = FaceLoss(keys, detector=detector or None, recogniser=recogniser, vae=vae, device=device)
         log.info("face loss on %s: %s", device, json.dumps(self.loss.description))
+
+    def again(self, **keys: Any) -> FaceIdentityLoss:
+        """Another loss over the same networks, which are shared and not loaded again, with other values of some keys. It
+        knows the persons that are registered with this one now."""
+        made = object.__new__(FaceIdentityLoss)
+        made.loss, made.vae, made.config = None, self.vae, {**self.config, **keys}
+        if self.loss is not None and made.config.get("use_face_loss", True) is not False:
+            detector, recogniser, vae = self.loss._parts
+            made.loss = FaceLoss(made.config, detector=detector, recogniser=recogniser, vae=vae, device=self.loss._context.device)
+            with tempfile.TemporaryDirectory() as folder:
+                self.save(Path(folder) / "memory")
+                made.restore(Path(folder) / "memory")
+        return made
 
     @eager
     def __call__(

@@ -1,4 +1,4 @@
-"""A short version of `make demo`: both arms, stopped and resumed, judged, drawn."""
+"""A short version of `make demo`: all arms, stopped and resumed, judged, drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import lora  # noqa: E402
 import sheet  # noqa: E402
 import world  # noqa: E402
 
-SETTINGS = dict(person=demo.NEW_PEOPLE, seed=3, face_weight=0.1, pictures=3, steps=4, batch=2)
+SETTINGS = dict(person=demo.NEW_PEOPLE, seed=3, face_weight=0.1, rollout_weight=0.2, pictures=3, steps=4, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def weights(run):
 
 def run(shared, path, **changes):
     settings = lora.Settings(**{**SETTINGS, **changes})
-    return lora.LoraRun(settings, shared.vae, shared.face_loss(settings), path)
+    return lora.LoraRun(settings, shared.vae, *shared.losses(settings), path)
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(shared, tmp_path):
@@ -51,7 +51,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(shared, tmp_path):
 
 
 def test_the_arms_differ_by_the_face_loss_alone(shared, tmp_path):
-    without, with_ = run(shared, tmp_path / "a.pt", face_weight=0.0), run(shared, tmp_path / "b.pt")
+    without, with_ = run(shared, tmp_path / "a.pt", face_weight=0.0, rollout_weight=0.0), run(shared, tmp_path / "b.pt")
     assert all(torch.equal(v, weights(with_)[k]) for k, v in weights(without).items())
     assert without.advance()["mse"] == with_.advance()["mse"]
     assert with_.history.face[0] > 0 == without.history.face[0] and with_.history.skipped == [0]
@@ -63,9 +63,9 @@ def test_the_demo_ends_with_a_picture_and_a_verdict(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["demo.py", "--people", "1", "--steps", "2", "--state", str(tmp_path), "--out", str(out)])
     demo.main()
     said = capsys.readouterr().out
-    assert "independent judge" in said and "Gain" in said and "samples show a face" in said
+    assert "independent judge" in said and "on rollouts too" in said and "of 48 samples show a face" in said
     assert Image.open(out).width > 800
-    assert len(list(tmp_path.glob("*.pt"))) == 2
+    assert len(list(tmp_path.glob("*.pt"))) == 3
 
 
 def test_the_worlds_packing_and_vae_are_the_librarys(shared):

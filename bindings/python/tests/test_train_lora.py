@@ -96,3 +96,33 @@ def test_a_compiled_model_trains_the_same(run):
     lora, gradient, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL, "--compile", "aot_eager")
     one, whole, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL)
     assert relative(gradient, whole) < 1e-3 and relative(lora, one) < 1e-4
+
+
+
+ROLLOUT = ["--rollout", "2", "--batch", "2", "--steps", "2"]
+
+
+@pytest.mark.parametrize(("model", "options"), [("flux", ["--accumulate", "2", "--checkpointing"]), ("sdxl", [])])
+def test_rollouts_move_the_lora(run, model, options):
+    """Two of the four steps' predictions without a gradient lie between noise and a level of at most a half."""
+    _, gradient, log = run(ALONE, model, *ROLLOUT, *options)
+    count = 4 if options else 2
+    assert len(log["steps"]) == count and all(step["rollout/counted"] == 2 and step["rollout/loss"] > 0 for step in log["steps"])
+    assert log["rollouts"]["predictions_with_gradient"] == log["rollouts"]["rollouts"] == count
+    assert 2 * count <= log["rollouts"]["predictions_without_gradient"] <= 4 * count
+    _, without, _ = run(ALONE, model, "--batch", "2", "--steps", "2", *options)
+    assert relative(gradient, without) > 1e-4, "the rollouts move nothing"
+
+
+def test_checkpointing_changes_no_rollout(run):
+    plain, _, _ = run(ALONE, "flux", *ROLLOUT)
+    checkpointed, _, _ = run(ALONE, "flux", *ROLLOUT, "--checkpointing")
+    assert relative(checkpointed, plain) < 1e-5
+
+
+def test_two_processes_go_down_to_the_same_level(run):
+    lora, gradient, log = run(TORCHRUN, "flux", *ROLLOUT, "--every", "2")
+    assert ["rollout/level" in step for step in log["steps"]] == [True, False]
+    _, _, one = run(ALONE, "flux", *ROLLOUT, "--every", "2")
+    assert log["steps"][0]["rollout/level"] == one["steps"][0]["rollout/level"]
+    assert all(v.isfinite().all() for v in (*lora.values(), *gradient.values()))

@@ -1,0 +1,155 @@
+/* The face loss on what the model makes of noise: some steps of a deterministic sampler without a gradient, then one
+ * prediction with its gradient and the identity loss of its decoded x0. Needs facegrad.hpp alone.
+ *
+ *     facegrad::Rollout rollout(context, loss, options);
+ *     if (rollout.due(number)) {
+ *         x.fill_with_noise();
+ *         auto report = rollout(predict, x.view, step, targets, gradient.view);   // then backward from `gradient`
+ *     }
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0 */
+
+#ifndef FACEGRAD_ROLLOUT_HPP
+#define FACEGRAD_ROLLOUT_HPP
+
+#include <algorithm>
+#include <cmath>
+
+#include "facegrad.hpp"
+
+namespace facegrad {
+
+/// How rollouts are made. λ, `gradient_limit` and `target_similarity` are keys of the loss.
+struct RolloutOptions {
+    /// The grid from t = 1 to 0 has so many steps of equal length.
+    int steps = 8;
+    /// The range, within (0, 1], of the noise level to stop at.
+    double low = 0.125, high = 0.5;
+    /// Only steps whose number is a multiple have a rollout; the first one; so many steps from there on λ grows from 0.
+    std::uint64_t every_n_steps = 1, start = 0, ramp = 20;
+    /// Of the levels: the same on all processes.
+    std::uint64_t seed = 0;
+    /// A face that the detector gives a lower score is not pushed.
+    float min_score = 0.5f;
+    /// The object `prediction` of the loss's configuration.
+    std::string prediction = "{}";
+    /// A noise level in [0, 1] as the host's time; empty: itself, as flow matching has it.
+    std::function<double(double)> time;
+};
+
+/// What one rollout did and what it cost.
+struct RolloutReport {
+    /// The face loss's own, whose result.loss is the weighted loss that `gradient` belongs to.
+    Report face;
+    /// The noise level of the prediction with a gradient, and the share of λ that start and ramp let through.
+    double level = 0, ramp = 0;
+    /// Predictions of the whole batch.
+    std::size_t without_gradient = 0, with_gradient = 0;
+    /// Samples whose detection score was below the floor.
+    std::size_t low_score = 0;
+};
+
+/// Goes from noise down to a random noise level and gives the gradient of the face loss there.
+class Rollout {
+  public:
+    /// `loss` must find the faces itself: `landmarks` "detect", with a detector whose threshold is at most `min_score`.
+    static Outcome<Rollout> make(const Context &context, Loss &loss, RolloutOptions options = {}) {
+        const auto &o = options;
+        if (!(o.low > 0 && o.low <= o.high && o.high <= 1)) {
+            return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT, "rollout: expected noise levels with 0 < low <= high <= 1, got " +
+                                                                    std::to_string(o.low) + " and " + std::to_string(o.high));
+        }
+        if (o.steps < 1 || o.every_n_steps < 1) {
+            return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT, "rollout: expected steps and every_n_steps of at least 1");
+        }
+        return Rollout(context, loss, std::move(options));
+    }
+    /// Whether the step with this number has a rollout.
+    bool due(std::uint64_t number) const { return number >= options_.start && number % options_.every_n_steps == 0; }
+    /// One rollout. `predict(times, with_gradient)` computes the model's prediction of `x` at the host's times, one a sample,
+    /// into `step.prediction`; its last call is the one with a gradient.
+    ///
+    /// `x` holds noise of unit variance and is overwritten. Of `step` the prediction, the latent's size, `number` and
+    /// `gradient_norm` are read. `targets` must leave `sample_weights` to the rollout. `gradient` receives the gradient with
+    /// respect to the last prediction.
+    template <class Predict>
+    Outcome<RolloutReport> operator()(Predict &&predict, const TensorView &x, Step step, Targets targets, const TensorView &gradient,
+                                      void *stream = nullptr) {
+        if (targets.sample_weights) {
+            return detail::fail<RolloutReport>(FACEGRAD_ERR_ARGUMENT, "rollout: sample_weights are set by the rollout; leave them out");
+        }
+        const std::size_t count = x.batch();
+        RolloutReport report;
+        report.level = level(step.number);
+        report.ramp = std::min(1.0, static_cast<double>(step.number - options_.start + 1) / static_cast<double>(options_.ramp + 1));
+        std::vector<double> here(count, time(1.0)), after(count);
+        const auto shape = std::vector<std::int64_t>{static_cast<std::int64_t>(count)};
+        for (int k = 0; at(k) > report.level + 1e-9; ++k, here.swap(after)) {
+            predict(static_cast<const std::vector<double> &>(here), false);
+            ++report.without_gradient;
+            after.assign(count, time(std::max(at(k + 1), report.level)));
+            const TensorView from(here.data(), float64, shape), to(after.data(), float64, shape);
+            const facegrad_tensor xs = x.raw(), ps = step.prediction.raw(), froms = from.raw(), tos = to.raw();
+            const auto status =
+                api().sampler_step(context_->get(), &xs, &ps, &froms, &tos, options_.prediction.c_str(), &xs, stream);
+            if (status != FACEGRAD_OK) {
+                return detail::fail<RolloutReport>(status, detail::text(api().last_error));
+            }
+        }
+        here.assign(count, time(report.level));
+        predict(static_cast<const std::vector<double> &>(here), true);
+        report.with_gradient = 1;
+        step.x_t = x;
+        step.times = TensorView(here.data(), float64, shape);
+        std::vector<float> weights(count, static_cast<float>(report.ramp));
+        targets.sample_weights = TensorView(weights.data(), shape);
+        auto first = loss_->step(step, targets, &gradient, stream);
+        if (auto error = failed(first)) {
+            return detail::fail<RolloutReport>(error->status(), error->what());
+        }
+        report.face = taken(std::move(first));
+        for (std::size_t i = 0; i < count; ++i) {
+            const auto &sample = report.face.samples[i];
+            if (sample.outcome == FACEGRAD_SAMPLE_COUNTED && sample.score < options_.min_score) {
+                weights[i] = 0;
+                ++report.low_score;
+            }
+        }
+        if (report.low_score > 0) {
+            auto second = loss_->step(step, targets, &gradient, stream);
+            if (auto error = failed(second)) {
+                return detail::fail<RolloutReport>(error->status(), error->what());
+            }
+            report.face = taken(std::move(second));
+        }
+        return report;
+    }
+
+  private:
+    Rollout(const Context &context, Loss &loss, RolloutOptions options) : context_(&context), loss_(&loss), options_(std::move(options)) {}
+    /// The k-th level of the grid.
+    double at(int k) const { return k >= options_.steps ? 0.0 : 1.0 - static_cast<double>(k) / options_.steps; }
+    double time(double level) const { return options_.time ? options_.time(level) : level; }
+    /// The level to stop at (splitmix64 of seed and step).
+    double level(std::uint64_t number) const {
+        std::uint64_t z = options_.seed * 1000003u + number + 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        return options_.low + (options_.high - options_.low) * (static_cast<double>(z >> 11) / 9007199254740992.0);
+    }
+    static std::optional<Error> failed(const Report &) { return std::nullopt; }
+    static std::optional<Error> failed(const Result<Report> &result) {
+        return result ? std::nullopt : std::optional<Error>(result.error());
+    }
+    static Report taken(Report &&report) { return std::move(report); }
+    static Report taken(Result<Report> &&result) { return std::move(result).value(); }
+
+    const Context *context_;
+    Loss *loss_;
+    RolloutOptions options_;
+};
+
+} // namespace facegrad
+
+#endif /* FACEGRAD_ROLLOUT_HPP */

@@ -1,0 +1,319 @@
+"""The face loss on what the model makes of noise: where a LoRA's identity is judged."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..identity import FaceIdentityLoss
+from ..report import Outcome, Report
+from ..sampler import sampler_step
+
+log = logging.getLogger("facegrad")
+
+#: The host's model: noisy latents and their noise levels ``[N]`` in; its prediction, of the latents' shape, out.
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """What one rollout did and what it cost.
+
+    Attributes:
+        face: the face loss's own report, of the samples that were pushed
+        loss: the weighted loss that was returned
+        level: the noise level in [0, 1] at which the prediction with a gradient was made
+        without_gradient: predictions of the whole batch without a gradient
+        with_gradient: predictions of the whole batch with one
+        low_score: samples whose detection score was below the floor
+        ramp: the share of λ that late start and ramp let through
+    """
+
+    face: Report
+    loss: float
+    level: float
+    without_gradient: int
+    with_gradient: int
+    low_score: int
+    ramp: float
+
+
+class Rollout:
+    """From pure noise some steps of a deterministic sampler without a gradient, down to a random noise level; there one
+    prediction with its gradient, and the identity loss of its decoded x0.
+
+    >>> rollout = Rollout(face_loss, weight=0.2)  # doctest: +SKIP
+    >>> total = mse + face(…) + rollout(predict, noise, main=(mse, prediction), reference_ids=["anna"] * len(noise))  # doctest: +SKIP
+
+    ``predict(x, t)`` is the host's own model with captions of the host's choice. Captions that are not those of the training
+    pictures are best. ``x`` has the layout and dtype of ``noise``; ``t`` is ``[N]`` as the loss's ``prediction.time`` says.
+
+    A loss that is followed too far is won without a face that a person would see. The guard against it is on by default:
+    the bound on the gradient, the floor of the detection score, ``target_similarity`` and the ramp.
+
+    Every random number follows from ``seed`` and the step, so all processes of a training go down to the same level, and
+    a training that was stopped goes on with the same ones. A call that is not due costs nothing.
+
+    Args:
+        loss: the training pair's loss, or a function that makes it, called at the first rollout. The rollouts have a loss of
+            their own over the same networks: λ, ``gradient_limit`` and ``target_similarity`` are those given here; faces are
+            found by the detector; every noise level counts alike; all other keys are those of ``loss``
+        weight: λ of the rollouts
+        steps: the grid from t = 1 to 0 has so many steps of equal length
+        levels: the range, within (0, 1], of the noise level to stop at. The level is the noise fraction of flow matching, and
+            the share of the 999 training timesteps otherwise
+        every_n_steps: only steps whose number is a multiple have a rollout
+        gradient_limit: the largest norm of the gradient with respect to the prediction, relative to the main loss's with
+            respect to its own prediction, which ``main`` gives; None: no bound
+        min_score: a face that the detector gives a lower score is not pushed
+        target_similarity: cosine beyond which there is no push
+        start: the first step with a rollout
+        ramp: so many steps from ``start`` on λ grows from 0
+        times: turns the noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
+            scaled-linear schedule of SD1.5 and SDXL for epsilon, v and x0
+        seed: of the levels
+        warn_after: a warning that names the reasons after so many rollouts in a row without one face; as many rollouts that
+            the guard has stopped wholly are said once
+        enabled: False makes every call return 0 without work
+    """
+
+    def __init__(
+        self,
+        loss: FaceIdentityLoss | Callable[[], FaceIdentityLoss],
+        *,
+        weight: float = 0.1,
+        steps: int = 8,
+        levels: tuple[float, float] = (0.125, 0.5),
+        every_n_steps: int = 1,
+        gradient_limit: float | None = 0.25,
+        min_score: float = 0.6,
+        target_similarity: float = 0.8,
+        start: int = 0,
+        ramp: int = 20,
+        times: Callable[[float], float] | None = None,
+        seed: int = 0,
+        warn_after: int = 50,
+        enabled: bool = True,
+    ) -> None:
+        low, high = levels
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight: expected a number >= 0, got {weight}")
+        for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        self._source, self._times = loss, times
+        self._loss: FaceIdentityLoss | None = None
+        self._keys: dict[str, Any] = {"face_loss_weight": weight, "gradient_limit": gradient_limit, "target_similarity": target_similarity}
+        self.steps, self.levels, self.every_n_steps = steps, (low, high), every_n_steps
+        self.min_score, self.start, self.ramp, self.seed = min_score, start, ramp, seed
+        self.warn_after, self.enabled = warn_after, enabled
+        self.step = 0
+        self.report: RolloutReport | None = None
+        self._quiet = self._stopped = 0
+        self._said = False
+        self._reasons: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+
+    @property
+    def loss(self) -> FaceIdentityLoss:
+        """The rollouts' own loss, made now if it has not been; persons are registered here for ``reference_ids``."""
+        if self._loss is None:
+            source = self._source if isinstance(self._source, FaceIdentityLoss) else self._source()
+            kind = _prediction(source).get("kind", "flow")
+            if kind == "custom":
+                raise ValueError("prediction.kind: a rollout needs to know what the model predicts; custom coefficients do not tell")
+            same = {"landmarks": "detect", "every_n_steps": 1, "t_min": 0.0, "t_max": 1.0, "time_weight": "constant"}
+            self._loss = source.again(**same, **self._keys)
+        return self._loss
+
+    def due(self, step: int | None = None) -> bool:
+        """Whether the step with this number (None: the next one) has a rollout; a host may spare itself the noise."""
+        number = self.step if step is None else step
+        weight = self._keys["face_loss_weight"]
+        return self.enabled and bool(weight) and number >= self.start and number % self.every_n_steps == 0 and self._ramp(number) > 0
+
+    def __call__(
+        self,
+        predict: Predict,
+        noise: torch.Tensor,
+        *,
+        main: tuple[torch.Tensor, torch.Tensor] | float | None = None,
+        step: int | None = None,
+        **targets: Any,
+    ) -> torch.Tensor:
+        """The weighted loss of one rollout: a scalar to be added to the trainer's own loss before ``backward``; 0 where none is due.
+
+        Args:
+            predict: the host's model; its last call is made with a gradient, those before under ``torch.no_grad``
+            noise: ``[N,…]`` in the layout that the model takes, of unit variance
+            main: the main loss and the prediction that it was computed from, or the norm of its gradient with respect to
+                it; ``gradient_limit`` is relative to it
+            step: the optimiser's step; None: the calls are counted
+            targets: what else :class:`facegrad.FaceIdentityLoss` takes: ``reference_ids``, ``references``, ``size``, …
+
+        Raises:
+            ValueError: where ``predict`` returns another shape, numbers that are not finite, or no gradient
+        """
+        number = self.step if step is None else step
+        self.step = number + 1
+        if not self.due(number):
+            return noise.new_zeros((), dtype=torch.float32)
+        if not torch.is_grad_enabled():
+            raise ValueError("rollout: called under torch.no_grad(): there is no gradient to train with; set enabled=False for a validation pass")
+        loss = self.loss
+        if loss.loss is None:
+            return noise.new_zeros((), dtype=torch.float32)
+        level = self._level(number)
+        x, t, made = self._descend(predict, noise.detach(), level)
+        prediction = _checked(predict(x, t), x, level)
+        if not prediction.requires_grad:
+            raise ValueError("predict: returned a prediction without a gradient; it must not run under no_grad or detach what it returns")
+        arguments = {**targets, "gradient_norm": self._norm(main)}
+        value, report = loss(x_t=x, prediction=prediction, t=t, **arguments)
+        low = [s.outcome is Outcome.COUNTED and s.score < self.min_score for s in report.samples]
+        if any(low):
+            given = targets.get("sample_weights")
+            weights = torch.ones(len(low)) if given is None else torch.as_tensor(given).detach().float().cpu()
+            arguments["sample_weights"] = weights * ~torch.tensor(low)
+            value, report = loss(x_t=x, prediction=prediction, t=t, **arguments)
+        ramp = self._ramp(number)
+        value = value * ramp
+        self.report = RolloutReport(report, report.loss * ramp, level, made, 1, sum(low), ramp)
+        self._remember(self.report)
+        return value
+
+    def _ramp(self, number: int) -> float:
+        return min(1.0, (number - self.start + 1) / (self.ramp + 1))
+
+    def _level(self, number: int) -> float:
+        low, high = self.levels
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+    @torch.no_grad()
+    def _descend(self, predict: Predict, x: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """From noise to the level: the latents, the host's times there, and how many predictions it took."""
+        grid = [1 - k / self.steps for k in range(self.steps)]
+        ways = [v for v in grid if v > level + 1e-9] + [level]
+        config = _prediction(self.loss)
+        times = [self._time(v, config) for v in ways]
+        for here, value, after in zip(times, ways, times[1:]):
+            t = torch.full((len(x),), here, dtype=torch.float32, device=x.device)
+            x = sampler_step(x, _checked(predict(x, t), x, value), here, after, config)
+        return x, torch.full((len(x),), times[-1], dtype=torch.float32, device=x.device), len(times) - 1
+
+    def _time(self, level: float, config: Mapping[str, Any]) -> float:
+        return self._times(level) if self._times is not None else host_time(level, config)
+
+    def _norm(self, main: tuple[torch.Tensor, torch.Tensor] | float | None) -> float | None:
+        if self._keys["gradient_limit"] is None:
+            return None
+        if main is None:
+            raise ValueError("main: gradient_limit is relative to the main loss's gradient; give main=(loss, prediction), or gradient_limit=None")
+        if isinstance(main, tuple):
+            (gradient,) = torch.autograd.grad(main[0], main[1], retain_graph=True)
+            main = float(gradient.float().norm())
+        # A main loss of 0 leaves nothing to be relative to, and the library takes 0 as not known.
+        return max(float(main), 1e-30)
+
+    def _remember(self, report: RolloutReport) -> None:
+        outcomes = Counter(sample.outcome.name.lower() for sample in report.face.samples)
+        if report.low_score:
+            outcomes["low_score"] += report.low_score
+            outcomes["zero_weight"] -= report.low_score
+        self._totals.update(+outcomes)
+        self._totals["rollouts"] += 1
+        self._totals["predictions_without_gradient"] += report.without_gradient
+        self._totals["predictions_with_gradient"] += report.with_gradient
+        counted = [s for s in report.face.samples if s.outcome is Outcome.COUNTED]
+        target = float(self._keys["target_similarity"])
+        pushed = any(s.similarity < target for s in counted)
+        seen = bool(counted) or report.low_score > 0
+        self._quiet = 0 if seen else self._quiet + 1
+        self._stopped = 0 if pushed or not seen else self._stopped + 1
+        if seen:
+            self._reasons.clear()
+        else:
+            self._reasons.update(+outcomes)
+            if self._quiet % self.warn_after == 0:
+                reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())
+                log.warning("no face has counted in the last %d rollouts (%s): they train nothing", self._quiet, reasons)
+        if self._stopped >= self.warn_after and not self._said:
+            self._said = True
+            log.warning(
+                "the guard has stopped the last %d rollouts wholly: every face is below min_score %.2f or beyond target_similarity %.2f",
+                self._stopped, self.min_score, target,
+            )  # fmt: skip
+
+    def logs(self) -> dict[str, float]:
+        """Figures of the last rollout for a trainer's log."""
+        if self.report is None:
+            return {}
+        r = self.report
+        figures = {
+            "rollout/loss": r.loss, "rollout/counted": float(r.face.counted), "rollout/level": r.level, "rollout/low_score": float(r.low_score),
+            "rollout/predictions_without_gradient": float(r.without_gradient), "rollout/predictions_with_gradient": float(r.with_gradient),
+        }  # fmt: skip
+        return figures | ({"rollout/similarity": r.face.similarity} if r.face.counted else {})
+
+    def summary(self) -> dict[str, float]:
+        """Over the whole run: rollouts, predictions without and with a gradient, samples by outcome."""
+        return {k: float(v) for k, v in self._totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``torch.save`` keeps with the rest of a checkpoint. Persons are registered anew by the host."""
+        return {"step": self.step, "quiet": self._quiet, "stopped": self._stopped, "said": self._said,
+                "reasons": dict(self._reasons), "totals": dict(self._totals)}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was taken."""
+        missing = {"step", "quiet", "stopped", "said", "reasons", "totals"} - set(state)
+        if missing:
+            raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
+        self.step, self._quiet, self._stopped, self._said = int(state["step"]), int(state["quiet"]), int(state["stopped"]), bool(state["said"])
+        self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
+
+
+def _prediction(loss: FaceIdentityLoss) -> dict[str, Any]:
+    return dict(loss.config.get("prediction") or {})
+
+
+def _checked(prediction: torch.Tensor, x: torch.Tensor, level: float) -> torch.Tensor:
+    if not isinstance(prediction, torch.Tensor):
+        raise ValueError(f"predict: expected a tensor of the latents' shape {list(x.shape)}, got {type(prediction).__name__}")
+    if prediction.shape != x.shape:
+        raise ValueError(f"predict: expected a prediction of the latents' shape {list(x.shape)}, got {list(prediction.shape)}")
+    if not bool(prediction.detach().isfinite().all()):
+        raise ValueError(f"predict: returned NaN or infinity at noise level {level:.3f}; the latents that it got were finite: {bool(x.isfinite().all())}")
+    return prediction
+
+
+def host_time(level: float, config: Mapping[str, Any]) -> float:
+    """A noise level in [0, 1] as the host's time: the noise fraction of flow matching, the timestep of 999 otherwise.
+
+    Args:
+        config: the object ``prediction`` of a loss's configuration
+    """
+    kind, time = config.get("kind", "flow"), config.get("time", "t")
+    if kind not in ("epsilon", "v", "sample"):
+        if time == "alpha_bar":
+            # √ᾱ : √(1 − ᾱ) = 1 − t : t, and ᾱ may not be 0.
+            return max((1 - level) ** 2 / ((1 - level) ** 2 + level**2), 1e-8)
+        turned = config.get("reversed_time")
+        if turned is None:
+            turned = kind in ("z_image", "lumina2")
+        return 1 - level if turned else level
+    timestep = round(999 * level)
+    if time == "t":
+        return float(timestep)
+    first, last = 0.00085**0.5, 0.012**0.5
+    signal = math.prod(1 - (first + (last - first) * k / 999) ** 2 for k in range(timestep + 1))
+    return signal if time == "alpha_bar" else math.sqrt((1 - signal) / signal)

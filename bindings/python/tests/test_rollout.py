@@ -1,0 +1,231 @@
+"""Rollouts: where they go, what they give back, what they cost, what guards them, and what they say of bad input."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import FlowMatchEulerDiscreteScheduler
+from test_trainers import parts as parts  # the fixture
+from test_trainers import step as step  # the fixture
+
+import facegrad
+from facegrad.trainers import Rollout
+
+PAIR = {"landmarks": "reference", "face_align_mode": "kps", "every_n_steps": 7, "t_max": 0.1}
+#: A picture of noise has no face: where it is is told.
+PLACES = torch.tensor([[[22.0, 26], [42, 26], [32, 36], [24, 46], [40, 46]]]).expand(2, 5, 2)
+FREE = {"ramp": 0, "gradient_limit": None, "min_score": 0.0, "target_similarity": 1.0}
+
+
+class Model(torch.nn.Module):
+    """v = w·x with one weight; remembers how it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(-0.4))
+        self.calls: list[tuple[float, bool]] = []
+
+    def forward(self, x, t):
+        self.calls.append((round(float(t[0]), 6), torch.is_grad_enabled()))
+        return self.w * x
+
+
+@pytest.fixture(scope="module")
+def pair(parts):
+    return facegrad.FaceIdentityLoss(PAIR, **parts)
+
+
+@pytest.fixture()
+def noise():
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+
+
+def targets(step):
+    return {"references": step.pictures, "landmarks": PLACES}
+
+
+def test_a_rollout_is_the_loss_after_eulers_steps(parts, pair, step, noise):
+    model, rollout = Model(), Rollout(pair, weight=0.3, steps=4, levels=(0.3, 0.3), **FREE)
+    value = rollout(model, noise, **targets(step))
+    assert model.calls == [(1.0, False), (0.75, False), (0.5, False), (0.3, True)]
+    report = rollout.report
+    assert (report.without_gradient, report.with_gradient, report.level, report.face.counted) == (3, 1, 0.3, 2)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.3])
+    x = noise
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(model.w.detach() * x, t, x).prev_sample
+    loss = facegrad.FaceIdentityLoss({"face_align_mode": "kps", "face_loss_weight": 0.3}, **parts)
+    want, _ = loss(x_t=x, prediction=model.w * x, t=torch.full((2,), 0.3), **targets(step))
+    assert value.item() == pytest.approx(want.item(), rel=1e-4) == pytest.approx(report.loss, rel=1e-6)
+    got, direct = torch.autograd.grad(value, model.w)[0], torch.autograd.grad(want, model.w)[0]
+    assert abs(got.item()) > 0 and got.item() == pytest.approx(direct.item(), rel=1e-3)
+    assert rollout.summary()["predictions_without_gradient"] == 3 and rollout.logs()["rollout/counted"] == 2
+
+
+def test_epsilon_goes_down_the_timesteps(parts, step, noise):
+    loss = facegrad.FaceIdentityLoss({"face_align_mode": "kps", "prediction": {"kind": "epsilon"}}, **parts)
+    model = Model()
+    Rollout(loss, steps=2, levels=(0.2, 0.2), **FREE)(model, noise, **targets(step)).backward()
+    assert model.calls == [(999, False), (500, False), (200, True)] and model.w.grad.abs() > 0
+
+
+def test_the_level_follows_from_seed_and_step_alone(pair, step, noise):
+    def levels(**options):
+        rollout = Rollout(pair, steps=2, **FREE, **options)
+        seen = []
+        for number in (4, 5):
+            rollout(Model(), noise, step=number, **targets(step))
+            seen.append(rollout.report.level)
+        return seen
+
+    assert levels() == levels() != levels(seed=1)
+    assert all(0.125 <= level <= 0.5 for level in levels()) and len(set(levels())) == 2
+
+
+def test_what_is_not_due_costs_nothing(pair, step, noise):
+    model = Model()
+    rollout = Rollout(pair, every_n_steps=2, start=3, levels=(1, 1), **FREE)
+    values = [rollout(model, noise, **targets(step)) for _ in range(6)]
+    assert [v.item() != 0 for v in values] == [rollout.due(k) for k in range(6)] == [False, False, False, False, True, False]
+    assert model.calls == [(1.0, True)], "a level of 1 needs no step before"
+    for off in (Rollout(pair, enabled=False), Rollout(pair, weight=0)):
+        assert off(model, noise, **targets(step)).item() == 0 and len(model.calls) == 1 and off.logs() == {}
+    disabled = Rollout(facegrad.FaceIdentityLoss({"use_face_loss": False}), **FREE)
+    assert disabled(model, noise).item() == 0 and len(model.calls) == 1
+
+
+def test_the_gradient_is_bounded_by_a_share_of_the_main_losss(pair, step, noise):
+    prediction = (step.x1 - step.x0).requires_grad_()
+    main = torch.nn.functional.mse_loss(prediction * 0.999, step.x1 - step.x0)
+    (g,) = torch.autograd.grad(main, prediction, retain_graph=True)
+
+    def norm(limit, main):
+        leaf = torch.zeros(2, 4, 8, 8, requires_grad=True)
+        options = FREE | {"gradient_limit": limit}
+        value = Rollout(pair, weight=5, levels=(0.5, 0.5), **options)(lambda x, t: leaf - 0.4 * x, noise, main=main, **targets(step))
+        return torch.autograd.grad(value, leaf)[0].norm().item()
+
+    free = norm(None, None)
+    assert norm(0.5, (main, prediction)) == pytest.approx(0.5 * g.norm().item(), rel=1e-4) and free > 0.6 * g.norm().item()
+    assert norm(0.5, float(g.norm())) == pytest.approx(0.5 * g.norm().item(), rel=1e-4)
+    assert norm(0.5, 1e6) == pytest.approx(free, rel=1e-4)
+    assert norm(0.5, 0.0) == 0
+    with pytest.raises(ValueError, match="main: gradient_limit is relative to the main loss"):
+        norm(0.5, None)
+
+
+def test_ramp_and_start_raise_the_weight(pair, step, noise):
+    rollout = Rollout(pair, start=2, levels=(0.5, 0.5), **FREE | {"ramp": 3})
+    losses = [rollout(Model(), noise, **targets(step)).item() for _ in range(7)]
+    assert losses[:2] == [0, 0] and [v / losses[-1] for v in losses[2:]] == pytest.approx([0.25, 0.5, 0.75, 1, 1], rel=1e-4)
+    assert rollout.report.ramp == 1
+
+
+def found(score):
+    """A report whose faces were found with these scores."""
+    from facegrad.report import Alignment, Located, Outcome, Report, Sample
+
+    samples = tuple(Sample(Outcome.COUNTED, Located.DETECTED, Alignment.KPS, 0.2, 1.0, s, None, None) for s in score)
+    return Report(0.1, 0.8, len(score), samples)
+
+
+def test_a_face_that_the_detector_hardly_sees_is_not_pushed(pair):
+    """The loss is asked again, and the sample with the low score weighs nothing then."""
+    rollout = Rollout(pair, levels=(1, 1), **FREE | {"min_score": 0.5})
+    report = found([0.9, 0.3])
+    calls = []
+
+    class Both:
+        loss, config = object(), {"prediction": {"kind": "flow"}}
+
+        def __call__(self, **arguments):
+            calls.append(arguments.get("sample_weights"))
+            return arguments["prediction"].sum(), report
+
+    rollout._loss = Both()
+    rollout(Model(), torch.randn(2, 4, 8, 8), sample_weights=torch.tensor([1.0, 0.5]))
+    assert calls[0].tolist() == [1.0, 0.5] and calls[1].tolist() == [1.0, 0.0], "once more without it"
+    assert rollout.report.low_score == 1 and rollout.summary()["low_score"] == 1
+
+
+def test_references_and_networks_are_shared(parts, step, noise):
+    loss = facegrad.FaceIdentityLoss(PAIR, **parts)
+    loss.set_reference("anna", step.pictures)
+    rollout = Rollout(loss, weight=0.2, levels=(0.5, 0.5), **FREE)
+    rollout(Model(), noise, reference_ids=["anna", "anna"], landmarks=PLACES)
+    assert rollout.report.face.counted == 2
+    rollout.loss.set_reference("bob", step.pictures[:1])
+    rollout(Model(), noise, reference_ids=["anna", "bob"], landmarks=PLACES)
+    with pytest.raises(facegrad.FacegradError, match="bob"):
+        loss(prediction=noise, x_t=noise, t=torch.zeros(2), reference_ids=["bob", "bob"], data_types=["person"] * 2)
+    assert rollout.loss.config["every_n_steps"] == 1 and rollout.loss.config["face_loss_weight"] == 0.2
+    assert loss.config["every_n_steps"] == 7 and rollout.loss.loss._parts == loss.loss._parts
+
+
+def test_accumulated_state_goes_on(pair, step, noise):
+    first = Rollout(pair, levels=(0.5, 0.5), **FREE)
+    first(Model(), noise, **targets(step))
+    other = Rollout(pair, levels=(0.5, 0.5), **FREE)
+    other.load_state_dict(first.state_dict())
+    assert other.step == 1 and other.summary() == first.summary()
+    with pytest.raises(ValueError, match="totals"):
+        other.load_state_dict({"step": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"levels": (0, 0.5)}, "0 < low <= high <= 1, got 0 and 0.5"),
+        ({"levels": (0.6, 0.5)}, "levels"),
+        ({"levels": (0.5, 1.5)}, "levels"),
+        ({"weight": -1}, "weight: expected a number >= 0"),
+        ({"weight": float("nan")}, "weight"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"every_n_steps": 0}, "every_n_steps"),
+        ({"ramp": -1}, "ramp"),
+    ],
+)
+def test_bad_options_are_named(pair, options, words):
+    with pytest.raises(ValueError, match=words):
+        Rollout(pair, **options)
+
+
+def test_bad_predictions_are_named(parts, pair, step, noise):
+    go = lambda predict, **options: Rollout(pair, **FREE, **options)(predict, noise, **targets(step))
+    with pytest.raises(ValueError, match=r"predict: expected a prediction of the latents' shape \[2, 4, 8, 8\], got \[2, 4, 8, 4\]"):
+        go(lambda x, t: x[..., :4])
+    with pytest.raises(ValueError, match="got tuple"):
+        go(lambda x, t: (x,))
+    with pytest.raises(ValueError, match="NaN or infinity at noise level 1.000"):
+        go(lambda x, t: x * float("nan"))
+    with pytest.raises(ValueError, match="without a gradient"):
+        go(lambda x, t: x.detach())
+    with torch.no_grad(), pytest.raises(ValueError, match="torch.no_grad"):
+        go(Model())
+    custom = facegrad.FaceIdentityLoss({**PAIR, "prediction": {"kind": "custom"}}, **parts)
+    with pytest.raises(ValueError, match="custom coefficients"):
+        Rollout(custom, **FREE)(Model(), noise, **targets(step))
+
+
+def test_no_face_for_long_is_said_with_the_reasons(pair, step, noise, caplog):
+    rollout = Rollout(pair, warn_after=2, levels=(0.9, 0.9), **FREE)
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        for _ in range(4):
+            rollout(Model(), 0 * noise, references=step.pictures)
+    said = [r.message for r in caplog.records if "no face has counted" in r.message]
+    assert len(said) == 2 and "in the last 2 rollouts (no_face 4)" in said[0] and "the last 4" in said[1]
+
+
+def test_a_guard_that_stops_everything_is_said_once(pair, step, noise, caplog):
+    rollout = Rollout(pair, warn_after=2, levels=(0.9, 0.9), **FREE | {"target_similarity": -0.99})
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        for _ in range(5):
+            model = Model()
+            rollout(model, noise, **targets(step)).backward()
+            assert model.w.grad == 0 and rollout.report.face.counted == 2
+    said = [r.message for r in caplog.records if "guard has stopped" in r.message]
+    assert len(said) == 1 and "the last 2 rollouts wholly" in said[0] and "target_similarity -0.99" in said[0]
