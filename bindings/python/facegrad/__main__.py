@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import doctor, download, inspect
+from .commands import doctor, download, inspect, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="facegrad", description="Face identity loss and score: tools around the library.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (download, inspect, doctor):
+    for module in (download, inspect, doctor, train):
         name = module.__name__.rsplit(".", 1)[1]
         summary = (module.__doc__ or "").strip().splitlines()[0]
         command = commands.add_parser(
