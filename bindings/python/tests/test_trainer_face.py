@@ -111,7 +111,7 @@ def world():
     n = torch.randn(x0.shape, generator=g)
     t = torch.tensor([0.3, 0.6])
     x_t = torch.lerp(x0, n, t.view(-1, 1, 1, 1))
-    return SimpleNamespace(vae=vae, x0=x0, n=n, t=t, x_t=x_t, v=n - x0, wrong=0.2 * torch.randn(x0.shape, generator=g), pictures=pictures,
+    return SimpleNamespace(vae=vae, x0=x0, n=n, t=t, x_t=x_t, v=n - x0, wrong=torch.randn(x0.shape, generator=g), pictures=pictures,
                            landmarks=torch.stack([torch.from_numpy(d.landmarks) for d in drawn]).float())  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_clean_latents_are_reference_and_landmarks(world):
     loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps"}, **parts)
     _, prediction = told(world)
     plain, report = loss(prediction=prediction, x_t=world.x_t, t=world.t, references=clean)
-    assert report.counted == 2 and value == pytest.approx(plain.item(), rel=1e-4)
+    assert report.counted == 2 and value == pytest.approx(plain.item(), rel=1e-3)
     assert torch.allclose(found, torch.autograd.grad(plain, prediction)[0], rtol=1e-2, atol=1e-7)
 
 
@@ -414,7 +414,7 @@ def test_musubi_tuner(world):
     five = [x.unsqueeze(2) for x in (world.x0, world.n)]
     value, metrics = ZImageNetworkTrainer().process_batch(None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0)
     extra = value.item() - 2 * (prediction + world.v).square().mean().item()
-    assert extra == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-3)
+    assert extra == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-2)
     assert metrics["face/counted"] == 2 and metrics["loss/gen"] == 1
 
 

@@ -59,7 +59,7 @@ def install(face: TrainerFace, trainer: type) -> None:
 
 def find(_: dict[str, Any]) -> type:
     """The class that ai-toolkit's trainers extend."""
-    from extensions_built_in.sd_trainer.SDTrainer import SDTrainer
+    from extensions_built_in.sd_trainer.SDTrainer import SDTrainer  # type: ignore[import-not-found]
 
     found: type = SDTrainer
     return found

@@ -30,7 +30,7 @@ NAMES = ("model_input", "noise", "noisy_model_input", "model_pred", "target")
 
 def install(face: TrainerFace, _: Any = None) -> None:
     """Puts the face loss into ``accelerate.Accelerator.backward``, and keeps the first VAE that diffusers loads."""
-    import accelerate
+    import accelerate  # type: ignore[import-untyped]
     import diffusers
 
     kept: dict[str, Any] = {}

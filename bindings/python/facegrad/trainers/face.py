@@ -59,6 +59,9 @@ class TrainerFace:
         self._places: Places | None = None
         self._saved: Mapping[str, Any] | None = None
         self._detector: Detector | None = None
+        self._decoder: Any = None
+        self._config: dict[str, Any] = {}
+        self._channels = 0
 
     def step(
         self,
@@ -205,7 +208,7 @@ class TrainerFace:
         recogniser = section.recogniser if section.recogniser is not None else find_recogniser(section.root, section.loss.get("arcface_model", "r50"))
         keys = {"face_align_mode": "kps", **self._hints, **section.loss}
         keys.setdefault("latent_format", None)
-        source = self._source(device)
+        source = self._decoder = self._source(device)
         if isinstance(source, Vae):
             if keys.get("packing") is None and self._channels == 4 * source.channels:
                 keys["packing"] = "flux2"
@@ -238,12 +241,14 @@ class TrainerFace:
     def _places_of(self, loss: FaceIdentityLoss) -> Places:
         if self._places is None:
             assert self._detector is not None
-            keys = {key: self._config[key] for key in ("packing", "latent_format", "latent_crop") if key in self._config}
-            vae = loss.vae
+            keys: dict[str, Any] = {key: self._config[key] for key in ("packing", "latent_format", "latent_crop") if key in self._config}
+            vae, source = loss.vae, self._decoder
 
             def decode(latents: torch.Tensor) -> torch.Tensor:
                 if not isinstance(vae, Vae):
-                    return vae(latents).detach()  # type: ignore[misc]
+                    with torch.no_grad():
+                        images: torch.Tensor = source(latents)
+                    return images
                 graph = Graph(latents.device)
                 return graph.read(graph.decode(graph.unpack(graph.input(latents.contiguous()), vae, keys), vae))
 

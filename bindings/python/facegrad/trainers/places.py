@@ -140,11 +140,15 @@ def chooser(face_choice: str, face_index: int = 0) -> Choose:
         if face_choice == "index":
             return faces[face_index] if face_index < len(faces) else None
         height, width = size
-        by: dict[str, Callable[[Face], float]] = {
-            "score": lambda f: f.score,
-            "largest": lambda f: (f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1]),
-            "center": lambda f: -((f.bbox[0] + f.bbox[2] - width) ** 2 + (f.bbox[1] + f.bbox[3] - height) ** 2),
-        }[face_choice]
-        return max(faces, key=by)
+
+        def rank(face: Face) -> float:
+            left, top, right, bottom = face.bbox
+            if face_choice == "largest":
+                return (right - left) * (bottom - top)
+            if face_choice == "center":
+                return -((left + right - width) ** 2) - (top + bottom - height) ** 2
+            return face.score
+
+        return max(faces, key=rank)
 
     return choose

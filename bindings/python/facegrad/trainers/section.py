@@ -63,18 +63,18 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
     """Checks a section.
 
     Args:
-        source: the path of a YAML or JSON file that has the section ``face_loss`` (or ``model: face_loss``), or the
-            section's keys themselves; or those keys as a mapping
+        source: the path of a YAML or JSON file that has the section ``face_loss`` or the section's keys
+            at its top; or those keys as a mapping
 
     Raises:
         ValueError: an unknown key, with the nearest known one; a value that does not fit
     """
     where = "face_loss"
-    if isinstance(source, (str, os.PathLike)):
-        where, source = f"{source}: face_loss", _content(Path(source))
-    if isinstance(source.get("face_loss"), Mapping):
-        source = source["face_loss"]
-    keys = dict(source)
+    if isinstance(source, Mapping):
+        content = source
+    else:
+        where, content = f"{source}: face_loss", _content(Path(source))
+    keys = dict(content["face_loss"] if isinstance(content.get("face_loss"), Mapping) else content)
     known = (*build_info()["loss_keys"], *OWN)
     for key in keys:
         if key not in known:
