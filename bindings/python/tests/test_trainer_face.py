@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 import facegrad
-from facegrad.trainers import ConventionError, TrainerFace, ai_toolkit, fit, musubi_tuner, onetrainer, read_section, sd_scripts, simpletuner, start
+from facegrad.trainers import ConventionError, TrainerFace, ai_toolkit, diffusion_pipe, fit, musubi_tuner, onetrainer, read_section, sd_scripts, simpletuner, start
 from facegrad.trainers import diffusers as scripts
 
 ASSETS = ROOT / "examples/demo_assets"
@@ -416,6 +416,34 @@ def test_musubi_tuner(world):
     extra = value.item() - 2 * (prediction + world.v).square().mean().item()
     assert extra == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-2)
     assert metrics["face/counted"] == 2 and metrics["loss/gen"] == 1
+
+
+def test_diffusion_pipe(world):
+    """FLUX's tokens with control tokens behind them; the label goes through the pipeline as it does, in micro-batches."""
+
+    def pack(x):
+        n, c, h, w = x.shape
+        return x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
+
+    class BasePipeline:
+        def get_loss_fn(self):
+            return lambda output, label: (output - label[0]).square().mean()
+
+    class FluxPipeline(BasePipeline):
+        def prepare_inputs(self, inputs, timestep_quantile=None):
+            return (torch.cat([pack(world.x_t), pack(world.x0)], 1), world.t), (pack(world.v), torch.tensor([]))
+
+    diffusion_pipe.install(TrainerFace(SECTION), (BasePipeline,))
+    model = FluxPipeline()
+    loss_fn = model.get_loss_fn()
+    _, label = model.prepare_inputs({"latents": world.x0})
+    prediction = pack(world.v + world.wrong).requires_grad_()
+    mse = (prediction - pack(world.v)).square().mean()
+    value, want = loss_fn(prediction, label) - mse, gradient(TrainerFace(SECTION), world)
+    assert value.item() == pytest.approx(want[0], rel=1e-3)
+    assert torch.allclose(torch.autograd.grad(value, prediction)[0], pack(want[1]), rtol=1e-2, atol=1e-8)
+    with torch.no_grad():
+        assert loss_fn(prediction, label).item() == pytest.approx(mse.item())
 
 
 SCRIPT = '''

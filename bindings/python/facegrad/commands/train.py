@@ -1,5 +1,5 @@
 """Start a trainer's script with the face loss: diffusers' DreamBooth LoRA scripts, sd-scripts, musubi-tuner, ai-toolkit,
-SimpleTuner, OneTrainer.
+SimpleTuner, OneTrainer, diffusion-pipe.
 
 Everything after the script is the script's own; --face FILE names the YAML file with the section face_loss and may stand
 anywhere. Several processes: accelerate launch -m facegrad train SCRIPT --face face.yaml ...

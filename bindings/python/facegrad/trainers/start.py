@@ -12,7 +12,7 @@ from types import ModuleType
 from .face import TrainerFace
 
 #: The adapters that know a trainer by a file of its checkout; a script of none of them is one of diffusers'.
-ADAPTERS = ("sd_scripts", "musubi_tuner", "ai_toolkit", "simpletuner", "onetrainer")
+ADAPTERS = ("sd_scripts", "musubi_tuner", "ai_toolkit", "simpletuner", "onetrainer", "diffusion_pipe")
 
 
 def run(script: Path, arguments: Sequence[str], face: TrainerFace) -> None:
