@@ -111,7 +111,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for at in range(4):
         Image.fromarray(faces.portrait(9_500_000 + at, 64, zoom=1.1).image).save(folder / f"{at}.png")
-        (folder / f"{at}.txt").write_text("a photo of a person")
     return folder
 
 

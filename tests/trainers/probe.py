@@ -38,7 +38,9 @@ def watch_face() -> None:
         found = conventions(latents, x_t, target, noise, *rest)
         shape = (-1, *[1] * (x_t.dim() - 1))
         a, b = (c.to(x_t.device).view(shape) for c in (found.a, found.b))
-        error = (a * x_t.double() + b * target.double() - latents.double()).norm() / latents.double().norm()
+        one, two = a * x_t.double(), b * target.double()
+        # Relative to the largest term: where little signal is left, rounding in x_t and target grows with them.
+        error = (one + two - latents.double()).norm() / max(latents.double().norm(), one.norm(), two.norm())
         report["calls"].append({"convention": str(found), "error": float(error), "dtype": str(x_t.dtype), "shape": list(x_t.shape), "levels": found.level.tolist()})
         return found
 

@@ -44,6 +44,8 @@ def test_run(trainer: Trainer, toolkit: Path, case: str, model: Path, photos: Pa
     cached, bf16 = "cached" in case, "bf16" in case
     for folder in ("one", "two"):
         shutil.copytree(photos, tmp_path / folder)
+        for picture in photos.iterdir():
+            (tmp_path / folder / picture.with_suffix(".txt").name).write_text("a photo of a person")
     datasets = [data(folder_path=str(tmp_path / "one"), cache_latents_to_disk=cached)]
     if cached:
         datasets.append(data(folder_path=str(tmp_path / "two"), is_reg=True, cache_latents_to_disk=True))

@@ -286,7 +286,8 @@ def test_sd_scripts(world, monkeypatch):
     class LuminaNetworkTrainer(NetworkTrainer):
         pass
 
-    face = TrainerFace(SECTION)
+    # sd-scripts' hint, FLUX's latents, gives way to the section.
+    face = TrainerFace({**SECTION, "latent_format": {"custom": {"scale": 2.2085, "shift": -0.0028}}})
     assert sd_scripts.find({"x": 1, "L": LuminaNetworkTrainer}) is NetworkTrainer
     plain = LuminaNetworkTrainer()
     rest = ([], None, None, world.vae, None, None, None, None, SimpleNamespace(), None, None)
@@ -295,7 +296,7 @@ def test_sd_scripts(world, monkeypatch):
     sd_scripts.install(face, NetworkTrainer)
     want, _ = gradient(TrainerFace(SECTION), world)
     trainer = LuminaNetworkTrainer()
-    assert trainer.process_batch(batch, *rest).item() - mse == pytest.approx(want, rel=1e-3)
+    assert trainer.process_batch(batch, *rest).item() - mse == pytest.approx(want, rel=1e-2)
     assert trainer.generate_step_logs(None)["face/counted"] == 2
     assert trainer.process_batch(batch, *rest, is_train=False).item() == pytest.approx(mse)
     trainer.process_batch({**batch, "custom_attributes": [{}, {"diff_output_preservation": True}]}, *rest)

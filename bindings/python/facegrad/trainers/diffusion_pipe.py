@@ -34,9 +34,10 @@ def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
             loss: torch.Tensor = own(output, (target, mask))
             if not torch.is_grad_enabled() or not output.requires_grad:
                 return loss
-            device = output.device
-            tensors = {"prediction": output, "target": target.to(device), "latents": latents.to(device), "x_t": x_t.to(device)}
-            return loss + face.step(**{name: _picture(x, latents.shape) for name, x in tensors.items()})
+            size, device = latents.shape, output.device
+            return loss + face.step(
+                prediction=_picture(output, size), target=_picture(target.to(device), size), latents=latents.to(device), x_t=_picture(x_t.to(device), size)
+            )
 
         return loss_fn
 

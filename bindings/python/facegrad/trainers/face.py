@@ -131,6 +131,7 @@ class TrainerFace:
         arguments |= {"x_t": tensors["x_t"].detach(), "t": found.level, "coefficients": found.coefficients}
         live = list(range(len(rows)))
         self._channels = int(prediction.shape[1])
+        self._restore()
         if "latents" in (self.section.references, self.section.landmarks):
             places = self._look(tensors["latents"])
             live = [at for at, place in enumerate(places) if place.id is not None]
@@ -168,13 +169,18 @@ class TrainerFace:
         self._saved = dict(state)
 
     def _call(self, prediction: torch.Tensor, reasons: Sequence[str | None], step: int | None, arguments: dict[str, Any]) -> torch.Tensor:
-        if self._saved is not None:
-            saved, self._saved = dict(self._saved), None
-            places = saved.pop("places", None)
-            self.term.load_state_dict(saved)
-            if places is not None:
-                self._places_of(self.term.loss).load_state_dict(places)
+        self._restore()
         return self.term(prediction=prediction, step=step, left_out=Counter(r for r in reasons if r is not None), **arguments)
+
+    def _restore(self) -> None:
+        """Takes up a state that was loaded before the models were."""
+        if self._saved is None:
+            return
+        saved, self._saved = dict(self._saved), None
+        places = saved.pop("places", None)
+        self.term.load_state_dict(saved)
+        if places is not None:
+            self._places_of(self.term.loss).load_state_dict(places)
 
     def _tell(self, found: Convention) -> None:
         if self.section.stated is not None:
