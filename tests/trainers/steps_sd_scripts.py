@@ -67,7 +67,7 @@ def anima(n):
 
     model = anima_models.Anima(max_img_h=32, max_img_w=32, max_frames=1, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
                                model_channels=96, num_blocks=1, num_heads=2, crossattn_emb_channels=24, pos_emb_cls="rope3d")  # fmt: skip
-    return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.ones(n, L, dtype=torch.long), torch.ones(n, L), [0.0] * n]
+    return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.ones(n, L, dtype=torch.long), torch.ones(n, L), torch.zeros(n)]
 
 
 def main() -> None:
