@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from . import _part
 
-COMMANDS = ["download", "inspect", "doctor", "build"]
+COMMANDS = ["download", "inspect", "doctor", "train", "build"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

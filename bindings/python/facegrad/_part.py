@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 
 def building() -> bool:
     """Whether this process is ``python -m facegrad build`` or ``facegrad build``, which must run where the library does not load."""
-    words = sys.orig_argv[1:]
-    return "build" in words and any(Path(word).name == "facegrad" for word in words)
+    words = [Path(word).name for word in sys.orig_argv[1:]]
+    return ("facegrad", "build") in zip(words, words[1:])
 
 
 def cores() -> list[Path]:

@@ -1,4 +1,4 @@
-"""The term that a trainer adds, and the adapters: what they hand over, count, keep and say."""
+"""The term that a trainer adds: what it counts, keeps and says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compare import relative
 from conftest import ROOT
 
 import facegrad
-from facegrad.trainers import FaceTerm, ai_toolkit, musubi_tuner, noisy_latents, onetrainer, person_types, sd_scripts, simpletuner
+from facegrad.trainers import FaceTerm, noisy_latents, person_types
 
 ASSETS = ROOT / "examples/demo_assets"
 sys.path[:0] = [str(ASSETS), str(ROOT / "examples/trainers")]
@@ -215,144 +215,3 @@ def test_arguments_are_checked():
 
 def test_types_from_folders():
     assert person_types(["a/person/1.png", "a\\person_head\\2.png", "a/cats/person.png", "3.png"]) == ["person", "person_head", "other", "other"]
-
-
-# The adapters, each on a stand-in with its trainer's signatures and order of calls (examples/trainers/hooks.py checks
-# those against a checkout).
-
-
-class SdScripts:
-    """process_batch of train_network.NetworkTrainer, as short as it goes."""
-
-    flow = True
-
-    def call_unet(self, args, accelerator, unet, noisy_latents, timesteps, text_conds, batch, weight_dtype, **kwargs):
-        return unet
-
-    def get_noise_pred_and_target(self, args, accelerator, noise_scheduler, latents, batch, text_encoder_conds, unet, network, weight_dtype, train_unet, is_train=True):
-        noise, timesteps = batch["noise"], batch["timesteps"]
-        if self.flow:
-            return unet, noise - latents, timesteps, None
-        noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-        return self.call_unet(args, accelerator, unet, noisy.requires_grad_(train_unet), timesteps, text_encoder_conds, batch, weight_dtype), noise, timesteps, None
-
-    def post_process_loss(self, loss, args, timesteps, noise_scheduler):
-        return loss
-
-    def generate_step_logs(self, args, current_loss):
-        return {"loss/current": current_loss}
-
-    def process_batch(self, batch, args, noise_scheduler, is_train=True):
-        prediction, target, timesteps, _ = self.get_noise_pred_and_target(
-            args, None, noise_scheduler, batch["latents"], batch, [None], batch["prediction"], None, None, True, is_train=is_train
-        )
-        loss = (prediction.float() - target.float()).square().mean([1, 2, 3])
-        return self.post_process_loss(loss, args, timesteps, noise_scheduler).mean()
-
-
-def sd_batch(s):
-    return {"latents": s.x0, "noise": s.x1, "timesteps": s.t * 1000, "prediction": s.prediction, "images": s.pictures * 2 - 1}
-
-
-def test_sd_scripts_flux(parts, step):
-    face, args = term(parts), SimpleNamespace(model_prediction_type="raw")
-    trainer, plain = sd_scripts.with_face_loss(SdScripts, face)(), SdScripts()
-    batch = sd_batch(step)
-    extra = trainer.process_batch(batch, args, None) - plain.process_batch(batch, args, None)
-    assert extra.item() == pytest.approx(call(term(parts), step).item(), rel=1e-4)
-    assert trainer.process_batch(batch, args, None, is_train=False).item() == plain.process_batch(batch, args, None).item()
-    assert trainer.generate_step_logs(args, 1.0)["face/counted"] == 2
-    with pytest.raises(ValueError, match="raw"):
-        trainer.process_batch(batch, SimpleNamespace(model_prediction_type="sigma_scaled"), None)
-    with pytest.raises(ValueError, match="cache_latents"):
-        trainer.process_batch({**batch, "images": None}, args, None)
-
-
-def test_sd_scripts_sdxl(parts, step):
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    config = {**FLOW, "prediction": {"kind": "epsilon", "time": "alpha_bar"}}
-    base = type("Sdxl", (SdScripts,), {"flow": False})
-    trainer, batch = sd_scripts.with_face_loss(base, term(parts, config))(), sd_batch(step)
-    batch["timesteps"] = torch.tensor([300, 600])
-    extra = trainer.process_batch(batch, SimpleNamespace(), scheduler) - base().process_batch(batch, SimpleNamespace(), scheduler)
-    x_t, levels = scheduler.add_noise(step.x0, step.x1, batch["timesteps"]), scheduler.alphas_cumprod[batch["timesteps"]]
-    want = term(parts, config)(prediction=step.prediction, x_t=x_t, t=levels, references=step.pictures)
-    assert extra.item() == pytest.approx(want.item(), rel=1e-4)
-
-
-def test_ai_toolkit(parts, step):
-    class Trainer:
-        def __init__(self):
-            self.sd, self.additional_logs = SimpleNamespace(is_flow_matching=True), {}
-
-        def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier=1.0, prior_pred=None, **kwargs):
-            return torch.zeros(())
-
-    batch = SimpleNamespace(tensor=step.pictures * 2 - 1, get_is_reg_list=lambda: [False, False])
-    trainer = ai_toolkit.with_face_loss(Trainer, term(parts))()
-    arguments = {"noise_pred": step.prediction, "noise": step.x1, "noisy_latents": step.x_t, "timesteps": step.t * 1000}
-    value = trainer.calculate_loss(**arguments, batch=batch, mask_multiplier=1.0, prior_pred=None)
-    assert value.item() == pytest.approx(call(term(parts), step).item(), rel=1e-5)
-    assert trainer.additional_logs["face/counted"] == 2
-    batch.get_is_reg_list = lambda: [False, True]
-    assert trainer.calculate_loss(**arguments, batch=batch).item() == 0
-    with pytest.raises(ValueError, match="load_image_when_caching_latents"):
-        trainer.calculate_loss(**arguments, batch=SimpleNamespace(tensor=None, get_is_reg_list=lambda: [False]))
-
-
-def test_simpletuner(parts, step):
-    class Model:
-        PREDICTION_TYPE = SimpleNamespace(value="flow_matching")
-
-        def auxiliary_loss(self, model_output, prepared_batch, loss, *, apply_layersync=True, clear_hidden_state_buffer=True):
-            return loss, None
-
-    model = simpletuner.with_face_loss(Model, term(parts), lambda batch: {"references": step.pictures})()
-    batch = {"noisy_latents": step.x_t, "sigmas": step.t.view(-1, 1, 1, 1), "latents": step.x0}
-    loss, logs = model.auxiliary_loss(prepared_batch=batch, model_output={"model_prediction": step.prediction}, loss=torch.tensor(1.0))
-    assert loss.item() == pytest.approx(1 + call(term(parts), step).item(), rel=1e-5) and logs["face/counted"] == 2
-
-
-def test_onetrainer(parts, step):
-    class Setup:
-        def calculate_loss(self, model, batch, data, config):
-            return torch.zeros(())
-
-    onetrainer.add_face_loss(Setup, term(parts), lambda batch: {"references": step.pictures})
-    model = SimpleNamespace(vae=SimpleNamespace(config={"shift_factor": 0.5, "scaling_factor": 2.0}),
-                            noise_scheduler=SimpleNamespace(config={"num_train_timesteps": 1000}))  # fmt: skip
-    batch = {"latent_image": step.x0 / 2 + 0.5, "image_path": ["a", "b"]}
-    data = {"loss_type": "target", "timestep": torch.tensor([299, 599]), "predicted": step.prediction, "target": step.x1 - step.x0}
-    value = Setup().calculate_loss(model, batch, data, None)
-    assert value.item() == pytest.approx(call(term(parts), step).item(), rel=1e-4)
-    with torch.no_grad():
-        assert Setup().calculate_loss(model, batch, data, None).item() == 0
-
-
-@pytest.mark.parametrize("sign", [1, -1], ids=["flow", "negated"])
-def test_musubi_tuner(parts, step, sign):
-    class Trainer:
-        def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
-            return noisy_latents(latents, noise - latents, step.t), step.t * 1000 + 1
-
-        def process_batch(self, args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype, network_dtype, vae, global_step):
-            _, timesteps = self.get_noisy_model_input_and_timesteps(args, noise, latents, None, noise_scheduler, "cpu", dit_dtype)
-            output = SimpleNamespace(pred=sign * step.prediction, target=sign * (noise - latents))
-            return self.compute_loss(args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step)
-
-        def compute_loss(self, args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step):
-            return (output.pred - output.target).square().mean(), {}
-
-    trainer = musubi_tuner.with_face_loss(Trainer, term(parts), lambda batch: {"references": step.pictures})()
-    rest = (None, torch.float32, torch.float32, None, 0)
-    for x0, x1 in ((step.x0, step.x1), (step.x0[:, :, None], step.x1[:, :, None])):
-        if x0.dim() == 5:
-            step.prediction = step.prediction[:, :, None]
-            step.t = step.t
-        value, metrics = trainer.process_batch(None, None, None, None, {}, x0, x1, *rest)
-        mse = (step.prediction - (x1 - x0)).square().mean()
-        flat = SimpleNamespace(**{**vars(step), "prediction": step.prediction.reshape(2, 4, 8, 8)})
-        assert (value - mse).item() == pytest.approx(call(term(parts), flat).item(), rel=1e-3)
-        assert metrics["face/counted"] == 2

@@ -1,44 +1,99 @@
-"""ostris/ai-toolkit: a subclass of its ``SDTrainer`` whose ``calculate_loss`` holds the face loss, for an extension."""
+"""ostris/ai-toolkit: the face loss in ``calculate_loss`` of its ``SDTrainer``, as an extension.
+
+The extension's folder ``extensions/face_loss`` holds one file with one line::
+
+    from facegrad.trainers.ai_toolkit import AI_TOOLKIT_EXTENSIONS
+
+and the job's YAML says ``type: face_trainer``, with the section ``face_loss`` beside ``train``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .term import FaceTerm
+from .face import TrainerFace
+from .hook import around
+
+MARK = "extensions_built_in/sd_trainer/SDTrainer.py"
 
 
-def pictures_as_references(batch: Any) -> dict[str, Any]:
-    """Every training picture is its own reference. Needs the pictures in the batch."""
-    if batch.tensor is None:
-        raise ValueError(
-            "the batch has no pictures, because latents are cached: set load_image_when_caching_latents in the data set's "
-            "configuration, or register the person with face.loss.set_reference and name it in targets"
-        )
-    return {"references": batch.tensor.float() / 2 + 0.5}
+class FaceTrainerExtension:
+    """What ai-toolkit asks an extension for."""
 
+    uid = "face_trainer"
+    name = "Face Trainer"
 
-def with_face_loss(trainer: type, face: FaceTerm, targets: Callable[[Any], dict[str, Any]] = pictures_as_references) -> type:
-    """A subclass of ``SDTrainer``, ``UITrainer`` or ``DiffusionTrainer`` of ``extensions_built_in.sd_trainer``.
+    @classmethod
+    def get_process(cls) -> type:
+        """``DiffusionTrainer`` with the face loss of the job's section ``face_loss``."""
+        from extensions_built_in.sd_trainer.DiffusionTrainer import DiffusionTrainer  # type: ignore[import-not-found]
 
-    Flow-matching models need the loss's default prediction; SD and SDXL need
-    ``{"prediction": {"kind": "epsilon" or "v", "time": "alpha_bar"}}``. Regularisation pictures get no face loss.
-    """
+        class FaceTrainer(DiffusionTrainer):  # type: ignore[misc]
+            def __init__(self, process_id: int, job: Any, config: Any, **options: Any) -> None:
+                super().__init__(process_id, job, config, **options)
+                section = self.get_conf("face_loss", None)
+                if section is None:
+                    raise ValueError("face_trainer: the job has no section `face_loss`; docs/trainers.md of facegrad lists its keys")
+                self.face = TrainerFace(section)
 
-    class WithFaceLoss(trainer):  # type: ignore[misc]
-        def calculate_loss(self, noise_pred: torch.Tensor, noise: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
-            loss: torch.Tensor = super().calculate_loss(noise_pred, noise, noisy_latents, timesteps, batch, *rest, **options)
-            if any(batch.get_is_reg_list()):
+            def calculate_loss(self, *args: Any, **options: Any) -> torch.Tensor:
+                loss: torch.Tensor = _with_face(self.face, super().calculate_loss, self, *args, **options)
                 return loss
-            if self.sd.is_flow_matching:
-                t = timesteps.float() / 1000
-            else:
-                t = self.sd.noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps.long()].float()
-            value = face(prediction=noise_pred, x_t=noisy_latents, t=t, **targets(batch))
-            self.additional_logs.update(face.logs())
-            return loss + value
 
-    WithFaceLoss.__name__ = f"{trainer.__name__}WithFaceLoss"
-    return WithFaceLoss
+        return FaceTrainer
+
+
+AI_TOOLKIT_EXTENSIONS = [FaceTrainerExtension]
+
+
+def install(face: TrainerFace, trainer: type) -> None:
+    """Puts the face loss into ``SDTrainer`` itself, for ``python -m facegrad train run.py``."""
+
+    def calculate_loss(before: Any, _: dict[str, Any], self: Any, *args: Any, **options: Any) -> torch.Tensor:
+        return _with_face(face, lambda *a, **o: before(self, *a, **o), self, *args, **options)
+
+    around(trainer, "calculate_loss", calculate_loss)
+
+
+def find(_: dict[str, Any]) -> type:
+    """The class that ai-toolkit's trainers extend."""
+    from extensions_built_in.sd_trainer.SDTrainer import SDTrainer  # type: ignore[import-not-found]
+
+    found: type = SDTrainer
+    return found
+
+
+def _with_face(face: TrainerFace, before: Any, trainer: Any, noise_pred: torch.Tensor, noise: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
+    loss: torch.Tensor = before(noise_pred, noise, noisy_latents, timesteps, batch, *rest, **options)
+    if not torch.is_grad_enabled() or not noise_pred.requires_grad:
+        return loss
+    latents = batch.latents
+    if len(latents) != len(noise_pred):
+        raise ValueError(
+            f"ai-toolkit hands {len(noise_pred)} of {len(latents)} samples of a batch to its loss: the face loss cannot tell which; "
+            "set `batch_size: 1` with `gradient_accumulation`, or leave `single_item_batching` out"
+        )
+    device = noise_pred.device
+    latents, noise, noisy_latents = (x.detach().to(device) for x in (latents, noise, noisy_latents))
+    value = face.step(
+        prediction=noise_pred, target=_target(trainer.sd, noise, latents, timesteps, batch), latents=latents, noise=noise, x_t=noisy_latents,
+        vae=trainer.sd.vae, pictures=None if batch.tensor is None else batch.tensor.float() / 2 + 0.5,
+        paths=[item.path for item in batch.file_items], captions=batch.get_caption_list(),
+        skip=["regularisation" if of_class else None for of_class in batch.get_is_reg_list()],
+    )  # fmt: skip
+    trainer.additional_logs.update(face.logs())
+    return loss + value
+
+
+def _target(model: Any, noise: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor, batch: Any) -> torch.Tensor:
+    """What the model's prediction stands for, as ai-toolkit itself asks the model; not what options such as prior prediction
+    and guidance make of it."""
+    if getattr(model, "prediction_type", None) == "v_prediction":
+        velocity: torch.Tensor = model.noise_scheduler.get_velocity(latents, noise, timesteps)
+        return velocity
+    if hasattr(model, "get_loss_target"):
+        target: torch.Tensor = model.get_loss_target(noise=noise, batch=batch, timesteps=timesteps).detach()
+        return target.to(noise.device)
+    return noise - latents if model.is_flow_matching else noise

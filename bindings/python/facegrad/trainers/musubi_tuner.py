@@ -1,69 +1,80 @@
-"""kohya-ss/musubi-tuner: a subclass of its ``NetworkTrainer`` whose loss holds the face loss.
+"""kohya-ss/musubi-tuner: the face loss in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts on single
+pictures.
 
-Hooks: ``process_batch`` (clean latents, noise, the batch), ``get_noisy_model_input_and_timesteps`` (noisy latents),
-``compute_loss`` (prediction and target).
+musubi-tuner trains from cached latents and has no VAE at hand: the section names one (``vae: ae.safetensors``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .term import FaceTerm
+from .face import TrainerFace
+from .hook import around
+
+MARK = "src/musubi_tuner/training/trainer_base.py"
+
+FORMATS = {
+    "FluxKontextNetworkTrainer": "flux", "ZImageNetworkTrainer": "flux", "Flux2NetworkTrainer": "flux2", "QwenImageNetworkTrainer": "qwen_image",
+    "WanNetworkTrainer": "wan21",
+}  # fmt: skip
 
 
-def with_face_loss(trainer: type, face: FaceTerm, targets: Callable[[dict[str, Any]], dict[str, Any]]) -> type:
-    """A subclass of an image trainer: ``FluxKontextNetworkTrainer``, ``Flux2NetworkTrainer``,
-    ``QwenImageNetworkTrainer``, ``ZImageNetworkTrainer``, or ``WanNetworkTrainer`` on single frames.
+def install(face: TrainerFace, trainer: type) -> None:
+    """Puts the face loss into ``musubi_tuner.training.trainer_base.NetworkTrainer``."""
+    seen: dict[str, Any] = {}
 
-    musubi-tuner trains from cached latents, so a batch has no pictures: ``targets`` names persons of
-    ``set_reference``. Z-Image's negated flow is turned round here; the loss's default prediction, flow matching, is right
-    for all of them.
-    """
+    def noisy(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
+        found = before(*args, **options)
+        seen["x_t"] = found[0].detach()
+        return found
 
-    class WithFaceLoss(trainer):  # type: ignore[misc]
-        _face_batch: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
-        _face_noisy: torch.Tensor | None = None
+    def loss_of(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
+        seen["output"] = arguments["output"]
+        return before(*args, **options)
 
-        def process_batch(
-            self, args: Any, accelerator: Any, transformer: Any, network: Any, batch: dict[str, Any], latents: torch.Tensor, noise: torch.Tensor, *rest: Any, **options: Any
-        ) -> Any:
-            self._face_batch, self._face_noisy = (latents, noise, batch), None
-            try:
-                return super().process_batch(args, accelerator, transformer, network, batch, latents, noise, *rest, **options)
-            finally:
-                self._face_batch = None
+    def process_batch(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        around(self, "get_noisy_model_input_and_timesteps", noisy)
+        around(self, "compute_loss", loss_of)
+        seen.clear()
+        loss, metrics = before(self, *args, **options)
+        if "x_t" not in seen or "output" not in seen:
+            raise RuntimeError(f"musubi-tuner: {type(self).__name__} computes its loss elsewhere than where the face loss looks for prediction and target")
+        output, batch = seen["output"], arguments["batch"]
+        device = output.pred.device
+        value = face.step(
+            prediction=output.pred, target=output.target.detach(), latents=arguments["latents"].to(device), noise=arguments["noise"].to(device),
+            x_t=seen["x_t"].to(device), paths=batch.get("face_paths"), hints=_hints(self),
+        )  # fmt: skip
+        return loss + value, {**metrics, **face.logs()}
 
-        def get_noisy_model_input_and_timesteps(self, *rest: Any, **options: Any) -> Any:
-            found = super().get_noisy_model_input_and_timesteps(*rest, **options)
-            self._face_noisy = found[0].detach()
-            return found
-
-        def compute_loss(self, args: Any, output: Any, *rest: Any, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
-            loss, metrics = super().compute_loss(args, output, *rest, **options)
-            if self._face_batch is None or self._face_noisy is None:
-                return loss, metrics
-            latents, noise, batch = self._face_batch
-            device = output.pred.device
-            x0, x1, x_t, target = (_one_frame(x.detach()).float().to(device) for x in (latents, noise, self._face_noisy, output.target))
-            flow, prediction = x1 - x0, _one_frame(output.pred)
-            if torch.sum(target * flow) < 0:
-                prediction = -prediction
-            value = face(prediction=prediction, x_t=x_t, t=noise_level(x_t, x0, flow), **targets(batch))
-            return loss + value, {**metrics, **face.logs()}
-
-    WithFaceLoss.__name__ = f"{trainer.__name__}WithFaceLoss"
-    return WithFaceLoss
+    around(trainer, "process_batch", process_batch)
+    bucket = sys.modules.get("musubi_tuner.dataset.bucket")
+    if bucket is not None:
+        around(bucket.BucketBatchManager, "__getitem__", _with_paths)
 
 
-def noise_level(x_t: torch.Tensor, x0: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """``[N]``: t of ``x_t = x0 + t·flow``. Read from the latents, because the number of a time step means another level
-    with each of musubi-tuner's ways of sampling it."""
-    along = ((x_t - x0) * flow).flatten(1).sum(1)
-    return (along / flow.square().flatten(1).sum(1)).clamp(0, 1)
+def find(_: dict[str, Any]) -> type:
+    """The class that all LoRA trainers extend."""
+    import importlib
+
+    importlib.import_module("musubi_tuner.dataset.bucket")
+    found: type = importlib.import_module("musubi_tuner.training.trainer_base").NetworkTrainer
+    return found
 
 
-def _one_frame(x: torch.Tensor) -> torch.Tensor:
-    return x.squeeze(2) if x.dim() == 5 and x.shape[2] == 1 else x
+def _hints(trainer: Any) -> dict[str, Any]:
+    names = [base.__name__ for base in type(trainer).__mro__]
+    return {"latent_format": next((FORMATS[name] for name in names if name in FORMATS), None)}
+
+
+def _with_paths(before: Any, _: dict[str, Any], self: Any, idx: int) -> dict[str, Any]:
+    """A batch with names of its pictures: the folder of their cached latents, and their own."""
+    found: dict[str, Any] = before(self, idx)
+    resolution, batch = self.bucket_batch_indices[idx]
+    items = self.buckets[resolution][batch * self.batch_size : (batch + 1) * self.batch_size]
+    found["face_paths"] = [str(Path(item.latent_cache_path).parent / item.item_key) for item in items]
+    return found

@@ -1,36 +1,76 @@
-"""Nerogar/OneTrainer: the face loss in ``calculate_loss`` of a model setup.
+"""Nerogar/OneTrainer: the face loss in ``calculate_loss`` of the model setup that a run makes.
 
-OneTrainer's factory keeps the classes it has seen and takes no second one for the same model, so the class itself
-gets a new method.
+``_add_noise_discrete`` tells clean latents, noise and noisy latents as the model has them, scaled and shifted; ``predict``
+tells prediction and target before prior prediction replaces the latter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .term import FaceTerm
+from .face import TrainerFace
+from .hook import around
+
+MARK = "modules/modelSetup/BaseModelSetup.py"
 
 
-def add_face_loss(setup: type, face: FaceTerm, targets: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Gives a LoRA setup of ``modules.modelSetup`` for a flow-matching model with an AutoencoderKL (``FluxLoRASetup``,
-    ``ChromaLoRASetup``, ``StableDiffusion3LoRASetup``) the face loss. Validation, which runs without gradients, gets none.
+def install(face: TrainerFace, create: Any) -> None:
+    """Puts the face loss into every setup that ``modules.util.create.create_model_setup`` makes. Works for the command
+    line and the window alike, in the process that they run in; further processes of a multi-GPU run do not see it."""
 
-    A step's prediction comes with its clean latents and target only, so ``x_t`` is ``latents + t·target``. ``targets`` gets
-    the batch, whose ``image_path`` tells the pictures apart: it names persons of ``set_reference``.
-    """
-    before = setup.calculate_loss  # type: ignore[attr-defined]
+    def create_model_setup(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
+        setup = before(*args, **options)
+        if setup is not None:
+            add(face, setup)
+        return setup
 
-    def calculate_loss(self: Any, model: Any, batch: dict[str, Any], data: dict[str, Any], config: Any) -> torch.Tensor:
-        loss: torch.Tensor = before(self, model, batch, data, config)
-        if not torch.is_grad_enabled():
+    around(create, "create_model_setup", create_model_setup)
+
+
+def add(face: TrainerFace, setup: Any) -> None:
+    """Puts the face loss into one model setup, an object."""
+    seen: dict[str, Any] = {}
+
+    def add_noise(before: Any, _: dict[str, Any], scaled: torch.Tensor, noise: torch.Tensor, *args: Any, **options: Any) -> Any:
+        found = before(scaled, noise, *args, **options)
+        seen.update(latents=scaled.detach(), noise=noise.detach(), x_t=(found[0] if isinstance(found, tuple) else found).detach())
+        return found
+
+    def predict(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
+        found = before(*args, **options)
+        seen["target"] = found["target"].detach().clone()
+        return found
+
+    def calculate_loss(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = before(*args, **options)
+        model, batch, prediction = arguments["model"], arguments["batch"], arguments["data"]["predicted"]
+        if not torch.is_grad_enabled() or not prediction.requires_grad:
             return loss
-        settings, prediction = model.vae.config, data["predicted"]
-        latents = (batch["latent_image"].to(prediction.device) - settings["shift_factor"]) * settings["scaling_factor"]
-        # OneTrainer's own table of levels: step k is (k + 1)/n.
-        t = (data["timestep"].float() + 1) / model.noise_scheduler.config["num_train_timesteps"]
-        return loss + face(prediction=prediction, latents=latents, target=data["target"], t=t, **targets(batch))
+        if "latents" not in seen:
+            raise RuntimeError(f"OneTrainer: {type(setup).__name__} mixes noise and latents elsewhere than where the face loss looks for them")
+        target = seen["target"]
+        if prediction.shape != seen["latents"].shape and hasattr(model, "patchify_latents"):
+            prediction, target = model.patchify_latents(prediction), model.patchify_latents(target)
+        concepts = batch.get("concept_type") or [None] * len(prediction)
+        return loss + face.step(
+            prediction=prediction, target=target, latents=seen["latents"], noise=seen["noise"], x_t=seen["x_t"],
+            vae=model.vae, paths=batch.get("image_path"), captions=batch.get("prompt"), skip=[_prior(concept) for concept in concepts],
+        )  # fmt: skip
 
-    setup.calculate_loss = calculate_loss  # type: ignore[attr-defined]
+    around(setup, "_add_noise_discrete", add_noise)
+    around(setup, "predict", predict)
+    around(setup, "calculate_loss", calculate_loss)
+
+
+def find(_: dict[str, Any]) -> Any:
+    """OneTrainer's module of factories."""
+    from modules.util import create  # type: ignore[import-not-found]
+
+    return create
+
+
+def _prior(concept: Any) -> str | None:
+    """Samples that teach nothing new, whose target is the frozen model's output."""
+    return "prior_prediction" if str(getattr(concept, "value", concept)).upper() == "PRIOR_PREDICTION" else None

@@ -1,78 +1,120 @@
-"""kohya-ss/sd-scripts: a subclass of its ``NetworkTrainer`` whose loss holds the face loss.
+"""kohya-ss/sd-scripts: the face loss in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts.
 
-Hooks: ``call_unet`` (noisy latents of SD and SDXL), ``get_noise_pred_and_target`` (prediction, target, time steps),
-``post_process_loss`` (the loss per sample, of which ``process_batch`` takes the mean).
+``process_batch`` is where a batch becomes a loss, in training and in validation. Within it, the library's functions that
+mix noise into latents tell clean latents, noise and noisy latents, and ``get_noise_pred_and_target`` tells prediction and
+target. The data sets are asked which pictures a batch has, and which of them are for regularisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import torch
 
-from .term import FaceTerm
+from .convention import TOLERANCE
+from .face import TrainerFace
+from .hook import around
 
-Targets = Callable[[dict[str, Any]], dict[str, Any]]
+#: In this file of a checkout is what belongs to sd-scripts.
+MARK = "library/train_util.py"
+
+#: What a model's latents are, where sd-scripts' own VAE classes do not tell.
+FORMATS = {
+    "FluxNetworkTrainer": "flux", "LuminaNetworkTrainer": "flux", "Sd3NetworkTrainer": "sd3", "SdxlNetworkTrainer": "sdxl",
+    "AnimaNetworkTrainer": "qwen_image", "NetworkTrainer": "sd15",
+}  # fmt: skip
+
+MIXERS = ("get_noise_noisy_latents_and_timesteps", "get_noisy_model_input_and_timesteps")
 
 
-def pictures_as_references(batch: dict[str, Any]) -> dict[str, Any]:
-    """Every training picture is its own reference. Needs latents that are not cached: the batch has no pictures else."""
-    if batch.get("images") is None:
-        raise ValueError(
-            "the batch has no pictures, because latents are cached: train without --cache_latents, or register the "
-            'person with face.loss.set_reference("name", pictures) and pass targets=lambda batch: {"reference_ids": [...]}'
-        )
-    return {"references": batch["images"].float() / 2 + 0.5}
+def install(face: TrainerFace, trainer: type) -> None:
+    """Puts the face loss into ``train_network.NetworkTrainer``, the class that all LoRA trainers of sd-scripts extend."""
+    seen: dict[str, Any] = {}
+
+    def process_batch(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> torch.Tensor:
+        _record(self, seen)
+        seen.clear()
+        loss: torch.Tensor = before(self, *args, **options)
+        if not arguments.get("is_train", True) or not arguments.get("train_unet", True):
+            return loss
+        batch, settings = arguments["batch"], arguments["args"]
+        missing = [name for name in ("latents", "prediction") if name not in seen]
+        if missing:
+            raise RuntimeError(f"sd-scripts: the step of {type(self).__name__} did not pass where the face loss looks for {' and '.join(missing)}")
+        images = batch.get("images")
+        return loss + face.step(
+            prediction=seen["prediction"], target=seen["target"], latents=seen["latents"], noise=seen["noise"], x_t=seen["x_t"],
+            vae=arguments.get("vae"), pictures=None if images is None else images.float() / 2 + 0.5,
+            paths=batch.get("face_paths"), captions=batch.get("captions"), skip=_skip(batch),
+            tolerance=TOLERANCE + float(getattr(settings, "ip_noise_gamma", None) or 0), hints=_hints(self),
+        )  # fmt: skip
+
+    def generate_step_logs(before: Any, _: dict[str, Any], self: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        return {**before(self, *args, **options), **face.logs()}
+
+    around(trainer, "process_batch", process_batch)
+    around(trainer, "generate_step_logs", generate_step_logs)
+    train_util = sys.modules.get("library.train_util")
+    if train_util is not None:
+        around(train_util.BaseDataset, "__getitem__", _with_paths)
 
 
-def with_face_loss(trainer: type, face: FaceTerm, targets: Targets = pictures_as_references) -> type:
-    """A subclass of ``train_network.NetworkTrainer``, ``SdxlNetworkTrainer`` or ``FluxNetworkTrainer``.
+def find(namespace: dict[str, Any]) -> type:
+    """``NetworkTrainer`` as the script has it: its own class, or the first ancestor of it."""
+    for value in list(namespace.values()):
+        if isinstance(value, type) and any(base.__name__ == "NetworkTrainer" for base in value.__mro__):
+            return next(base for base in value.__mro__ if base.__name__ == "NetworkTrainer")
+    raise RuntimeError("sd-scripts: the script has no NetworkTrainer: the face loss is for its LoRA scripts, such as flux_train_network.py")
 
-    For SD and SDXL the loss's configuration needs ``{"prediction": {"kind": "epsilon" or "v", "time": "alpha_bar"}}``;
-    FLUX needs ``--model_prediction_type raw`` and the default prediction, flow matching. Validation passes get no
-    face loss.
-    """
 
-    class WithFaceLoss(trainer):  # type: ignore[misc]
-        _face_noisy: torch.Tensor | None = None
-        _face_value: torch.Tensor | float = 0.0
+def _record(trainer: Any, seen: dict[str, Any]) -> None:
+    """Notes what the functions within a step get and return."""
 
-        def call_unet(self, args: Any, accelerator: Any, unet: Any, noisy_latents: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-            if "indices" not in options:  # those are the calls of differential output preservation
-                self._face_noisy = noisy_latents.detach()
-            prediction: torch.Tensor = super().call_unet(args, accelerator, unet, noisy_latents, *rest, **options)
-            return prediction
+    def mix(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
+        found = before(*args, **options)
+        noise, x_t = (arguments["noise"], found[0]) if "noise" in arguments else (found[0], found[1])
+        seen.update(latents=arguments["latents"].detach(), noise=noise.detach(), x_t=x_t.detach())
+        return found
 
-        def get_noise_pred_and_target(
-            self, args: Any, accelerator: Any, noise_scheduler: Any, latents: torch.Tensor, batch: dict[str, Any], *rest: Any, **options: Any
-        ) -> Any:
-            self._face_noisy, self._face_value = None, 0.0
-            found = super().get_noise_pred_and_target(args, accelerator, noise_scheduler, latents, batch, *rest, **options)
-            prediction, target, timesteps, _ = found
-            if options.get("is_train", True):
-                self._face_value = self._face_loss(args, noise_scheduler, latents, prediction, target, timesteps, batch)
-            return found
+    def predict(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
+        found = before(*args, **options)
+        seen.update(prediction=found[0], target=found[1].detach())
+        return found
 
-        def _face_loss(
-            self, args: Any, scheduler: Any, latents: torch.Tensor, prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
-        ) -> torch.Tensor:
-            if self._face_noisy is not None:
-                t = scheduler.alphas_cumprod.to(timesteps.device)[timesteps.long()]
-                return face(prediction=prediction, x_t=self._face_noisy, t=t, **targets(batch))
-            kind = getattr(args, "model_prediction_type", "raw")
-            if kind != "raw":
-                raise ValueError(f"--model_prediction_type {kind}: the face loss needs the flow itself, --model_prediction_type raw")
-            return face(prediction=prediction, latents=latents, target=target, t=timesteps.float() / 1000, **targets(batch))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("library."):
+            for function in MIXERS:
+                if hasattr(module, function):
+                    around(module, function, mix)
+    around(trainer, "get_noise_pred_and_target", predict)
 
-        def post_process_loss(self, loss: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-            # A scalar added to every sample's loss is added once to their mean.
-            processed: torch.Tensor = super().post_process_loss(loss, *rest, **options)
-            return processed + self._face_value
 
-        def generate_step_logs(self, *rest: Any, **options: Any) -> dict[str, Any]:
-            logs: dict[str, Any] = super().generate_step_logs(*rest, **options)
-            return {**logs, **face.logs()}
+def _skip(batch: dict[str, Any]) -> list[str | None]:
+    """Regularisation pictures, and those of differential output preservation, whose target is the model's own output."""
+    count = len(batch["captions"])
+    regularisation = batch.get("face_regularisation") or [False] * count
+    attributes = batch.get("custom_attributes") or [{}] * count
+    return [
+        "regularisation" if of_class else "preservation" if (attribute or {}).get("diff_output_preservation") else None
+        for of_class, attribute in zip(regularisation, attributes, strict=True)
+    ]
 
-    WithFaceLoss.__name__ = f"{trainer.__name__}WithFaceLoss"
-    return WithFaceLoss
+
+def _hints(trainer: Any) -> dict[str, Any]:
+    names = [base.__name__ for base in type(trainer).__mro__]
+    return {"latent_format": next((FORMATS[name] for name in names if name in FORMATS), None)}
+
+
+def _with_paths(before: Any, _: dict[str, Any], self: Any, index: int) -> dict[str, Any]:
+    """A batch with its pictures' paths, and which of them are for regularisation."""
+    example: dict[str, Any] = before(self, index)
+    if self.caching_mode is not None:
+        return example
+    entry = self.buckets_indices[index]
+    start = entry.batch_index * entry.bucket_batch_size
+    keys = self.bucket_manager.buckets[entry.bucket_index][start : start + entry.bucket_batch_size]
+    infos = [self.image_data[key] for key in keys]
+    example["face_paths"] = [info.absolute_path for info in infos]
+    example["face_regularisation"] = [info.is_reg for info in infos]
+    return example

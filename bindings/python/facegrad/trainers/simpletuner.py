@@ -1,40 +1,42 @@
-"""bghira/SimpleTuner: a subclass of a model family whose ``auxiliary_loss`` holds the face loss."""
+"""bghira/SimpleTuner: the face loss in ``auxiliary_loss`` of its ``ModelFoundation``, which all model families extend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .term import FaceTerm
+from .face import TrainerFace
+from .hook import around
+
+MARK = "simpletuner/helpers/models/common.py"
 
 
-def with_face_loss(model: type, face: FaceTerm, targets: Callable[[dict[str, Any]], dict[str, Any]]) -> type:
-    """A subclass of a model of ``simpletuner.helpers.models``, to be put into its ``ModelRegistry``.
+def install(face: TrainerFace, model: type) -> None:
+    """Puts the face loss into ``simpletuner.helpers.models.common.ModelFoundation``."""
 
-    Flow-matching families need the loss's default prediction; SD and SDXL need
-    ``{"prediction": {"kind": "epsilon" or "v", "time": "alpha_bar"}}``. ``targets`` gets SimpleTuner's prepared batch,
-    which has no pictures: it names persons of ``set_reference``.
-    """
+    def auxiliary_loss(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> Any:
+        loss, logs = before(self, *args, **options)
+        batch, output = arguments["prepared_batch"], arguments["model_output"]
+        prediction = output["model_prediction"]
+        # Regularisation pictures have the frozen model's output as their target, and validation has no gradient.
+        if not torch.is_grad_enabled() or not prediction.requires_grad or batch.get("target") is not None or batch.get("is_regularisation_data"):
+            return loss, logs
+        device = prediction.device
+        target = self.get_prediction_target(batch)
+        value = face.step(
+            prediction=prediction, target=target.detach().to(device),
+            latents=batch["latents"].to(device), noise=batch["noise"].to(device), x_t=batch["noisy_latents"].to(device),
+            vae=getattr(self, "vae", None), paths=batch.get("filepaths"), captions=batch.get("prompts"),
+        )  # fmt: skip
+        return loss + value, {**(logs or {}), **face.logs()}
 
-    class WithFaceLoss(model):  # type: ignore[misc]
-        def auxiliary_loss(self, model_output: dict[str, Any], prepared_batch: dict[str, Any], loss: torch.Tensor, **options: Any) -> Any:
-            loss, logs = super().auxiliary_loss(model_output=model_output, prepared_batch=prepared_batch, loss=loss, **options)
-            value = face(
-                prediction=model_output["model_prediction"],
-                x_t=prepared_batch["noisy_latents"],
-                t=self._face_times(prepared_batch),
-                **targets(prepared_batch),
-            )
-            return loss + value, {**(logs or {}), **face.logs()}
+    around(model, "auxiliary_loss", auxiliary_loss)
 
-        def _face_times(self, batch: dict[str, Any]) -> torch.Tensor:
-            if str(getattr(self.PREDICTION_TYPE, "value", "")) == "flow_matching":
-                sigmas: torch.Tensor = batch["sigmas"].float().reshape(len(batch["noisy_latents"]), -1)
-                return sigmas[:, 0]
-            levels: torch.Tensor = self.noise_schedule.alphas_cumprod
-            return levels.to(batch["timesteps"].device)[batch["timesteps"].long()].float()
 
-    WithFaceLoss.__name__ = f"{model.__name__}WithFaceLoss"
-    return WithFaceLoss
+def find(_: dict[str, Any]) -> type:
+    """The class that all model families extend."""
+    from simpletuner.helpers.models.common import ModelFoundation  # type: ignore[import-not-found]
+
+    found: type = ModelFoundation
+    return found

@@ -54,6 +54,7 @@ class FaceTerm:
         self._source, self.average, self.warn_after, self.enabled = loss, average, warn_after, enabled
         self.step = 0
         self.report: Report | None = None
+        self.left_out: dict[str, int] = {}
         self._quiet = 0
         self._reasons: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
@@ -75,6 +76,7 @@ class FaceTerm:
         target: torch.Tensor | None = None,
         t: torch.Tensor | None = None,
         step: int | None = None,
+        left_out: Mapping[str, int] | None = None,
         **targets: Any,
     ) -> torch.Tensor:
         """The weighted face loss of one batch: a scalar to be added to the trainer's own loss before ``backward``.
@@ -85,6 +87,8 @@ class FaceTerm:
                 ``noise − latents`` may give these two instead: ``x_t = latents + t·target``
             t: noise levels ``[N]`` as the loss's ``prediction.time`` says
             step: the optimiser's step, for ``every_n_steps``; None: the calls are counted
+            left_out: how many further samples of the batch the caller did not hand over, by reason; they are counted as
+                samples that do not count
             targets: what else :class:`facegrad.FaceIdentityLoss` takes, ``references``, ``reference_ids``,
                 ``data_types``, ``size``, ``landmarks``, …
         """
@@ -93,28 +97,31 @@ class FaceTerm:
         if x_t is None and latents is not None and target is not None and t is not None:
             x_t = noisy_latents(latents, target, t)
         number = self.step if step is None else step
-        value, report = self.loss(x_t=x_t, prediction=prediction, t=t, step=number, **targets)
+        if len(prediction):
+            value, report = self.loss(x_t=x_t, prediction=prediction, t=t, step=number, **targets)
+        else:
+            value, report = prediction.new_zeros((), dtype=torch.float32), Report(0.0, 0.0, 0, ())
         self.step = number + 1
+        self.left_out = {reason: count for reason, count in (left_out or {}).items() if count}
         self._remember(report)
         if self.average == "batch" and report.counted:
-            value = value * (report.counted / len(report.samples))
+            value = value * (report.counted / (len(report.samples) + sum(self.left_out.values())))
         return value
 
     def _remember(self, report: Report) -> None:
         self.report = report
-        outcomes = Counter(sample.outcome for sample in report.samples)
-        for outcome, count in outcomes.items():
-            self._totals[outcome.name.lower()] += count
+        outcomes = Counter(sample.outcome.name.lower() for sample in report.samples)
+        outcomes.update(self.left_out)
+        self._totals.update(outcomes)
         self._totals["similarity"] += report.similarity * report.counted if report.counted else 0  # type: ignore[assignment]
         if report.counted:
             self._quiet = 0
             self._reasons.clear()
             return
-        waiting = set(outcomes) <= {Outcome.STEP}
-        if waiting or not report.samples:
+        if set(outcomes) <= {Outcome.STEP.name.lower()}:
             return
         self._quiet += 1
-        self._reasons.update({outcome.name.lower(): count for outcome, count in outcomes.items()})
+        self._reasons.update(outcomes)
         if self._quiet % self.warn_after == 0:
             reasons = ", ".join(f"{name} {count}" for name, count in self._reasons.most_common())
             log.warning("no sample has counted for the face loss in the last %d steps (%s): it trains nothing", self._quiet, reasons)
@@ -127,10 +134,9 @@ class FaceTerm:
         figures = {"face/loss": self.report.loss, "face/counted": float(self.report.counted)}
         if self.report.counted:
             figures["face/similarity"] = self.report.similarity
-        for outcome, count in Counter(sample.outcome for sample in self.report.samples).items():
-            if outcome is not Outcome.COUNTED:
-                figures[f"face/skipped_{outcome.name.lower()}"] = float(count)
-        return figures
+        skipped = Counter(sample.outcome.name.lower() for sample in self.report.samples if sample.outcome is not Outcome.COUNTED)
+        skipped.update(self.left_out)
+        return figures | {f"face/skipped_{reason}": float(count) for reason, count in skipped.items()}
 
     def summary(self) -> dict[str, float]:
         """Over the whole run: samples by outcome, and ``similarity``, the mean over the counted ones (NaN without)."""

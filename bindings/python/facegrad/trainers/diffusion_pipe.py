@@ -1,0 +1,63 @@
+"""tdrussell/diffusion-pipe: the face loss in the loss function of its models.
+
+A pipeline's last stage gets the prediction and a label. diffusion-pipe hands every entry of the label but the last, the mask, from
+the first stage to the last one, so clean and noisy latents can go along as further entries. The section names the VAE, because
+diffusion-pipe frees its own after caching latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .face import TrainerFace
+from .hook import around
+
+MARK = "models/cosmos_predict2_modeling.py"
+
+
+def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
+    """Puts the face loss into ``get_loss_fn`` of the classes that diffusion-pipe's models extend."""
+
+    def prepare_inputs(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
+        features, (target, mask) = before(*args, **options)
+        latents = arguments["inputs"]["latents"].float()
+        return features, (target, latents, features[0].detach().clone(), mask)
+
+    def get_loss_fn(before: Any, _: dict[str, Any], self: Any) -> Any:
+        around(self, "prepare_inputs", prepare_inputs)
+        own = before(self)
+
+        def loss_fn(output: torch.Tensor, label: Any) -> torch.Tensor:
+            target, latents, x_t, mask = label
+            loss: torch.Tensor = own(output, (target, mask))
+            if not torch.is_grad_enabled() or not output.requires_grad:
+                return loss
+            size, device = latents.shape, output.device
+            return loss + face.step(
+                prediction=_picture(output, size), target=_picture(target.to(device), size), latents=latents.to(device), x_t=_picture(x_t.to(device), size)
+            )
+
+        return loss_fn
+
+    for base in bases:
+        around(base, "get_loss_fn", get_loss_fn)
+
+
+def find(_: dict[str, Any]) -> tuple[type, ...]:
+    """The classes that the models extend."""
+    from models import base  # type: ignore[import-not-found]
+
+    return tuple(one for name in ("BasePipeline", "ComfyPipeline") if (one := getattr(base, name, None)) is not None)
+
+
+def _picture(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Tokens of 2×2 latent pixels ``[N,hw/4,4C]``, as FLUX and Qwen-Image have them, as ``[N,C,h,w]``; control tokens behind them
+    are left out. Anything else stays as it is."""
+    height, width = size[-2:]
+    if x.dim() != 3:
+        return x
+    n, channels = len(x), x.shape[2] // 4
+    rows = x[:, : height * width // 4].reshape(n, height // 2, width // 2, channels, 2, 2)
+    return rows.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, height, width)

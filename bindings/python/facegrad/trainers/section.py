@@ -1,0 +1,140 @@
+"""The section ``face_loss:`` of a trainer's YAML file, which all adapters read.
+
+docs/trainers.md lists the keys: those of the loss (docs/configuration.md) and the ones below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._library import build_info
+
+REFERENCES = ("latents", "pictures", "persons")
+LANDMARKS = ("latents", "reference", "detect", "detect_or_reference")
+
+#: Keys of the section beside the loss's.
+OWN = ("recogniser", "root", "device", "references", "persons", "average", "warn_after", "rollouts")
+
+
+@dataclass(frozen=True)
+class Person:
+    """A registered person: pictures, and which samples show them: patterns for path or caption; None: all samples."""
+
+    name: str
+    pictures: tuple[str, ...]
+    match: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A checked section.
+
+    Attributes:
+        loss: keys of the loss
+        stated: ``prediction``, where it is stated; it is compared with what the tensors say
+        min_snr: γ of ``time_weight: {min_snr: γ}``
+        references: whom a sample is compared with: its own clean ``latents``, the batch's ``pictures``, or ``persons``
+        landmarks: where the face is in the estimate: where the clean ``latents`` have it, or as the loss's own key says
+        vae, detector, recogniser: a path, an object of keys, or None; ``vae: pixels`` for models without a VAE
+    """
+
+    loss: dict[str, Any] = field(default_factory=dict)
+    stated: dict[str, Any] | None = None
+    min_snr: float | None = None
+    references: str = "latents"
+    landmarks: str = "latents"
+    persons: tuple[Person, ...] = ()
+    vae: Any = None
+    detector: Any = None
+    recogniser: Any = None
+    root: str | None = None
+    device: str | None = None
+    average: str = "batch"
+    warn_after: int = 100
+
+
+def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
+    """Checks a section.
+
+    Args:
+        source: the path of a YAML or JSON file that has the section ``face_loss`` or the section's keys
+            at its top; or those keys as a mapping
+
+    Raises:
+        ValueError: an unknown key, with the nearest known one; a value that does not fit
+    """
+    where = "face_loss"
+    if isinstance(source, Mapping):
+        content = source
+    else:
+        where, content = f"{source}: face_loss", _content(Path(source))
+    keys = dict(content["face_loss"] if isinstance(content.get("face_loss"), Mapping) else content)
+    known = (*build_info()["loss_keys"], *OWN)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise ValueError(f"{where}: unknown key `{key}`{hint}; known are {', '.join(sorted(known))}")
+    if keys.pop("rollouts", None):
+        raise ValueError(f"{where}: `rollouts` is not there in this version of facegrad; take the key out")
+    persons = tuple(_person(name, value, where) for name, value in (keys.pop("persons", None) or {}).items())
+    if len(persons) > 1 and any(person.match is None for person in persons):
+        raise ValueError(f"{where}: with several persons, each needs `match`, patterns for the path or the caption of its pictures")
+    references = _one_of(where, "references", keys.pop("references", "persons" if persons else "latents"), REFERENCES)
+    if references == "persons" and not persons:
+        raise ValueError(f"{where}: `references: persons` needs `persons`, names with folders of their pictures")
+    if references != "persons" and persons:
+        raise ValueError(f"{where}: `persons` are given, but `references` is `{references}`; leave `references` out, or `persons`")
+    landmarks = _one_of(where, "landmarks", keys.pop("landmarks", "reference" if references == "pictures" else "latents"), LANDMARKS)
+    if references != "pictures" and landmarks == "reference":
+        landmarks = "latents"
+    weight = keys.get("time_weight")
+    min_snr = float(keys.pop("time_weight")["min_snr"]) if isinstance(weight, Mapping) and set(weight) == {"min_snr"} else None
+    recogniser = keys.pop("recogniser", None)
+    if recogniser is None and isinstance(keys.get("arcface_weights"), (str, os.PathLike)):
+        recogniser = keys.pop("arcface_weights")
+    stated = keys.pop("prediction", None)
+    return Section(
+        stated=dict(stated) if stated else None, min_snr=min_snr, references=references, landmarks=landmarks, persons=persons,
+        vae=keys.pop("vae", None), detector=keys.pop("detector", None), recogniser=recogniser, root=keys.pop("root", None),
+        device=keys.pop("device", None), average=_one_of(where, "average", keys.pop("average", "batch"), ("batch", "counted")),
+        warn_after=int(keys.pop("warn_after", 100)), loss=keys,
+    )  # fmt: skip
+
+
+def _person(name: str, value: Any, where: str) -> Person:
+    given = value if isinstance(value, Mapping) else {"pictures": value}
+    unknown = set(given) - {"pictures", "match"}
+    pictures, match = given.get("pictures"), given.get("match")
+    if unknown or not pictures:
+        raise ValueError(f"{where}: persons: {name}: expected a folder, a list of files, or `pictures` with `match`, got {value!r}")
+    listed = (pictures,) if isinstance(pictures, (str, os.PathLike)) else tuple(pictures)
+    patterns = None if match is None else (match,) if isinstance(match, str) else tuple(match)
+    return Person(str(name), tuple(os.fspath(path) for path in listed), patterns)
+
+
+def _one_of(where: str, key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{where}: `{key}`: expected one of {', '.join(allowed)}, got {value!r}")
+    return str(value)
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        content = json.loads(text)
+    else:
+        try:
+            import yaml
+        except ImportError as error:
+            raise ImportError(f"reading {path} needs PyYAML: pip install pyyaml, or give a JSON file") from error
+        content = yaml.safe_load(text)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+    return content

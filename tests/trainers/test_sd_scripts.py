@@ -1,0 +1,69 @@
+"""kohya-ss/sd-scripts: its SD 1.5 script as a whole, and the steps of its other families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ASSETS, HERE, Trainer, compare
+
+EPSILON = "x0 = (x_t - q·eps)/p"
+STEPS = {"flux": "x0 = x_t - t·v", "flux-sigma_scaled": "x0 = x_t - t·v", "sd3": "x0 = prediction", "lumina": "x0 = x_t + t·v", "anima": "x0 = x_t - t·v"}
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    found = Trainer("sd-scripts")
+    found.cwd = found.folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(trainer: Trainer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd15")
+    trainer.call(HERE / "tiny_sd15.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", ["plain", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
+def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, face: Path, tmp_path: Path):
+    data = tmp_path / "data/1_a person"
+    data.mkdir(parents=True)
+    for file in photos.iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    extra = []
+    if "cached" in case:
+        reg = tmp_path / "reg/1_person"
+        reg.mkdir(parents=True)
+        for file in photos.iterdir():
+            (reg / file.name).write_bytes(file.read_bytes())
+        extra += ["--cache_latents", "--reg_data_dir", tmp_path / "reg"]
+    if "bf16" in case:
+        extra += ["--mixed_precision", "bf16", "--full_bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--min_snr_gamma", "5"]
+    arguments = [
+        "--pretrained_model_name_or_path", model / "pipeline", "--tokenizer_cache_dir", model / "tokenizers", "--train_data_dir", tmp_path / "data",
+        "--output_name", "lora", "--network_module", "networks.lora", "--network_dim", "4", "--resolution", "64,64", "--train_batch_size", "2",
+        "--max_train_steps", "2", "--learning_rate", "1e-4", "--seed", "1", "--max_data_loader_n_workers", "0", "--network_train_unet_only",
+        "--save_model_as", "safetensors", "--lr_scheduler", "constant", *extra,
+    ]  # fmt: skip
+    script, small = trainer.folder / "train_network.py", HERE / "tiny_sd_scripts.py"
+    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
+    with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1", before=small)
+    compare("sd-scripts", f"SD 1.5, {case}", plain, with_face, EPSILON, "bf16" in case)
+    if "cached" in case:
+        logs = [call["logs"] for call in with_face["calls"]]
+        assert sum(log.get("face/skipped_regularisation", 0) for log in logs) > 0
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["f32", "bf16"])
+@pytest.mark.parametrize("family", STEPS)
+def test_step(trainer: Trainer, family: str, bf16: bool, face: Path, tmp_path: Path):
+    reports = []
+    for options in ([], [face]):
+        out = tmp_path / f"{len(options)}.json"
+        trainer.call(HERE / "steps_sd_scripts.py", out, trainer.folder, family, ASSETS / "vae", *options, *(["bf16"] if bf16 else []))
+        reports.append(json.loads(out.read_text()))
+    compare("sd-scripts", f"{family}{', bf16' if bf16 else ''}: process_batch", *reports, STEPS[family], bf16)
+    for call in reports[1]["calls"]:
+        assert call["logs"]["face/skipped_regularisation"] == 1 and call["shape"][0] == (3 if family == "anima" else 2)
