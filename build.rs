@@ -17,6 +17,8 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libfacegrad.so.{abi}");
     // Rust's thread-local destructors do not survive dlclose.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    // Dependencies export C symbols of their own; only ours may be seen.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     // A function of libtorch that torch/functions.txt lacks fails here and not in a host.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
     if env::var_os("CARGO_FEATURE_TORCH").is_some() {

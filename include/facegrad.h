@@ -770,6 +770,22 @@ typedef struct facegrad_api {
                                     const char *level,
                                     int64_t *node,
                                     void *stream);
+  facegrad_status (*sampler_step)(const struct facegrad_context *context,
+                                  const struct facegrad_tensor *x_t,
+                                  const struct facegrad_tensor *prediction,
+                                  const struct facegrad_tensor *times,
+                                  const struct facegrad_tensor *next_times,
+                                  const char *config,
+                                  const struct facegrad_tensor *next,
+                                  void *stream);
+  facegrad_status (*graph_sampler_step)(struct facegrad_graph *graph,
+                                        int64_t x_t,
+                                        int64_t prediction,
+                                        const struct facegrad_tensor *times,
+                                        const struct facegrad_tensor *next_times,
+                                        const char *config,
+                                        int64_t *node,
+                                        void *stream);
 } facegrad_api;
 
 /**
@@ -907,13 +923,14 @@ extern "C" {
 uint32_t facegrad_abi_version(void);
 
 /**
- * `facegrad/x.y.z torch/x.y.z`: this library and the torch that it needs. A static string.
+ * `facegrad/x.y.z torch/x.y.z`: the versions of this library and of the torch in this process. A static string.
  */
 const char *facegrad_version(void);
 
 /**
  * What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
- * `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
+ * `abi`, `torch` (the version in this process), `torch_compiled` (the version that `libfacegrad_torch.so` was
+ * compiled for), `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
  * (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
@@ -1318,6 +1335,34 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    void *stream);
 
 /**
+ * The deterministic step of a sampler: from the noisy latents and the model's prediction to the same sample
+ * at another noise level. Euler's step for flow matching, DDIM's with eta 0 for epsilon, v and x0. It is linear
+ * in both, so every packing is as good as any other. Computed in float32, without a gradient.
+ *
+ * @param[in] x_t the noisy latents `[N,...]` in the host's layout; float32, float16 or bfloat16
+ * @param[in] prediction the model's prediction, of the same shape; float32, float16 or bfloat16
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says; on any device
+ * @param[in] next_times `[N]`, the noise levels to go to, lower or higher; -1 among the timesteps 0 to 999 of
+ * epsilon, v and x0 is the clean latent
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching. Kind "sample"
+ * is x0 of a variance-preserving process; of a flow model give the velocity (x_t - x0) / t. Kind "custom" has no
+ * step
+ * @param[out] next the latents at `next_times`: the shape of `x_t`, any float dtype; it may be the memory of
+ * `x_t`
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ *
+ * Errors: `ARGUMENT` for a level outside its range, naming the sample; `SHAPE`, `DTYPE`, `DEVICE`, `CONFIG`.
+ */
+facegrad_status facegrad_sampler_step(const struct facegrad_context *context,
+                                      const struct facegrad_tensor *x_t,
+                                      const struct facegrad_tensor *prediction,
+                                      const struct facegrad_tensor *times,
+                                      const struct facegrad_tensor *next_times,
+                                      const char *config,
+                                      const struct facegrad_tensor *next,
+                                      void *stream);
+
+/**
  * Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
  * is computed when it is made and stays until the graph is freed.
  *
@@ -1357,6 +1402,27 @@ facegrad_status facegrad_graph_predict_x0(struct facegrad_graph *graph,
                                           const char *config,
                                           int64_t *node,
                                           void *stream);
+
+/**
+ * The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
+ * gradient passes.
+ *
+ * @param[in] x_t a node: the noisy latents
+ * @param[in] prediction a node of the same shape
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says
+ * @param[in] next_times `[N]`, the noise levels to go to
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_sampler_step(struct facegrad_graph *graph,
+                                            int64_t x_t,
+                                            int64_t prediction,
+                                            const struct facegrad_tensor *times,
+                                            const struct facegrad_tensor *next_times,
+                                            const char *config,
+                                            int64_t *node,
+                                            void *stream);
 
 /**
  * Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The header's chapters in its order.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "ffi/types.rs",
     "tensor/view.rs",
     "ffi/global.rs",

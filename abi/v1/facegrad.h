@@ -770,6 +770,22 @@ typedef struct facegrad_api {
                                     const char *level,
                                     int64_t *node,
                                     void *stream);
+  facegrad_status (*sampler_step)(const struct facegrad_context *context,
+                                  const struct facegrad_tensor *x_t,
+                                  const struct facegrad_tensor *prediction,
+                                  const struct facegrad_tensor *times,
+                                  const struct facegrad_tensor *next_times,
+                                  const char *config,
+                                  const struct facegrad_tensor *next,
+                                  void *stream);
+  facegrad_status (*graph_sampler_step)(struct facegrad_graph *graph,
+                                        int64_t x_t,
+                                        int64_t prediction,
+                                        const struct facegrad_tensor *times,
+                                        const struct facegrad_tensor *next_times,
+                                        const char *config,
+                                        int64_t *node,
+                                        void *stream);
 } facegrad_api;
 
 /**
@@ -843,6 +859,11 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_CALLBACK 13
 
 /**
+ * The process is ending: `exit` was called, or the main program has returned.
+ */
+#define FACEGRAD_ERR_EXITING 14
+
+/**
  * A file cannot be found or read.
  */
 #define FACEGRAD_ERR_IO 100
@@ -902,13 +923,14 @@ extern "C" {
 uint32_t facegrad_abi_version(void);
 
 /**
- * `facegrad/x.y.z torch/x.y.z`: this library and the torch that it needs. A static string.
+ * `facegrad/x.y.z torch/x.y.z`: the versions of this library and of the torch in this process. A static string.
  */
 const char *facegrad_version(void);
 
 /**
  * What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
- * `abi`, `torch`, `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
+ * `abi`, `torch` (the version in this process), `torch_compiled` (the version that `libfacegrad_torch.so` was
+ * compiled for), `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
  * (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
@@ -1100,7 +1122,8 @@ void facegrad_backbone_free(struct facegrad_backbone *backbone);
  * is read.
  *
  * @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
- * "kl" | "flux2" | "wan" | "tiny" | "torchscript"; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
+ * "kl" | "flux2" | "wan" | "tiny" | "torchscript", which has to be named, since loading a TorchScript file runs code that
+ * is in it; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
  * "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
  * `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
  * the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
@@ -1231,8 +1254,8 @@ facegrad_status facegrad_loss_remove_reference(struct facegrad_loss *loss, const
  *
  * @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
  * @param[in] targets references and per-sample facts
- * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype;
- * NULL: not computed
+ * @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
+ * float32 (see `facegrad_loss_step`); NULL: not computed
  * @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
  * @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
  * @param[out] result may be NULL; its `struct_size` must be set
@@ -1274,7 +1297,8 @@ facegrad_status facegrad_loss_restore(struct facegrad_loss *loss,
 
 /**
  * What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
- * `face_loss_weight`, `face_types`.
+ * `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
+ * key of the config with the value that counts.
  *
  * @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
  * @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -1291,13 +1315,14 @@ void facegrad_loss_free(struct facegrad_loss *loss);
 
 /**
  * One training step: from the model's prediction to the weighted loss and its gradient with respect to
- * the prediction, in the prediction's own packing and dtype. A sample that is gated out by its data type,
- * noise level or step number costs nothing.
+ * the prediction, in the prediction's own packing. A sample that is gated out by its data type, noise level or
+ * step number costs nothing.
  *
  * @param[in] step latents, prediction and times
  * @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
  * @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
- * dtype; NULL: not computed
+ * dtype; NULL: not computed. Take float32, whatever the prediction's dtype is, and multiply a loss scale in before
+ * casting: unscaled, most of it is below float16's least number
  * @param[out] samples, result and the rest as in `facegrad_loss_images`
  */
 facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
@@ -1308,6 +1333,34 @@ facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    size_t samples_capacity,
                                    struct facegrad_result *result,
                                    void *stream);
+
+/**
+ * The deterministic step of a sampler: from the noisy latents and the model's prediction to the same sample
+ * at another noise level. Euler's step for flow matching, DDIM's with eta 0 for epsilon, v and x0. It is linear
+ * in both, so every packing is as good as any other. Computed in float32, without a gradient.
+ *
+ * @param[in] x_t the noisy latents `[N,...]` in the host's layout; float32, float16 or bfloat16
+ * @param[in] prediction the model's prediction, of the same shape; float32, float16 or bfloat16
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says; on any device
+ * @param[in] next_times `[N]`, the noise levels to go to, lower or higher; -1 among the timesteps 0 to 999 of
+ * epsilon, v and x0 is the clean latent
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching. Kind "sample"
+ * is x0 of a variance-preserving process; of a flow model give the velocity (x_t - x0) / t. Kind "custom" has no
+ * step
+ * @param[out] next the latents at `next_times`: the shape of `x_t`, any float dtype; it may be the memory of
+ * `x_t`
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ *
+ * Errors: `ARGUMENT` for a level outside its range, naming the sample; `SHAPE`, `DTYPE`, `DEVICE`, `CONFIG`.
+ */
+facegrad_status facegrad_sampler_step(const struct facegrad_context *context,
+                                      const struct facegrad_tensor *x_t,
+                                      const struct facegrad_tensor *prediction,
+                                      const struct facegrad_tensor *times,
+                                      const struct facegrad_tensor *next_times,
+                                      const char *config,
+                                      const struct facegrad_tensor *next,
+                                      void *stream);
 
 /**
  * Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
@@ -1349,6 +1402,27 @@ facegrad_status facegrad_graph_predict_x0(struct facegrad_graph *graph,
                                           const char *config,
                                           int64_t *node,
                                           void *stream);
+
+/**
+ * The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
+ * gradient passes.
+ *
+ * @param[in] x_t a node: the noisy latents
+ * @param[in] prediction a node of the same shape
+ * @param[in] times `[N]`, the noise levels of `x_t`, as `config` says
+ * @param[in] next_times `[N]`, the noise levels to go to
+ * @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
+ * @param[out] node the new node
+ * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ */
+facegrad_status facegrad_graph_sampler_step(struct facegrad_graph *graph,
+                                            int64_t x_t,
+                                            int64_t prediction,
+                                            const struct facegrad_tensor *times,
+                                            const struct facegrad_tensor *next_times,
+                                            const char *config,
+                                            int64_t *node,
+                                            void *stream);
 
 /**
  * Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.

@@ -1,7 +1,7 @@
 //! Windows of a decoder's image against the whole image, in value and gradient.
 
 use crate::common::{fixture, randn, relative};
-use facegrad::config::{Precision, Recompute, Rect, VaeConfig};
+use facegrad::config::{Precision, Recompute, Rect, VaeConfig, VaeFamily};
 use facegrad::nets::vae::Decoder;
 use tch::{Device, Kind, Tensor};
 
