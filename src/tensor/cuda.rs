@@ -7,6 +7,7 @@ use crate::error::{Result, bail};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 use once_cell::sync::Lazy;
 use std::ffi::c_void;
+use std::path::PathBuf;
 use tch::Device;
 
 const LIBRARY: &str = "libtorch_cuda.so";
@@ -39,9 +40,14 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
     Some(shim)
 });
 
+/// Opens the library beside the libtorch of this process, or finds the one that is loaded already.
 fn open(flags: i32) -> Option<Library> {
-    // SAFETY: libtorch's initialisers have no preconditions; with RTLD_NOLOAD none runs.
-    unsafe { Library::open(Some(LIBRARY), flags) }.ok()
+    let beside = super::torch_folder().map(|torch| torch.join("lib").join(LIBRARY));
+    let names = [Some(LIBRARY.into()), beside];
+    names.into_iter().flatten().find_map(|name: PathBuf| {
+        // SAFETY: libtorch's initialisers have no preconditions; with RTLD_NOLOAD none runs.
+        unsafe { Library::open(Some(name), flags) }.ok()
+    })
 }
 
 /// The device of a configuration: `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA half when asked

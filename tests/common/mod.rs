@@ -6,6 +6,7 @@ mod tensors;
 
 use std::path::{Path, PathBuf};
 #[cfg(feature = "torch")]
+#[allow(unused_imports)] // Not every program compares tensors.
 pub use tensors::*;
 
 /// A file that `tests/fixtures/make.py` wrote.

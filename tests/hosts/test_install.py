@@ -18,6 +18,7 @@ def test_the_tree(installed: Path) -> None:
     files = {str(p.relative_to(installed)) for p in installed.rglob("*") if not p.is_dir()}
     assert files == {
         "include/facegrad.h", "include/facegrad.hpp", "include/facegrad_library.hpp", "include/facegrad_torch.hpp",
+        "include/facegrad_rollout.hpp",
         "lib/libfacegrad.so", f"lib/libfacegrad.so.{ABI}", f"lib/libfacegrad.so.{VERSION}", "lib/pkgconfig/facegrad.pc",
         "lib/cmake/facegrad/facegradConfig.cmake", "lib/cmake/facegrad/facegradConfigVersion.cmake", "lib/cmake/facegrad/facegradTorch.cmake",
         "lib/libfacegrad_torch.so", f"lib/facegrad/torch{MINOR}/libfacegrad_torch.so",

@@ -18,6 +18,7 @@ from ._tensor import View, optional
 from .models import DetectionSize, Face, _face, _faces, detection_sizes
 from .report import Report, Sample, Sink
 from .targets import Targets
+
 #: Where a detector at 640 finds nothing: smaller canvases, on which a face that fills the picture looks usual.
 RETRY_SIZES = (320, 160, 128)
 

@@ -94,7 +94,7 @@ class FaceIdentityLoss:
         """Another loss over the same networks, which are shared and not loaded again, with other values of some keys. It
         knows the persons that are registered with this one now."""
         made = object.__new__(FaceIdentityLoss)
-        made.loss, made.vae, made.config = None, self.vae, {**self.config, **keys}
+        made.loss, made.vae, made.config, made._score = None, self.vae, {**self.config, **keys}, self._score
         if self.loss is not None and made.config.get("use_face_loss", True) is not False:
             detector, recogniser, vae = self.loss._parts
             made.loss = FaceLoss(made.config, detector=detector, recogniser=recogniser, vae=vae, device=self.loss._context.device)

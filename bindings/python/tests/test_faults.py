@@ -19,14 +19,13 @@ import torch
 from conftest import FIXTURES, arguments
 from onnx import TensorProto, helper, numpy_helper
 from test_download import server, source  # noqa: F401
-from test_step import tensors, vae  # noqa: F401
 from test_step import arguments as step_arguments
+from test_step import tensors, vae  # noqa: F401
 
 import facegrad
 from facegrad import packs
 from facegrad.__main__ import main
 from facegrad.download import DownloadError, fetch
-
 
 # Gradients in half precision
 

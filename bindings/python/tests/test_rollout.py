@@ -6,7 +6,6 @@ import logging
 
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import FlowMatchEulerDiscreteScheduler
 from test_trainers import parts as parts  # the fixture
 from test_trainers import step as step  # the fixture

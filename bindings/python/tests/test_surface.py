@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import FIXTURES, ROOT, arguments
+from conftest import ROOT, arguments
 from diffusers import AutoencoderKL
 
 import facegrad

@@ -9,10 +9,23 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from compare import relative
 from conftest import ROOT
 
 import facegrad
-from facegrad.trainers import ConventionError, TrainerFace, ai_toolkit, diffusion_pipe, fit, musubi_tuner, onetrainer, read_section, sd_scripts, simpletuner, start
+from facegrad.trainers import (
+    ConventionError,
+    TrainerFace,
+    ai_toolkit,
+    diffusion_pipe,
+    fit,
+    musubi_tuner,
+    onetrainer,
+    read_section,
+    sd_scripts,
+    simpletuner,
+    start,
+)
 from facegrad.trainers import diffusers as scripts
 
 ASSETS = ROOT / "examples/demo_assets"
@@ -185,7 +198,9 @@ def test_regularisation_pictures_get_nothing(world):
     assert found[0].abs().max() > 0 == found[1].abs().max()
     assert face.logs()["face/skipped_regularisation"] == 1 and face.logs()["face/counted"] == 1
     alone, whole = gradient(TrainerFace(SECTION), world)[1][0], found[0]
-    assert torch.allclose(alone, whole, rtol=1e-3, atol=1e-9)  # the mean is over the batch
+    # The mean is over the batch: over the counted samples it would be twice as large. At a kink of the recogniser, a
+    # batch of one rounds to the other side.
+    assert relative(whole, alone) <= 1e-2
     arguments, _ = told(world, skip=["regularisation"] * 2, target=torch.zeros_like(world.v))
     assert face.step(**arguments).item() == 0
 
