@@ -124,7 +124,8 @@ mod tests {
         let value = format!(r#"{{"path":"a","threshold":"{}"}}"#, "9".repeat(1_000_000));
         let error = parse::<DetectorConfig>("detector config", &value).unwrap_err();
         assert!(error.message().len() < 2000, "{}", error.message().len());
-        assert!(start.elapsed().as_secs() < 2);
+        // Comparing such a key with every known one took 20 s; the bound leaves room for valgrind.
+        assert!(start.elapsed().as_secs() < 15);
     }
 
     #[test]
