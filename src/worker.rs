@@ -176,9 +176,6 @@ impl Worker {
         match sent.then(|| wait(&answer)) {
             Some(Ok(Ok(result))) => result,
             Some(Ok(Err(panic))) => {
-                if let Some(error) = torch_error(panic.as_ref()) {
-                    return Err(error);
-                }
                 self.poisoned.store(true, Ordering::Release);
                 Err(Error::Panic(panic_text(panic.as_ref())))
             }
@@ -308,18 +305,6 @@ pub fn check_callbacks() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The error of libtorch that a panic stands for. tch's scalars are temporaries of the call that they are arguments of, and
-/// unwrap the call's error as they are dropped (tch 0.24, `wrappers/scalar.rs`), before the call can return it. All that
-/// happens then is what would have happened if it had been returned.
-pub fn torch_error(panic: &(dyn Any + Send)) -> Option<Error> {
-    let text = panic
-        .downcast_ref::<String>()?
-        .strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"")?;
-    let told = text.strip_suffix("\")").unwrap_or(text);
-    let told = told.replace("\\n", "\n").replace("\\\"", "\"");
-    Some(tch::TchError::Torch(told).into())
 }
 
 /// What a panic said.

@@ -4,7 +4,7 @@
 use super::life;
 use crate::error::{Error, Result};
 use crate::log::{Level, emit};
-use crate::worker::{check_callbacks, in_callback, on_worker, panic_text, torch_error};
+use crate::worker::{check_callbacks, in_callback, on_worker, panic_text};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -76,9 +76,7 @@ pub(super) fn quiet_panics() {
     HOOK.call_once(|| {
         let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if torch_error(info.payload()).is_some() {
-                // Becomes the call's error.
-            } else if on_worker() || INSIDE.get() {
+            if on_worker() || INSIDE.get() {
                 emit(Level::Error, &info.to_string());
             } else {
                 others(info);

@@ -46,6 +46,11 @@ static struct {
     void *out;
 } world;
 
+/* How many structs a parameter's value points to. */
+static size_t elements(const void *value) {
+    return value == (const void *)world.weight_views ? sizeof world.weight_views / sizeof *world.weight_views : 1;
+}
+
 static void *out_of_memory(void *memory) {
     if (memory == NULL) {
         fprintf(stderr, "out of memory\n");

@@ -193,14 +193,14 @@ def test_one_frame_and_control_channels(world):
 
 
 def test_regularisation_pictures_get_nothing(world):
+    # One object finds the places once: those of pictures decoded in another batch differ by how their pixels round to 8 bits.
     face = TrainerFace(SECTION)
+    _, both = gradient(face, world)
+    face.logs()
     _, found = gradient(face, world, skip=[None, "regularisation"])
     assert found[0].abs().max() > 0 == found[1].abs().max()
     assert face.logs()["face/skipped_regularisation"] == 1 and face.logs()["face/counted"] == 1
-    alone, whole = gradient(TrainerFace(SECTION), world)[1][0], found[0]
-    # The mean is over the batch: over the counted samples it would be twice as large. At a kink of the recogniser, a
-    # batch of one rounds to the other side.
-    assert relative(whole, alone) <= 1e-2
+    assert relative(found[0], both[0]) <= 1e-3  # the mean is over the batch
     arguments, _ = told(world, skip=["regularisation"] * 2, target=torch.zeros_like(world.v))
     assert face.step(**arguments).item() == 0
 
