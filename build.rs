@@ -66,7 +66,7 @@ fn part() -> Result<(), String> {
     Ok(())
 }
 
-/// The C++ text of the part. The functions that only the tests call are left out of what is shipped.
+/// The C++ text of the part. The functions that only the tests call have a list of their own.
 fn part_text() -> Result<String, String> {
     let lists = ["torch/functions.txt", "torch/functions_of_tests.txt"];
     let mut used = BTreeSet::new();

@@ -126,7 +126,10 @@ mod tests {
             let (status, key) = refused(&format!(r#"{{"path":"a","{}":0.4}}"#, "k".repeat(length)));
             assert_eq!(status, 8);
             // Comparing such a key with every known one takes hundreds of times as long as reading it.
-            assert!(key < 20.0 * value + 0.01, "{length}: {key} s, a value {value} s");
+            assert!(
+                key < 20.0 * value + 0.01,
+                "{length}: {key} s, a value {value} s"
+            );
         }
     }
 

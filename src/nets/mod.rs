@@ -8,6 +8,7 @@ mod levels;
 pub mod onnx_graph;
 pub mod onnxruntime;
 mod recogniser;
+mod runner;
 pub mod vae;
 
 pub use iresnet::IResNet;

@@ -1,11 +1,10 @@
 //! A frozen face recogniser of any family: crops in, embeddings of length 1 out.
 
-use super::onnxruntime::Session;
-use super::{IResNet, OnnxGraph, engine, foreign};
+use super::runner::Runner;
+use super::{IResNet, foreign};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
 use crate::weights::{self, Kind as File, Weights, onnx};
-use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 enum Network {
@@ -15,52 +14,6 @@ enum Network {
         /// False where the file has a batch of one baked in; then crops go one by one.
         batched: bool,
     },
-}
-
-/// What runs an ONNX file.
-enum Runner {
-    Graph(Box<OnnxGraph>),
-    /// Ends the gradient.
-    Session(RefCell<Session>),
-}
-
-impl Runner {
-    /// The outputs for `x`, whose rows are crops.
-    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        let count = x.size()[0];
-        let outputs = match self {
-            Runner::Graph(graph) => graph.forward(&[x])?,
-            Runner::Session(session) => {
-                let values: Vec<f32> = Vec::try_from(
-                    x.f_to_device(Device::Cpu)?
-                        .f_contiguous()?
-                        .f_reshape([-1i64])?,
-                )?;
-                let outputs = session.borrow_mut().run(&values, &x.size())?;
-                let tensor = |(shape, values): (Vec<i64>, Vec<f32>)| -> Result<Tensor> {
-                    Ok(Tensor::f_from_slice(&values)?
-                        .f_view(shape.as_slice())?
-                        .f_to_device(x.device())?)
-                };
-                outputs
-                    .into_iter()
-                    .map(tensor)
-                    .collect::<Result<Vec<_>>>()?
-            }
-        };
-        match outputs.first() {
-            // Exporters leave further dimensions behind the embedding, as [N,D,1,1].
-            Some(output) => match output.size().as_slice() {
-                &[rows, _, ..] if rows == count => Ok(outputs),
-                other => bail!(
-                    Weights,
-                    "the model yields a value of shape {other:?} for {count} crops; a recogniser yields [{count}, D], \
-                     one embedding each"
-                ),
-            },
-            None => bail!(Weights, "the model yields nothing"),
-        }
-    }
 }
 
 /// The network and what it wants to see.
@@ -129,7 +82,7 @@ impl Recogniser {
             File::Onnx => {
                 let model = onnx::read(&config.path)?;
                 let (norm, size) = (onnx_norm(&model), onnx_size(&model)?);
-                let (runner, engine) = runner(config, &model, device, kind, runtime)?;
+                let (runner, engine) = Runner::open(config, &model, device, kind, runtime)?;
                 let network = Network::Onnx {
                     runner,
                     batched: true,
@@ -496,36 +449,6 @@ fn unit_rows(values: &[f32], dim: usize) -> Vec<Vec<f32>> {
         row.iter().map(|v| (f64::from(*v) * scale) as f32).collect()
     };
     values.chunks(dim).map(unit).collect()
-}
-
-/// Loads an ONNX file into its engine; the text names it.
-fn runner(
-    config: &BackboneConfig,
-    model: &onnx::Model,
-    device: Device,
-    kind: Kind,
-    runtime: &Runtime,
-) -> Result<(Runner, String)> {
-    foreign::interface(model, &config.path)?;
-    let torch = || {
-        let graph = OnnxGraph::new(model, device, kind)?;
-        Ok(Runner::Graph(Box::new(graph)))
-    };
-    let ort = || {
-        if kind != Kind::Float {
-            bail!(
-                Config,
-                "backbone config: dtype: ONNX Runtime runs the file in its own f32; leave dtype out, or use \
-                 `engine`: \"torch\""
-            );
-        }
-        OnnxGraph::check_constants(model)?;
-        let session = Session::open(&config.path, runtime, device)?;
-        let library = session.library();
-        Ok((Runner::Session(RefCell::new(session)), library))
-    };
-    let (runner, engine) = engine::open(runtime, device, torch, ort)?;
-    Ok((runner, format!("ONNX on {engine}")))
 }
 
 /// InsightFace's (x − 127.5) / 127.5 in units of an image in [0, 1] (`arcface_onnx.py`).

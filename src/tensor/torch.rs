@@ -24,7 +24,7 @@ unsafe extern "C" {
 
 /// The torch whose headers the part was compiled with, such as `2.11.0`.
 pub fn compiled_torch() -> &'static str {
-    // SAFETY: a string literal of the part, which is never unloaded (`-z nodelete`).
+    // SAFETY: a string literal of the part, which stays as long as this library: for good (`-z nodelete`).
     let text = unsafe { CStr::from_ptr(facegrad_torch_compiled()) };
     text.to_str().unwrap_or("unknown")
 }
