@@ -56,10 +56,10 @@ def test_windows(statistics: str, device: torch.device) -> None:
 
 def test_an_audit_and_a_limited_gradient(device: torch.device) -> None:
     case = Case("kl16 in FLUX's tokens", more={"decode": "window", "norm_stats": "exact", "audit_every": 1, "gradient_limit": 1.0})
-    value, gradient, report = case.step(case.loss(device), device, gradient_norm=1e-3)
-    want, want_gradient, _ = case.step(case.loss("cpu", **OTHER), "cpu", gradient_norm=1e-3)
+    value, gradient, report = case.step(case.loss(device), device, gradient_norm=1e-6)
+    want, want_gradient, _ = case.step(case.loss("cpu", **OTHER), "cpu", gradient_norm=1e-6)
     assert value == pytest.approx(want, rel=1e-4) and off(gradient, want_gradient) <= 1e-3
-    assert gradient.norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert gradient.norm().item() == pytest.approx(1e-6, rel=1e-3)
 
 
 def test_images_with_a_detector(device: torch.device) -> None:
@@ -70,7 +70,7 @@ def test_images_with_a_detector(device: torch.device) -> None:
         detector = facegrad.Detector(ASSETS / "detector.onnx", device=where)
         recogniser = facegrad.Recogniser(ASSETS / "recogniser.safetensors", device=where)
         loss = facegrad.FaceLoss({"face_align_mode": "kps"}, detector=detector, recogniser=recogniser)
-        leaf = images.to(where).requires_grad_()
+        leaf = images.to(where, copy=True).requires_grad_()
         value, report = loss(leaf, references.to(where))
         value.backward()
         assert report.counted == 3 and leaf.grad is not None
@@ -101,12 +101,11 @@ def test_registered_references_and_the_cache(device: torch.device) -> None:
     case = Case("tiny", more={"reference_cache": 1})
     loss = case.loss(device)
     first = case.step(loss, device)
-    assert case.step(loss, device)[:2] == pytest.approx(first[:2], rel=1e-6) if device.type == "cpu" else True
+    assert case.step(loss, device)[0] == pytest.approx(first[0], rel=1e-5)
     loss.set_reference("one", case.told["references"][:1].to(device), case.told["landmarks"][:1])
     loss.set_reference("two", case.told["references"][1:].to(device), case.told["landmarks"][1:])
-    by_name = {"references": None, "reference_landmarks": None, "reference_ids": ["one", "two"]}
-    prediction = case.prediction.to(device).requires_grad_()
-    value, _ = loss(prediction=prediction, x_t=case.x_t.to(device), **case.given, landmarks=case.told["landmarks"], reference_ids=by_name["reference_ids"])
+    prediction = case.prediction.to(device, copy=True).requires_grad_()
+    value, _ = loss(prediction=prediction, x_t=case.x_t.to(device), **case.given, landmarks=case.told["landmarks"], reference_ids=["one", "two"])
     assert value.item() == pytest.approx(first[0], rel=1e-5)
 
 
@@ -145,12 +144,12 @@ def test_the_hosts_own_decoder(device: torch.device) -> None:
 def test_a_call_inside_a_backward_pass(device: torch.device) -> None:
     """Autograd runs the backward functions of a GPU on one thread of its own. A call of the library there must not wait
     for that very thread: the decode below computes its gradient in a backward function."""
-    from facegrad.latents import decode
+    from facegrad.latents import decode_latents
 
     case = Case("kl")
     vae = facegrad.Vae(case.module.to(device))
     z = torch.randn(1, 4, SIDE // 4, SIDE // 4, device=device, requires_grad=True)
-    (decode(z, vae) ** 2).sum().backward()
+    (decode_latents(vae, z) ** 2).sum().backward()
     case.module.cpu()
     got = z.grad
     own = z.detach().cpu().requires_grad_()

@@ -120,7 +120,7 @@ class Case:
         torch.manual_seed(22)
         self.x_t, self.prediction = (packed(torch.randn(self.count, channels, side, side), packing) for _ in range(2))
         references, points, _ = pictures(self.count, SIDE)
-        self.given = {"t": [0.3, 0.5, 0.7, 0.4][: self.count], "size": (side, side) if packing in ("flux", "flux2_tokens") else None}
+        self.given = {"t": [0.3, 0.4, 0.7, 0.5][: self.count], "size": (side, side) if packing in ("flux", "flux2_tokens") else None}
         self.told = {"references": references, "landmarks": points, "reference_landmarks": points}
 
     def loss(self, device: torch.device | str, dtype: torch.dtype = torch.float32, recogniser: dict[str, Any] | None = None, **vae: Any) -> facegrad.FaceIdentityLoss:
@@ -134,7 +134,7 @@ class Case:
 
     def step(self, loss: facegrad.FaceIdentityLoss, device: torch.device | str, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[float, torch.Tensor, facegrad.Report]:
         """The value, its gradient (float32, CPU), and the report."""
-        prediction = self.prediction.to(device, dtype).requires_grad_()
+        prediction = self.prediction.to(device, dtype, copy=True).requires_grad_()
         told = {**self.told, "references": self.told["references"].to(device), **more}
         value, report = loss(prediction=prediction, x_t=self.x_t.to(device, dtype), **self.given, **told)
         value.backward()
