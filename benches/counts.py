@@ -25,7 +25,9 @@ MODES = {
 }
 
 
-def transformer(size: int, width: int = 3072, double: int = 19, single: int = 38, joint: int = 4096, channels: int = 64) -> tuple[float, float]:
+def transformer(
+    size: int, width: int = 3072, double: int = 19, single: int = 38, joint: int = 4096, channels: int = 64
+) -> tuple[float, float]:
     """A forward pass of FLUX.1's transformer in 10⁹: linear layers, and products of attention."""
     image = (size // 16) ** 2
     tokens, blocks = image + TEXT_TOKENS, double + single

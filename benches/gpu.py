@@ -37,6 +37,7 @@ from facegrad.trainers.rollout import Rollout
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests/fixtures"))
 from iresnet import seeded  # noqa: E402
+
 from step import TEMPLATE, grid  # noqa: E402
 
 PLOT = ROOT / "docs/gpu.png"
@@ -126,7 +127,9 @@ class Training:
         save_file(self.net.state_dict(), folder / "recogniser.safetensors")
         self.optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
         self.recogniser = facegrad.Recogniser(folder / "recogniser.safetensors", device=device)
-        self.detector = facegrad.Detector(ROOT / "examples/demo_assets/detector.onnx", device=device, det_sizes=[640 if scale is FLUX else 64])
+        self.detector = facegrad.Detector(
+            ROOT / "examples/demo_assets/detector.onnx", device=device, det_sizes=[640 if scale is FLUX else 64]
+        )
 
     def at(self, size: int) -> None:
         """Prepares the inputs of a size."""
@@ -248,12 +251,19 @@ def blocks_that_fit(scale: Scale, device: torch.device) -> tuple[int, int]:
         return scale.blocks
     free, _ = torch.cuda.mem_get_info(device)
     share = min(1.0, max(0.05, (free / 2**30 - SPARE) / (2 * scale.parameters() / 2**30)))
-    return (scale.blocks[0], scale.blocks[1]) if share == 1.0 else (max(1, int(scale.blocks[0] * share)), max(1, int(scale.blocks[1] * share)))
+    return (
+        (scale.blocks[0], scale.blocks[1]) if share == 1.0 else (max(1, int(scale.blocks[0] * share)), max(1, int(scale.blocks[1] * share)))
+    )
 
 
 def report(rows: list[dict[str, Any]], about: str) -> str:
     """The rows as a page shows them."""
-    lines = [about, "", "| side | step | ms | more than without the loss | of the step without it | GiB | more GiB |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        about,
+        "",
+        "| side | step | ms | more than without the loss | of the step without it | GiB | more GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         base = next(r for r in rows if r["size"] == row["size"] and r["mode"] is None)
         name = "without the loss" if row["mode"] is None else MODES[row["mode"]]
@@ -321,7 +331,11 @@ def main() -> int:
     about = (
         f"Measured on {name} with torch {torch.__version__}, {facegrad.version}, Python {platform.python_version()}: the median of {steps} "
         f"step(s). The transformer has {blocks[0]} double and {blocks[1]} single blocks"
-        + ("." if whole else f" of FLUX.1's {scale.blocks[0]} and {scale.blocks[1]}, because memory was short; the shares are those of this smaller step.")
+        + (
+            "."
+            if whole
+            else f" of FLUX.1's {scale.blocks[0]} and {scale.blocks[1]}, because memory was short; the shares are those of this smaller step."
+        )
     )
     text = report(rows, about)
     print(text)

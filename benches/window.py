@@ -142,7 +142,9 @@ def measure(ways: list[str], size: int, face: float, steps: int, halo: int | Non
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         for way in ways:
-            code = subprocess.run([sys.executable, __file__, "--worker", way, str(size), str(face), str(steps), name, json.dumps(halo)]).returncode
+            code = subprocess.run(
+                [sys.executable, __file__, "--worker", way, str(size), str(face), str(steps), name, json.dumps(halo)]
+            ).returncode
             if code != 0:
                 print(f"{WAYS[way]}: failed with {code}")
                 continue

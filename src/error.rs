@@ -124,7 +124,8 @@ impl From<tch::TchError> for Error {
             .to_string();
         if ["out of memory", "can't allocate memory", "_ALLOC_FAILED"]
             .iter()
-            .any(|word| text.contains(word)) {
+            .any(|word| text.contains(word))
+        {
             return Error::OutOfMemory(format!(
                 "{line} (try a smaller batch, `recompute`, or bf16)"
             ));

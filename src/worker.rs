@@ -412,7 +412,10 @@ mod tests {
     fn backward_needs_no_other_thread() {
         let worker = Worker::spawn(Device::Cpu).unwrap();
         let on_worker = worker.run(Stream::default(), || Ok(backward_is_on_this_thread()));
-        assert_eq!((on_worker.unwrap(), backward_is_on_this_thread()), (true, false));
+        assert_eq!(
+            (on_worker.unwrap(), backward_is_on_this_thread()),
+            (true, false)
+        );
     }
 
     #[test]

@@ -32,13 +32,13 @@ static void keep_error(const char *text) {
 }
 
 // No exception leaves a function of this file: it would unwind into Rust.
-#define PROTECT(...)                                                                                                   \
-    try {                                                                                                              \
-        __VA_ARGS__                                                                                                    \
-    } catch (const std::exception &error) {                                                                            \
-        keep_error(error.what());                                                                                      \
-    } catch (...) {                                                                                                    \
-        keep_error("an exception that is no std::exception");                                                          \
+#define PROTECT(...)                                          \
+    try {                                                     \
+        __VA_ARGS__                                           \
+    } catch (const std::exception &error) {                   \
+        keep_error(error.what());                             \
+    } catch (...) {                                           \
+        keep_error("an exception that is no std::exception"); \
     }
 
 // libstdc++ asks glibc 2.32 and newer whether the process has one thread. With this answer (it has several) the part
@@ -99,30 +99,22 @@ const void *facegrad_torch_address(void) { return reinterpret_cast<const void *>
 
 /// Runs the backward passes of this thread on this thread alone. Otherwise autograd runs those of a GPU on one thread
 /// for each GPU, and that thread waits for us where a backward function of the host calls facegrad.
-void facegrad_torch_backward_on_this_thread(void) {
-    PROTECT(c10::AutogradState::get_tls_state().set_multithreading_enabled(false);)
-}
+void facegrad_torch_backward_on_this_thread(void) { PROTECT(c10::AutogradState::get_tls_state().set_multithreading_enabled(false);) }
 
-std::int32_t facegrad_torch_backward_is_on_this_thread(void) {
-    return !c10::AutogradState::get_tls_state().get_multithreading_enabled();
-}
+std::int32_t facegrad_torch_backward_is_on_this_thread(void) { return !c10::AutogradState::get_tls_state().get_multithreading_enabled(); }
 
 // The functions below are for CUDA. c10 reaches it by tables that libtorch_cuda fills in when it is loaded, so its headers
 // and the library itself are not needed here. They return 0, or 1 and keep an error. `device` is the ordinal of the GPU,
 // and the stream is the one that is current on this thread.
 
-static c10::Device gpu(std::int32_t device) {
-    return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
-}
+static c10::Device gpu(std::int32_t device) { return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)); }
 
-static c10::Stream current_stream(std::int32_t device) {
-    return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(gpu(device));
-}
+static c10::Stream current_stream(std::int32_t device) { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(gpu(device)); }
 
 /// Marks in `*event` what is on the stream now. Makes the event where it is NULL.
 std::int32_t facegrad_torch_event_record(void **event, std::int32_t device) {
-    PROTECT(if (*event == nullptr) { *event = new c10::Event(c10::DeviceType::CUDA); }
-            static_cast<c10::Event *>(*event)->record(current_stream(device));
+    PROTECT(if (*event == nullptr) { *event = new c10::Event(c10::DeviceType::CUDA); } static_cast<c10::Event *>(*event)->record(
+        current_stream(device));
             return 0;)
     return 1;
 }
@@ -155,8 +147,7 @@ std::int32_t facegrad_torch_record_stream(tensor t) {
 
 /// A CPU tensor's copy on the GPU, through pinned memory: the host does not wait for it. NULL on failure.
 tensor facegrad_torch_upload(tensor t, std::int32_t device) {
-    PROTECT(at::Tensor pinned = at::empty(t->sizes(), t->options().pinned_memory(true));
-            pinned.copy_(*t);
+    PROTECT(at::Tensor pinned = at::empty(t->sizes(), t->options().pinned_memory(true)); pinned.copy_(*t);
             return new at::Tensor(pinned.to(gpu(device), t->scalar_type(), /*non_blocking=*/true));)
     return nullptr;
 }

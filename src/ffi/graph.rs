@@ -82,9 +82,10 @@ pub unsafe extern "C" fn facegrad_graph_new(
 ) -> facegrad_status {
     let body = || {
         let context = get::<Context, _>("context", context)?;
-        Ok(GraphObject(Owned::build(&context.worker, |_| {
-            Ok(Graph::new())
-        })?, Mutex::new(None)))
+        Ok(GraphObject(
+            Owned::build(&context.worker, |_| Ok(Graph::new()))?,
+            Mutex::new(None),
+        ))
     };
     // SAFETY: the host promises that `out` is NULL or writable.
     unsafe { make(out, body) }

@@ -140,9 +140,7 @@ impl Calls for Cuda {
     }
     fn wait(&self, event: usize) -> Result<()> {
         // SAFETY: as in `block`.
-        checked(unsafe {
-            facegrad_torch_event_wait(std::ptr::with_exposed_provenance_mut(event))
-        })
+        checked(unsafe { facegrad_torch_event_wait(std::ptr::with_exposed_provenance_mut(event)) })
     }
     fn wait_for_device(&self, device: i32) -> Result<()> {
         checked(facegrad_torch_wait_for_device(device))
@@ -345,10 +343,20 @@ pub(crate) mod tests {
         assert_eq!(
             calls.take(),
             [
-                "enter 0x0 on 1", "record", "leave 0x0", // the weights' upload
-                "enter 0xa0 on 1", "block 7", "record", "leave 0xa0",
-                "enter 0xa0 on 1", "record", "leave 0xa0",
-                "enter 0x0 on 1", "block 7", "record", "leave 0x0",
+                "enter 0x0 on 1",
+                "record",
+                "leave 0x0", // the weights' upload
+                "enter 0xa0 on 1",
+                "block 7",
+                "record",
+                "leave 0xa0",
+                "enter 0xa0 on 1",
+                "record",
+                "leave 0xa0",
+                "enter 0x0 on 1",
+                "block 7",
+                "record",
+                "leave 0x0",
             ]
         );
         drop(order);

@@ -41,7 +41,9 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor> {
 pub fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     WAITS.set(WAITS.get() + 1);
     let host = tensor.detach().f_to_device(Device::Cpu)?;
-    Ok(Vec::try_from(host.f_to_kind(Kind::Double)?.f_reshape([-1i64])?)?)
+    Ok(Vec::try_from(
+        host.f_to_kind(Kind::Double)?.f_reshape([-1i64])?,
+    )?)
 }
 
 /// The only element; waits for the tensor's device.

@@ -51,7 +51,9 @@ def machine(device: str) -> str:
 
     import facegrad
 
-    lines = [f"{facegrad.version}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, {platform.platform()}"]
+    lines = [
+        f"{facegrad.version}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, {platform.platform()}"
+    ]
     if device.startswith("cuda"):
         for at in range(torch.cuda.device_count()):
             one = torch.cuda.get_device_properties(at)
@@ -76,7 +78,9 @@ def main() -> int:
     import torch
 
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"torch {torch.__version__} sees no GPU. Check `nvidia-smi` and that this torch is a CUDA build; `--device cpu` runs what needs none.")
+        print(
+            f"torch {torch.__version__} sees no GPU. Check `nvidia-smi` and that this torch is a CUDA build; `--device cpu` runs what needs none."
+        )
         return 2
     about = machine(options.device)
     print(about, flush=True)

@@ -190,7 +190,9 @@ def test_compute_sanitizer_finds_nothing(tool: str, device: torch.device) -> Non
     if not Path(program).exists():
         pytest.skip("compute-sanitizer is not installed (it comes with the CUDA toolkit)")
     # Torch's own allocator would hide what is read outside a tensor.
-    text = python("-c", STEP, device, env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, before=(program, "--tool", tool, "--error-exitcode", "9"))
+    text = python(
+        "-c", STEP, device, env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, before=(program, "--tool", tool, "--error-exitcode", "9")
+    )
     assert "ERROR SUMMARY: 0 errors" in text or "0 hazards" in text
 
 
@@ -202,7 +204,16 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         pytest.skip("a host in C++ needs a compiler (Debian: apt install g++)")
     program, torch_folder = tmp_path_factory.mktemp("host") / "host", Path(torch.__file__).parent / "lib"
     words = ["-std=c++17", "-O1", f"-I{ROOT / 'include'}", str(HERE / "host.cc"), "-o", str(program)]
-    link = [f"-L{torch_folder}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed", "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{torch_folder}", "-ldl"]
+    link = [
+        f"-L{torch_folder}",
+        "-Wl,--no-as-needed",
+        "-ltorch_cpu",
+        "-lc10",
+        "-Wl,--as-needed",
+        "-Wl,--allow-shlib-undefined",
+        f"-Wl,-rpath,{torch_folder}",
+        "-ldl",
+    ]
     done = subprocess.run([compiler, *words, *link], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     core = _part.core()
@@ -218,5 +229,7 @@ def test_a_host_that_never_linked_libtorch_cuda(host: list[str], device: torch.d
 
 @pytest.mark.gpu
 def test_a_host_that_asked_for_cuda_too_early_is_told(host: list[str], device: torch.device) -> None:
-    done = subprocess.run([*host, str(device), "early"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*host, str(device), "early"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    )
     assert done.returncode == 1 and "before libtorch_cuda.so was loaded" in done.stdout, done.stdout

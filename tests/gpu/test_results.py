@@ -86,7 +86,9 @@ def test_the_evaluator_on_both_engines(engine: str, device: torch.device) -> Non
     images, points, _ = pictures(3)
     found = []
     for where, how in ((device, engine), ("cpu", "torch")):
-        judge = facegrad.Evaluator(ASSETS / "detector.onnx", {"path": str(ASSETS / "judge.onnx")}, device=where, det_sizes=(128,), engine=how)
+        judge = facegrad.Evaluator(
+            ASSETS / "detector.onnx", {"path": str(ASSETS / "judge.onnx")}, device=where, det_sizes=(128,), engine=how
+        )
         judge.set_reference("a", images[:1].to(where))
         told = judge.compare(images.to(where), reference_ids=["a"] * 3)
         found.append((judge.faces((images * 255).round().byte()), [s.similarity for s in told.samples]))
@@ -105,7 +107,9 @@ def test_registered_references_and_the_cache(device: torch.device) -> None:
     loss.set_reference("one", case.told["references"][:1].to(device), case.told["landmarks"][:1])
     loss.set_reference("two", case.told["references"][1:].to(device), case.told["landmarks"][1:])
     prediction = case.prediction.to(device, copy=True).requires_grad_()
-    value, _ = loss(prediction=prediction, x_t=case.x_t.to(device), **case.given, landmarks=case.told["landmarks"], reference_ids=["one", "two"])
+    value, _ = loss(
+        prediction=prediction, x_t=case.x_t.to(device), **case.given, landmarks=case.told["landmarks"], reference_ids=["one", "two"]
+    )
     assert value.item() == pytest.approx(first[0], rel=1e-5)
 
 

@@ -51,7 +51,9 @@ def test_work_before_and_after_a_step(device: torch.device, want: tuple[float, t
     with stream_of(device) as stream:
         pinned = case.prediction.pin_memory()
         prediction = late(pinned, device).requires_grad_()
-        value, report = loss(prediction=prediction, x_t=case.x_t.to(device), **case.given, **{**case.told, "references": case.told["references"].to(device)})
+        value, report = loss(
+            prediction=prediction, x_t=case.x_t.to(device), **case.given, **{**case.told, "references": case.told["references"].to(device)}
+        )
         torch.cuda._sleep(LONG)
         value.backward()
         got = prediction.grad.clone()
@@ -151,7 +153,9 @@ def test_networks_are_freed_behind_the_work_that_reads_them(device: torch.device
         case.step(loss, device)
         prediction = case.prediction.to(device).requires_grad_()
         torch.cuda._sleep(LONG)
-        value, _ = loss(prediction=prediction, x_t=case.x_t.to(device), **case.given, **{**case.told, "references": case.told["references"].to(device)})
+        value, _ = loss(
+            prediction=prediction, x_t=case.x_t.to(device), **case.given, **{**case.told, "references": case.told["references"].to(device)}
+        )
         value.backward()
     del loss
     gc.collect()

@@ -100,7 +100,11 @@ def pictures(people: int, size: int = 128, first: int = 0) -> tuple[torch.Tensor
     """Portraits `[N,3,size,size]` in [0, 1] with landmarks `[N,5,2]` and boxes `[N,4]`."""
     drawn = [portrait(FIRST + first + at, size=size, variant=1) for at in range(people)]
     images = torch.stack([torch.from_numpy(p.image).permute(2, 0, 1) for p in drawn]).float() / 255
-    return images, torch.stack([torch.from_numpy(p.landmarks).float() for p in drawn]), torch.stack([torch.from_numpy(p.box).float() for p in drawn])
+    return (
+        images,
+        torch.stack([torch.from_numpy(p.landmarks).float() for p in drawn]),
+        torch.stack([torch.from_numpy(p.box).float() for p in drawn]),
+    )
 
 
 @dataclass
@@ -123,7 +127,9 @@ class Case:
         self.given = {"t": [0.3, 0.4, 0.7, 0.5][: self.count], "size": (side, side) if packing in ("flux", "flux2_tokens") else None}
         self.told = {"references": references, "landmarks": points, "reference_landmarks": points}
 
-    def loss(self, device: torch.device | str, dtype: torch.dtype = torch.float32, recogniser: dict[str, Any] | None = None, **vae: Any) -> facegrad.FaceIdentityLoss:
+    def loss(
+        self, device: torch.device | str, dtype: torch.dtype = torch.float32, recogniser: dict[str, Any] | None = None, **vae: Any
+    ) -> facegrad.FaceIdentityLoss:
         # A copy: a module's weights are shared with the library where they are.
         state = {name: value.clone() for name, value in self.module.state_dict().items()}
         own = type(self.module).from_config(self.module.config).eval().requires_grad_(False)
@@ -132,7 +138,9 @@ class Case:
         networks = facegrad.Recogniser(ASSETS / "recogniser.safetensors", device=device, **recogniser or {})
         return facegrad.FaceIdentityLoss(self.config, vae=decoder, detector=False, recogniser=networks)
 
-    def step(self, loss: facegrad.FaceIdentityLoss, device: torch.device | str, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[float, torch.Tensor, facegrad.Report]:
+    def step(
+        self, loss: facegrad.FaceIdentityLoss, device: torch.device | str, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> tuple[float, torch.Tensor, facegrad.Report]:
         """The value, its gradient (float32, CPU), and the report."""
         prediction = self.prediction.to(device, dtype, copy=True).requires_grad_()
         told = {**self.told, "references": self.told["references"].to(device), **more}
