@@ -19,6 +19,10 @@ type DeleteGuard = unsafe extern "C" fn(*mut c_void) -> i32;
 /// `cudaStreamIsCapturing` and `cudaGetDeviceCount` of CUDA's runtime.
 type IsCapturing = unsafe extern "C" fn(*mut c_void, *mut i32) -> i32;
 type CountDevices = unsafe extern "C" fn(*mut i32) -> i32;
+/// `cudaGetLastError`.
+type Forget = unsafe extern "C" fn() -> i32;
+/// `cudaErrorStreamCaptureImplicit`.
+const CAPTURE_IMPLICIT: i32 = 906;
 
 struct Shim {
     create: CreateGuard,
@@ -26,6 +30,7 @@ struct Shim {
     /// The runtime is among libtorch_cuda's dependencies, unless that was linked with a static one.
     captures: Option<IsCapturing>,
     devices: Option<CountDevices>,
+    forget: Option<Forget>,
 }
 
 /// The stream functions of libtorch's C shim, which torch promises to keep.
@@ -45,6 +50,10 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
                 .get::<IsCapturing>(b"cudaStreamIsCapturing\0")
                 .ok()
                 .map(|function| *function),
+            forget: library
+                .get::<Forget>(b"cudaGetLastError\0")
+                .ok()
+                .map(|function| *function),
             devices: library
                 .get::<CountDevices>(b"cudaGetDeviceCount\0")
                 .ok()
@@ -58,7 +67,7 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
 /// Opens the library beside the libtorch of this process, or finds the one that is loaded already.
 fn open(flags: i32) -> Option<Library> {
     let beside = super::torch_folder().map(|torch| torch.join("lib").join(LIBRARY));
-    let names = [Some(LIBRARY.into()), beside];
+    let names = [beside, Some(LIBRARY.into())];
     names.into_iter().flatten().find_map(|name: PathBuf| {
         // SAFETY: libtorch's initialisers have no preconditions; with RTLD_NOLOAD none runs.
         unsafe { Library::open(Some(name), flags) }.ok()
@@ -162,7 +171,16 @@ pub(super) fn stream_captures(stream: *mut c_void) -> bool {
     };
     let mut status = 0;
     // SAFETY: the host vouches for the stream.
-    let error = unsafe { captures(stream, &mut status) };
-    // Anything but "none": active, or invalidated by an error.
-    error == 0 && status != 0
+    match unsafe { captures(stream, &mut status) } {
+        // Anything but "none": active, or invalidated by an error.
+        0 => status != 0,
+        error => {
+            if let Some(forget) = SHIM.as_ref().and_then(|shim| shim.forget) {
+                // SAFETY: the function has no arguments. Else torch would take the error for that of its next kernel.
+                unsafe { forget() };
+            }
+            // The default stream, while a stream is captured that waits for it.
+            error == CAPTURE_IMPLICIT
+        }
+    }
 }
