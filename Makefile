@@ -18,7 +18,7 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench fuzz clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench fuzz wheel test-torch clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -74,6 +74,20 @@ demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
 
 demo-pixels: build
 	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+# The wheel with a part for every torch in torch/versions.txt, and the sdist: dist/. TORCHES=FOLDER keeps what is downloaded.
+wheel: target/wheel/.ready
+	PATH=$(CURDIR)/target/wheel/venv/bin:$$PATH python packaging/wheel.py $(VERSIONS)
+	$(RUN) -m pytest -q packaging
+
+# Installs the wheel in dist/ beside each torch in VERSIONS (by default all that it has parts for) and compares the numbers.
+test-torch: setup
+	$(RUN) packaging/matrix.py $(DATA) $(RUN) $(VERSIONS)
+
+target/wheel/.ready: packaging/requirements.txt | prerequisites
+	test -x target/wheel/venv/bin/python || $(PYTHON) -m venv target/wheel/venv
+	target/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -r packaging/requirements.txt
+	touch $@
 
 results: build
 	$(RUN) examples/demo/results.py
