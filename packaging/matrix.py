@@ -26,8 +26,7 @@ BOUND = 1e-5
 
 def smoke(python: Path, data: Path, folder: Path, path: Path | None) -> dict[str, Any]:
     """What smoke.py writes, run outside the repository. ``path`` is a folder of packages in place of installed ones."""
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FACEGRAD_LIBRARY")}
-    env |= {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
     output = folder / "smoke.pt"
     done = subprocess.run([python, ROOT / "packaging/smoke.py", data, output], cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode != 0:
@@ -57,6 +56,9 @@ def installed(wheel: Path, version: str, folder: Path) -> Path:
 
 def main(data: Path, reference_python: Path, versions: list[str]) -> None:
     """Prints the table of Markdown that docs/torch.md has."""
+    # What is installed counts, and not this checkout.
+    for name in ("PYTHONPATH", "FACEGRAD_LIBRARY"):
+        os.environ.pop(name, None)
     (wheel,) = (ROOT / "dist").glob("facegrad-*.whl")
     listed = (ROOT / "torch/versions.txt").read_text().split()
     bad = []

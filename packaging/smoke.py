@@ -74,7 +74,7 @@ class Upscale(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = torch.nn.Conv2d(32, 3, 3, padding=1)
+        self.conv = torch.nn.Conv2d(32, 3, 3, padding=1, bias=False)
         with torch.no_grad():
             self.conv.weight.copy_(0.05 * noise((3, 32, 3, 3), 3))
 
@@ -116,7 +116,7 @@ def main(output: Path) -> None:
     failed = [line for line in doctor.stdout.splitlines() if line.startswith("FAIL") and "  models  " not in line]
     assert "ok    self-test" in doctor.stdout and not failed, doctor.stdout + doctor.stderr
     package = os.path.dirname(facegrad.__file__)
-    info = {"torch": torch.__version__, "facegrad": facegrad.version, "seconds": seconds, "package": package}
+    info = {"torch": str(torch.__version__), "facegrad": facegrad.version, "seconds": seconds, "package": package}
     torch.save({"info": info, "tensors": found}, output)
 
 

@@ -66,7 +66,8 @@ def main(versions: list[str]) -> None:
     hooks = "from setuptools import build_meta as b; import sys; "
     run(sys.executable, "-c", hooks + "b.build_wheel(sys.argv[1])", WORK / "raw", env=os.environ | {"FACEGRAD_BUILT": str(BUILT)})
     run(sys.executable, "-c", hooks + "b.build_sdist(sys.argv[1])", DIST)
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    for left in (ROOT / "build", ROOT / "bindings/python/facegrad.egg-info"):
+        shutil.rmtree(left, ignore_errors=True)
     (raw,) = (WORK / "raw").glob("*.whl")
     # torch brings its libraries, and the part is found by the loader in facegrad.
     excluded = [word for name in ("libtorch*", "libc10*", parts.part.NAME) for word in ("--exclude", name)]
