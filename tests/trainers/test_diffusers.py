@@ -18,8 +18,8 @@ CASES = {
         "flux", "_flux", [*CACHED, "--mixed_precision", "bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing"], FLOW),
     "FLUX, prior preservation": ("flux", "_flux", [PRIOR], FLOW),
     "FLUX Kontext": ("flux_kontext", "_flux_kontext", [], FLOW),
-    "FLUX.2": ("flux2", "_flux2", CACHED, FLOW),
-    "FLUX.2 klein": ("flux2_klein", "_flux2_klein", CACHED, FLOW),
+    "FLUX.2": ("flux2", "_flux2", [*CACHED, "--text_encoder_out_layers", "1"], FLOW),
+    "FLUX.2 klein": ("flux2_klein", "_flux2_klein", [*CACHED, "--text_encoder_out_layers", "1"], FLOW),
     "SD 1.5": ("sd", "", [], "x0 = (x_t - q·eps)/p"),
     "SDXL": ("sdxl", "_sdxl", [], "x0 = (x_t - q·eps)/p"),
     "SDXL, EDM": ("sdxl", "_sdxl", ["--do_edm_style_training"], "x0 = prediction"),
@@ -53,6 +53,9 @@ def test_script(trainer: Trainer, case: str, pipelines: Path, photos: Path, face
     if not pipeline.is_dir():
         trainer.call(HERE / "tiny.py", trainer.folder, family, pipeline)
     script = trainer.folder / f"examples/dreambooth/train_dreambooth_lora{ending}.py"
+    if family == "hidream":
+        for part in ("tokenizer_4", "text_encoder_4"):
+            extra = [*extra, f"--pretrained_{part}_name_or_path", pipeline / "pipeline" / part]
     bf16, prior = "bf16" in extra, PRIOR in extra
     extra = [x for x in extra if x != PRIOR]
     if prior:
