@@ -28,7 +28,8 @@ CASES = {
     "Lumina 2": ("lumina2", "_lumina2", CACHED, AWAY),
     "HiDream": ("hidream", "_hidream", [], FLOW),
     "Qwen-Image": ("qwen_image", "_qwen_image", CACHED, FLOW),
-    "Sana": ("sana", "_sana", [], FLOW),
+    # The script hands one prompt to a batch of any size.
+    "Sana": ("sana", "_sana", ["--train_batch_size", "1"], FLOW),
     "Z-Image": ("z_image", "_z_image", CACHED, FLOW),
     "Krea 2": ("krea2", "_krea2", [], FLOW),
 }  # fmt: skip

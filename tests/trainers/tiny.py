@@ -40,6 +40,7 @@ _QWEN_VAE = {"z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
 LARGER = {
     "qwen_image": {"QwenImageTransformer2DModel": {"in_channels": 64, "out_channels": 16}, "AutoencoderKLQwenImage": _QWEN_VAE},
     "krea2": {"Krea2Transformer2DModel": {"in_channels": 64}, "AutoencoderKLQwenImage": _QWEN_VAE},
+    "hidream": {"HiDreamImageTransformer2DModel": {"in_channels": 16, "out_channels": 16}, "AutoencoderKL": {"latent_channels": 16}},
     "sana": {"Gemma2Config": {"vocab_size": 512}},
 }
 
