@@ -30,7 +30,7 @@ from demo import ARMS, TARGET, NEW_PEOPLE, SAMPLES, World, compare, draw, mean
 
 import world
 
-CHOOSE, PEOPLE = (0, 3, 4), tuple(range(10, 18))
+CHOOSE, PEOPLE = tuple(range(8)), tuple(range(10, 18))
 OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0))
 
 
@@ -39,23 +39,33 @@ def only(*names: str) -> tuple:
     return tuple((name, value) for name, value in OFF if name not in names) + (TARGET if "target_similarity" in names else ())
 
 
-def rollouts(weight: float, guard: tuple = TARGET) -> dict:
-    return {"face_weight": .5, "rollout_weight": weight, "guard": guard}
+def rollouts(weight: float, guard: tuple = TARGET, pair: float = .5) -> dict:
+    return {"face_weight": pair, "rollout_weight": weight, "guard": guard}
 
 
 #: table → (people, steps, arms); the first arm is what gains are against.
 TABLES = {
+    "room": (CHOOSE, 100, {
+        "no face loss": ARMS["plain"],
+        "50 steps": ARMS["plain"] | {"steps": 50},
+        "rank 4": ARMS["plain"] | {"rank": 4},
+        "2 pictures": ARMS["plain"] | {"pictures": 2},
+        "2 pictures, 50 steps": ARMS["plain"] | {"pictures": 2, "steps": 50},
+        "1 picture": ARMS["plain"] | {"pictures": 1}}),
     "choose": (CHOOSE, 100, {
         "no face loss": ARMS["plain"],
-        "pair λ .1, own picture": {"face_weight": .1, "own_reference": True},
-        "pair λ .5, own picture": {"face_weight": .5, "own_reference": True},
-        "pair λ .1, the person": {"face_weight": .1},
         "pair λ .5, the person": {"face_weight": .5},
-        "pair λ 1, the person": {"face_weight": 1.0},
-        "pair λ .5, rollouts λ .1": rollouts(.1),
         "pair λ .5, rollouts λ .2": rollouts(.2),
+        "pair λ .5, rollouts λ .4, limit .5": rollouts(.4, TARGET + (("gradient_limit", .5),)),
+        "pair λ .1, own picture": {"face_weight": .1, "reference": "own"},
+        "pair λ .5, own picture": {"face_weight": .5, "reference": "own"},
+        "pair λ .5, the best picture": {"face_weight": .5, "reference": "best"},
+        "pair λ 1, the person": {"face_weight": 1.0},
+        "pair λ .5, the person, one_minus_t": {"face_weight": .5, "time_weight": "one_minus_t"},
+        "rollouts λ .2 alone": rollouts(.2, pair=0.0),
+        "pair λ .5, rollouts λ .1": rollouts(.1),
         "pair λ .5, rollouts λ .4": rollouts(.4)}),
-    "guard": (CHOOSE, 100, {
+    "guard": ((0, 3, 4), 100, {
         "no face loss": ARMS["plain"],
         "rollouts λ 2, no guard": rollouts(2, OFF),
         "rollouts λ 2, bound on the gradient alone": rollouts(2, only("gradient_limit")),
@@ -100,10 +110,10 @@ def measure(world_: World, name: str, person: int, arm: str, folder: Path, bar) 
     if path.exists():
         bar.update(steps)
         return
-    result = compare(world_, NEW_PEOPLE + person, folder / "state", bar, arms={path.stem: arms[arm]}, steps=steps)[path.stem]
+    result = compare(world_, NEW_PEOPLE + person, folder / "state", bar, arms={path.stem: arms[arm]}, curve=False, steps=steps)[path.stem]
     h = result.history
     run = Run([None if math.isnan(c) else c for c in result.cosines], sharpness(result.samples), fmean(h.mse[-30:]),
-              sum(h.seconds.values()) / steps, h.seconds)
+              sum(h.seconds.values()) / len(h.mse), h.seconds)
     path.write_text(json.dumps(run.__dict__))
 
 
