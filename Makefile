@@ -19,7 +19,8 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus gpu gpu-bench setup build install fixtures header format freeze bench fuzz clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus test-torch gpu gpu-bench setup build install fixtures header format freeze
+.PHONY: bench fuzz wheel clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -75,6 +76,20 @@ demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
 
 demo-pixels: build
 	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
+
+# The wheel with a part for every torch in torch/versions.txt, and the sdist: dist/. TORCHES=FOLDER keeps what is downloaded.
+wheel: target/wheel/.ready
+	PATH=$(CURDIR)/target/wheel/venv/bin:$$PATH python packaging/wheel.py $(VERSIONS)
+	$(RUN) -m pytest -q packaging
+
+# Installs the wheel in dist/ beside each torch in VERSIONS (by default all that it has parts for) and compares the numbers.
+test-torch: setup
+	$(RUN) packaging/matrix.py $(DATA) $(RUN) $(VERSIONS)
+
+target/wheel/.ready: packaging/requirements.txt | prerequisites
+	test -x target/wheel/venv/bin/python || $(PYTHON) -m venv target/wheel/venv
+	target/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -r packaging/requirements.txt
+	touch $@
 
 results: build
 	$(RUN) examples/demo/results.py

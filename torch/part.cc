@@ -20,7 +20,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <new>
+#include <sstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 // Rust's side of torch-sys reads the text of an exception from here, on the thread that made the call.
@@ -41,9 +44,16 @@ static void keep_error(const char *text) {
         keep_error("an exception that is no std::exception"); \
     }
 
-// libstdc++ asks glibc 2.32 and newer whether the process has one thread. With this answer (it has several) the part
-// runs with an older glibc too.
+// A part in a wheel is compiled on a newer system than the oldest that it runs on. The names below are those that newer
+// headers of libstdc++ use and the libraries of manylinux_2_28 (glibc 2.28, libstdc++ 8) lack. They are defined here and
+// hidden, so that the part needs none of them. glibc 2.32 answers whether the process has one thread; it has several.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+namespace std {
+__attribute__((noreturn)) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+#if __cplusplus >= 202002L && _GLIBCXX_USE_CXX11_ABI
+template string basic_stringbuf<char>::str() const &;
+#endif
+} // namespace std
 
 using namespace std;
 typedef torch::Tensor *tensor;
