@@ -100,6 +100,20 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     ROWS.append(f"| {trainer} | {case} | {formula}, {residual} | {error:.0e} | {counted:.0f} | {f'{before[0]:.4g}' if before else '–'} → {norms[0]:.4g} | {moved} |")
 
 
+def with_rollouts(face: Path, folder: Path) -> Path:
+    """The same section with rollouts of two predictions without a gradient."""
+    path = folder / "rollouts.json"
+    path.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3]}}}))
+    return path
+
+
+def rolled_out(report: dict) -> None:
+    """Every step that got a face loss had its rollout, and faces in them were pushed."""
+    logs = [call["logs"] for call in report["calls"] if "convention" in call]
+    assert logs and all(log["rollout/predictions_without_gradient"] == 2 for log in logs), logs
+    assert sum(log["rollout/counted"] for log in logs) > 0, logs
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four drawn portraits of 64×64 in a folder."""
