@@ -110,6 +110,8 @@ class Rollout:
             raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight: expected a number >= 0, got {weight}")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score: expected a detection score from 0 to 1, got {min_score}")
         for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
