@@ -26,9 +26,9 @@ CASES = {
     "SD3": ("sd3", "_sd3", CACHED, "x0 = prediction"),
     "SD3, flow": ("sd3", "_sd3", ["--precondition_outputs", "0"], FLOW),
     "Lumina 2": ("lumina2", "_lumina2", CACHED, AWAY),
-    "HiDream": ("hidream", "_hidream", [], FLOW),
+    # The scripts of HiDream and Sana hand one prompt's embedding to a batch of any size.
+    "HiDream": ("hidream", "_hidream", ["--train_batch_size", "1"], FLOW),
     "Qwen-Image": ("qwen_image", "_qwen_image", CACHED, FLOW),
-    # The script hands one prompt to a batch of any size.
     "Sana": ("sana", "_sana", ["--train_batch_size", "1"], FLOW),
     "Z-Image": ("z_image", "_z_image", CACHED, FLOW),
     "Krea 2": ("krea2", "_krea2", [], FLOW),

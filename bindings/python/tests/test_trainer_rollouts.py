@@ -174,6 +174,18 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
     assert face.rollouts.rollout.summary()["rollouts"] == 2
 
 
+def test_pictures_that_come_later_are_known_to_rollouts(world):
+    """The rollouts' loss takes over the references there are, and gets those of later pictures as they are found."""
+    face, mirrored = TrainerFace(ON), SimpleNamespace(**{**vars(world), **{k: getattr(world, k).flip(-1) for k in ("x0", "n", "x_t", "v", "wrong")}})
+    for pictures in (world, mirrored):
+        model = Model(pictures)
+        v = model(pictures.x_t, pictures.t)
+        recall = Recall(model, pictures.t, ((v - pictures.v).square().mean(), v))
+        face.step(prediction=v, latents=pictures.x0, noise=pictures.n, x_t=pictures.x_t, target=pictures.v, recall=recall)
+        assert face.logs()["rollout/counted"] == 2 and face.logs()["rollout/similarity"] > 0.5
+    assert face._places.decoded == 4
+
+
 def test_sd_scripts(world, wanted, monkeypatch):
     """Lumina's sign; the model's times run from the noise, and its arguments are the trainer's own."""
     library, model = ModuleType("library.some_train_util"), Model(world)
