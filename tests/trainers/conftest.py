@@ -103,7 +103,7 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
 def with_rollouts(face: Path, folder: Path) -> Path:
     """The same section with rollouts of two predictions without a gradient."""
     path = folder / "rollouts.json"
-    path.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3]}}}))
+    path.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}}}))
     return path
 
 

@@ -176,7 +176,10 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
 
 def test_pictures_that_come_later_are_known_to_rollouts(world):
     """The rollouts' loss takes over the references there are, and gets those of later pictures as they are found."""
-    face, mirrored = TrainerFace(ON), SimpleNamespace(**{**vars(world), **{k: getattr(world, k).flip(-1) for k in ("x0", "n", "x_t", "v", "wrong")}})
+    face, mirrored = TrainerFace(ON), SimpleNamespace(**vars(world))
+    mirrored.x0 = world.vae.encode(world.pictures.flip(-1) * 2 - 1).latent_dist.mean
+    mirrored.x0 = (mirrored.x0 - world.vae.config.shift_factor) * world.vae.config.scaling_factor
+    mirrored.x_t, mirrored.v = torch.lerp(mirrored.x0, world.n, world.t.view(-1, 1, 1, 1)), world.n - mirrored.x0
     for pictures in (world, mirrored):
         model = Model(pictures)
         v = model(pictures.x_t, pictures.t)
