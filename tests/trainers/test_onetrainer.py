@@ -47,7 +47,7 @@ def test_train(trainer: Trainer, case: str, model: Path, photos: Path, face: Pat
         work.mkdir()
         config = {
             "__version": 11, "model_type": "STABLE_DIFFUSION_15", "training_method": "LORA", "base_model_name": str(model / "pipeline"),
-            "concepts": concepts, "samples": [],
+            "concepts": concepts, "samples": [], "output_model_format": "KOHYA_LORA",
             "workspace_dir": str(work), "cache_dir": str(work / "cache"), "output_model_destination": str(work / "lora.safetensors"),
             "train_device": "cpu", "temp_device": "cpu", "train_dtype": "FLOAT_32", "fallback_train_dtype": "FLOAT_32", "resolution": "64",
             "aspect_ratio_bucketing": False, "latent_caching": False, "batch_size": 2, "epochs": 1, "learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 4.0,
