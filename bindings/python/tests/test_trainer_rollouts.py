@@ -13,7 +13,19 @@ from test_trainer_face import SECTION
 from test_trainer_face import world as world  # the fixture
 
 import facegrad
-from facegrad.trainers import ConventionError, Rollout, TrainerFace, ai_toolkit, diffusion_pipe, fit, musubi_tuner, onetrainer, read_section, sd_scripts, simpletuner
+from facegrad.trainers import (
+    ConventionError,
+    Rollout,
+    TrainerFace,
+    ai_toolkit,
+    diffusion_pipe,
+    fit,
+    musubi_tuner,
+    onetrainer,
+    read_section,
+    sd_scripts,
+    simpletuner,
+)
 from facegrad.trainers import diffusers as scripts
 from facegrad.trainers.layout import LAYOUTS, layout_of, patches
 from facegrad.trainers.recall import Recall
@@ -367,7 +379,7 @@ def test_a_diffusers_script(world, wanted, monkeypatch):
     transformer.control = patches(world.x0)
 
     def script():
-        model_input, noise, noisy_model_input = world.x0, world.n, world.x_t
+        model_input, noise, noisy_model_input = world.x0, world.n, world.x_t  # noqa: F841
         sigmas = world.t.view(-1, 1, 1, 1)
         torch.manual_seed(3)
         packed = torch.cat([patches(noisy_model_input), patches(world.x0)], 1)
