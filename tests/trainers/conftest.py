@@ -85,7 +85,9 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     """What every case must show, as a row of the table."""
     calls = [call for call in with_face["calls"] if "convention" in call]
     assert len(with_face["steps"]) == steps and calls, with_face
-    assert all(call["convention"].startswith(formula) for call in calls), [call["convention"] for call in calls]
+    # In bfloat16 a batch with hardly any noise allows more than one name.
+    assert all(call["convention"].startswith(formula) or bf16 and formula in call["names"] for call in calls), [call["convention"] for call in calls]
+    assert any(call["convention"].startswith(formula) for call in calls)
     error = max(call["error"] for call in calls)
     assert error < (2e-2 if bf16 else 1e-4)
     counted = sum(call["logs"].get("face/counted", 0) for call in calls)

@@ -123,6 +123,26 @@ def test_the_models_clock_is_read_from_its_times(scale, offset, dtype):
             schedule.observe(found(0.2, 0.9)[0], torch.tensor([0.2, 0.4]))
 
 
+def test_a_step_with_little_noise_does_not_decide_between_epsilon_and_v():
+    """In bfloat16 both fit there; the next step tells."""
+    g = torch.Generator().manual_seed(2)
+    x0, n = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, 4, 16, 16, generator=g)
+
+    def observe(*times):
+        rows = torch.tensor(times)
+        p, q = (c.view(-1, 1, 1, 1).float() for c in (scaled_linear()[rows].sqrt(), (1 - scaled_linear()[rows]).sqrt()))
+        found = fit(*(x.to(torch.bfloat16) for x in (x0, p * x0 + q * n, n, n)))
+        schedule.observe(found, rows)
+        return found
+
+    schedule = Schedule()
+    assert {("epsilon", False), ("v", False)} <= set(observe(3, 5).names) and not schedule.ready
+    assert observe(700, 500).names == (("epsilon", False),) and schedule.ready
+    observe(3, 5)
+    point = schedule.at(0.5)
+    assert schedule.ready and point.a == pytest.approx(1 / point.signal)
+
+
 def test_levels_without_a_name_are_refused():
     g = torch.Generator().manual_seed(2)
     x0, n = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
