@@ -192,6 +192,36 @@ fn a_failed_save_left_its_part_behind() {
     assert_eq!(listed(), ["state"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_save_that_cannot_be_renamed_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    // While the new file is written the old one becomes a folder, over which nothing can be renamed.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let named = |name: &str| name.ends_with(".part");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+                if files
+                    .flat_map(|f| f.file_name().into_string())
+                    .any(|n| named(&n))
+                {
+                    let _ = std::fs::create_dir_all(path.join("inside"));
+                    return;
+                }
+            }
+        });
+        let error = weights::write(&path, &arrays(64 << 20)).unwrap_err();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(error.status(), 100, "{error}");
+    });
+    let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let names: Vec<_> = files.map(|f| f.file_name()).collect();
+    assert_eq!(names, ["state"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_save_replaced_a_device_with_a_file() {

@@ -141,6 +141,14 @@ fn onnx_sizes_that_overflow_and_tensors_without_content_are_refused() {
 }
 
 #[test]
+fn onnx_inputs_of_a_million_dimensions_are_refused() {
+    let sizes = proto::bytes(1, proto::int(1, 2)).repeat(1 << 20);
+    let kind = proto::bytes(1, proto::bytes(2, sizes));
+    let input = proto::bytes(11, [proto::bytes(1, "x"), proto::bytes(2, kind)].concat());
+    refused_with(&proto::model(&[input]), 102, "dimensions");
+}
+
+#[test]
 fn an_onnx_graph_that_is_no_order_of_computing_is_refused() {
     use proto::{model, node};
     let cycle = model(&[node("Relu", "b", "a"), node("Relu", "a", "b")]);

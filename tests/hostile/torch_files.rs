@@ -184,6 +184,46 @@ fn views_that_repeat_one_storage_stay_within_ten_times_the_file() {
 }
 
 #[test]
+fn a_view_beyond_its_storage_is_refused() {
+    for place in [
+        &b"K\x0fK\x02\x85K\x01\x85"[..],
+        b"K\x00K\x02\x85K\x10\x85",
+        b"K\x10K\x01\x85K\x01\x85",
+        b"K\x00K\x02K\x02\x86K\x0fK\x01\x86",
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7fK\x02\x85K\x01\x85",
+        b"K\x00K\x02\x85\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85",
+    ] {
+        let pickle = [
+            b"\x80\x02}".to_vec(),
+            text("w"),
+            b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec(),
+            storage("0", 16),
+            place.to_vec(),
+            b"tRs.".to_vec(),
+        ];
+        refused_with(&torch(&pickle.concat(), false), 101, "beyond its storage");
+    }
+}
+
+#[test]
+fn a_zip_entry_that_was_damaged_is_refused() {
+    let good = torch(b"\x80\x02}.", false);
+    let at = good
+        .windows(3)
+        .position(|bytes| bytes == b"\x80\x02}")
+        .unwrap();
+    let mut file = good.clone();
+    file[at + 2] = b']';
+    refused_with(&file, 101, "check sum");
+    // The directory says one byte more than a deflated entry unpacks to.
+    let mut file = torch(&[b'N'; 100], true);
+    let end = file.len() - 22;
+    let directory = u32::from_le_bytes(file[end + 16..end + 20].try_into().unwrap()) as usize;
+    file[directory + 24] += 1;
+    refused_with(&file, 101, "does not unpack");
+}
+
+#[test]
 fn a_zip_directory_that_lies_is_refused() {
     let good = torch(b"\x80\x02}.", false);
     let end = good.len() - 22;
