@@ -191,9 +191,9 @@ GUARDS = [
     Guard(
         "only the names that a state dict needs are imported",
         "torch/pickle.rs",
-        "            None => bail!(\n                Format,\n                \"the pickle wants to run",
+        '            None => bail!(\n                Format,\n                "the pickle wants to run',
         "            None => self.push(Value::Nothing),\n            #[allow(unreachable_patterns)]\n"
-        "            None => bail!(\n                Format,\n                \"the pickle wants to run",
+        '            None => bail!(\n                Format,\n                "the pickle wants to run',
         "code_is_named_and_not_run",
         "--lib",
     ),
