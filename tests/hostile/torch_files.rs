@@ -75,6 +75,16 @@ fn a_1_kb_pickle_of_copied_sizes_took_20_gb() {
         refused(&torch(&pickle, true));
         refused(&torch(&pickle, false));
     }
+    // Pairs become entries of a dictionary at each call.
+    let pairs = [
+        b"\x80\x02(".to_vec(),
+        b"K\x01K\x02\x86".repeat(10_000),
+        b"tq\x01".to_vec(),
+    ]
+    .concat();
+    let call = b"ccollections\nOrderedDict\nh\x01\x85R";
+    let pickle = [pairs, call.repeat(2_000), vec![b'.']].concat();
+    refused(&torch(&pickle, true));
 }
 
 #[test]
@@ -151,6 +161,11 @@ fn pickles_of_one_byte_instructions_stay_within_ten_times_their_size() {
         .flat_map(|at| [&b"Nr"[..], &(at * 7919).to_le_bytes()].concat())
         .collect();
     refused(&torch(&[slots, vec![b'.']].concat(), false));
+    // One value under millions of slots.
+    let slots: Vec<u8> = (0..1_900_000u32)
+        .flat_map(|at| [&b"r"[..], &at.to_le_bytes()].concat())
+        .collect();
+    refused(&torch(&[vec![b'N'], slots, vec![b'.']].concat(), true));
     for claim in [
         &b"X\xff\xff\xff\xff"[..],
         b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
