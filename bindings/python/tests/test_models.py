@@ -45,9 +45,7 @@ def test_the_golden_detections(data, engine):
 def test_the_golden_similarities(data):
     recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", **IMAGENET)
     golden = np.load(data / "golden/embeddings.npz")
-    crops = [
-        np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]
-    ]
+    crops = [np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]]
     x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
     assert np.abs(recogniser.embed(x).numpy() - golden["imagenet_rgb"]).max() <= 1e-4
 
@@ -125,7 +123,11 @@ def test_a_missing_onnxruntime_says_where_it_looked(data):
 
 
 def test_exit_is_clean_after_work(data):
-    code = f"import torch, facegrad\nd = facegrad.Detector({str(data / 'models/det_500m.onnx')!r})\nd.detect(torch.rand(1, 3, 64, 64))\n"
+    code = (
+        "import torch, facegrad\n"
+        f"d = facegrad.Detector({str(data / 'models/det_500m.onnx')!r})\n"
+        "d.detect(torch.rand(1, 3, 64, 64))\n"
+    )
     done = python(code)
     assert done.returncode == 0, done.stderr
 
