@@ -16,6 +16,7 @@ import json
 import math
 import platform
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import correlation, fmean, stdev
@@ -167,19 +168,30 @@ def error(values: list[float]) -> str:
     return f"{stdev(values) / len(values) ** .5:.3f}" if len(values) > 1 else "–"
 
 
+#: What the rows of "choose" are compared with a second time.
+USUAL = "pair λ .5, the person"
+
+
+def change(runs: dict[int, Run], other: dict[int, Run]) -> tuple[list[float], str]:
+    """The gains in similarity over the people of both, and their mean with its error."""
+    gains = [runs[p].similarity - other[p].similarity for p in runs if p in other]
+    return gains, f"{fmean(gains):+.3f} ± {error(gains)}" if gains and runs is not other else ""
+
+
 def table(found: dict[str, dict[int, Run]]) -> str:
     """Gains are over the people of both rows."""
-    first = next(iter(found.values()))
-    rows = ["| training | people | similarity | gain ± standard error | people worse | samples without a face | sharpness | diffusion loss | a step |",
-            "|---|---|---|---|---|---|---|---|---|"]
+    first, usual = next(iter(found.values())), found.get(USUAL)
+    extra = "" if usual is None else f" against \"{USUAL}\" |"
+    rows = [f"| training | people | similarity | gain ± standard error |{extra} people worse | samples without a face | sharpness | diffusion loss | a step |",
+            "|---|---|---|---|---|---|---|---|---|" + ("" if usual is None else "---|")]
     for arm, runs in found.items():
         if not runs:
             continue
         both = [p for p in runs if p in first]
-        gains = [runs[p].similarity - first[p].similarity for p in both]
+        gains, gain = change(runs, first)
+        extra = "" if usual is None else f" {change(runs, usual)[1]} |"
         slower = fmean(runs[p].seconds / first[p].seconds for p in both) if both else math.nan
-        gain = "" if runs is first or not both else f"{fmean(gains):+.3f} ± {error(gains)}"
-        rows.append(f"| {arm} | {', '.join(map(str, runs))} | {fmean(r.similarity for r in runs.values()):.3f} | {gain} | "
+        rows.append(f"| {arm} | {', '.join(map(str, runs))} | {fmean(r.similarity for r in runs.values()):.3f} | {gain} |{extra} "
                     f"{'' if runs is first else sum(g < 0 for g in gains)} | {sum(r.faceless for r in runs.values())} of {SAMPLES * len(runs)} | "
                     f"{fmean(r.sharpness for r in runs.values()):.4f} | {fmean(r.mse for r in runs.values()):.3f} | {slower:.1f}× |")
     return "\n".join(rows)
@@ -211,7 +223,7 @@ def goal(folder: Path, name: str, wanted: bool = False) -> str:
         if wanted and start + .12 > most - .01:
             text += (f" +0.12 would be {start + .12:.3f}, as much as the decoder can draw at all. The goal was set in an earlier world of the demo, "
                      f"where such a LoRA reached 0.60: it cannot be had from here.")
-    return text
+    return textwrap.fill(text, 124)
 
 
 def chart(folder: Path, path: Path) -> None:
