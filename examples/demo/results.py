@@ -244,7 +244,7 @@ def page(folder: Path) -> str:
         base=average(lambda s: s["base"]), real=average(lambda s: s["real"]), vae=average(lambda s: s["vae"]),
         sharp_base=average(lambda s: s["sharp"][0]), sharp_real=average(lambda s: s["sharp"][1]), sharp_vae=average(lambda s: s["sharp"][2]),
         **{f"{name}_goal": goal(folder, name, name == "verdict") for name in ("short", "verdict", "long")},
-        missing=f"Not measured: {', '.join(missing)}." if missing else "", pair=ARMS["pair"]["face_weight"], roll=ARMS["rollouts"]["rollout_weight"],
+        missing=f"Not measured: {', '.join(missing)}." if missing else "", pair=ARMS["pair"]["face_weight"], four=4 * ARMS["rollouts"]["rollout_weight"], roll=ARMS["rollouts"]["rollout_weight"],
         machine=f"one thread, {platform.machine()}, torch {torch.__version__.split('+')[0]}")
 
 
@@ -290,7 +290,7 @@ The same settings, 50 steps:
 
 {short_goal}
 
-300 steps. The last row has four times the λ of rollouts:
+300 steps. The last row has four times the λ of rollouts, {four}:
 
     python examples/demo/results.py long
 
@@ -307,13 +307,13 @@ where nothing else is said:
 
 {room}
 
-A drawn person is simple: one picture tells who it is, so fewer pictures do not make the task harder, and a short
-training or a small rank do. Real people are not so. That is why the gain here says little about its size on a real model.
+Fewer pictures do not make the task harder: a drawn person is simple, and one picture tells who it is. A short training or a
+small rank do. So the size of the gain here does not tell its size on a real model.
 
 ## How the settings were chosen
 
-People {choose_people}, 100 steps, one thing changed at a time. The judge's verdict on these people is not a verdict on the loss, because
-it was used to choose.
+People {choose_people}, 100 steps, one thing changed at a time. These people were used to choose, so their gains are no verdict. Every
+row is compared with the same people's runs; a row of few people says little.
 
     python examples/demo/results.py choose
 
