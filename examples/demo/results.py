@@ -31,7 +31,7 @@ from demo import ARMS, NEW_PEOPLE, SAMPLES, TARGET, World, compare, draw, mean
 from tqdm import tqdm
 
 CHOOSE, PEOPLE = tuple(range(8)), tuple(range(10, 18))
-OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0))
+OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0), ("min_found", 0.0))
 
 
 def only(*names: str) -> tuple:
@@ -80,7 +80,8 @@ TABLES = {
     "long": (PEOPLE[:5], 300, {
         "no face loss": ARMS["plain"], "pair": ARMS["pair"], "pair and rollouts": ARMS["rollouts"],
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
-        "pair, rollouts λ .8": rollouts(.8)}),
+        "pair, rollouts λ .8": rollouts(.8),
+        "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
 }  # fmt: skip
 
 
