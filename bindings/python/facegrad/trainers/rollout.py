@@ -79,7 +79,7 @@ class Rollout:
         min_score: a face that the detector gives a lower score is not pushed
         target_similarity: cosine beyond which there is no push
         min_found: while the running share of samples that show a face (the last rollout's counts a tenth) is smaller, nothing is
-            pushed: the main loss alone brings the faces back; 0: never
+            pushed; 0: never. It limits the damage and does not undo it
         start: the first step with a rollout
         ramp: so many steps from ``start`` on λ grows from 0
         times: turns the noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
