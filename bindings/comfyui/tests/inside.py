@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import inspect
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,4 @@ def start(folder: Path) -> ComfyUI:
     assert (Path(checkout) / "nodes.py").is_file(), f"COMFYUI_DIR: {checkout} is not a checkout of ComfyUI"
     missing = [name for name in ("aiohttp", "einops", "torchsde", "transformers") if importlib.util.find_spec(name) is None]
     assert not missing, f"COMFYUI_DIR is set, but this Python lacks ComfyUI's requirements: {', '.join(missing)}"
-    sys.path.insert(0, checkout)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
     return ComfyUI(folder)

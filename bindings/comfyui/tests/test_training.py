@@ -34,7 +34,7 @@ def identity(graph: Graph, model: str, faces: dict[str, list[Any]], **more: Any)
     """The Face Identity Loss node: own images as references, every step counts."""
     settings = {
         "weight": 1.0, "align_mode": "kps", "landmarks": "reference", "t_min": 0.0, "t_max": 1.0, "time_weight": "constant",
-        "every_n_steps": 1, "target_similarity": 1.0,
+        "every_n_steps": 1, "target_similarity": 1.0, "decode": "full",
     } | more  # fmt: skip
     if "reference_images" not in settings and "reference" not in settings:
         settings["reference_images"] = [graph.add("Portraits", first=0, count=2), 0]
