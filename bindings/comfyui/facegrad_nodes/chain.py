@@ -38,7 +38,13 @@ def schema(node_id: str, name: str, description: str, inputs: list[Any], outputs
     """What all nodes of the chain share."""
     aliases = ["arcface loss", "face loss", "gradient", "differentiable"]
     return io.Schema(
-        node_id=node_id, display_name=name, category=CATEGORY + "/chain", description=description, search_aliases=aliases, inputs=inputs, outputs=outputs
+        node_id=node_id,
+        display_name=name,
+        category=CATEGORY + "/chain",
+        description=description,
+        search_aliases=aliases,
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -149,7 +155,10 @@ class DecodeOnTape(io.ComfyNode):
                 DECODER.Input("face_vae", tooltip="From VAE for Face Loss."),
                 io.Combo.Input("clamp", options=CLAMPS, default=CLAMPS[0], tooltip="How the image is brought into [0, 1]."),
             ],
-            [TAPE.Output("images", tooltip="The tape, for Face Loss (with gradient)."), io.Image.Output("image", tooltip="The decoded images.")],
+            [
+                TAPE.Output("images", tooltip="The tape, for Face Loss (with gradient)."),
+                io.Image.Output("image", tooltip="The decoded images."),
+            ],
         )
 
     @classmethod

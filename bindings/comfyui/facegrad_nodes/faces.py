@@ -26,7 +26,9 @@ def detect(detector: facegrad.Detector, images: torch.Tensor) -> Faces:
 
 
 def order_input() -> Any:
-    return io.Combo.Input("order", options=ORDERS, default=ORDERS[0], optional=True, tooltip="The order in which the faces of an image are counted.")
+    return io.Combo.Input(
+        "order", options=ORDERS, default=ORDERS[0], optional=True, tooltip="The order in which the faces of an image are counted."
+    )
 
 
 def index_input() -> Any:
@@ -153,7 +155,15 @@ class PickFace(io.ComfyNode):
                 FACES.Input("faces", tooltip="From Detect Faces."),
                 order_input(),
                 index_input(),
-                io.Float.Input("margin", default=0.25, min=0.0, max=4.0, step=0.05, optional=True, tooltip="Room around the face, in sides of its box, added on every side."),
+                io.Float.Input(
+                    "margin",
+                    default=0.25,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Room around the face, in sides of its box, added on every side.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The images that have such a face, one by one."),

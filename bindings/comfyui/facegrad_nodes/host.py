@@ -52,7 +52,7 @@ def roots(kind: str) -> list[Path]:
 
 def files(kind: str, suffixes: Sequence[str]) -> list[str]:
     """Files of one kind of model, named relative to their folder, sorted."""
-    found = set()
+    found: set[str] = set()
     for root in roots(kind):
         seen = set()
         for folder, below, names in os.walk(root, followlinks=True):

@@ -145,9 +145,7 @@ class LoadFaceDetector(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, det_sizes: str, threshold: float, device: str) -> Any:
         path, where, canvases = host.file("insightface", file), host.device(device), sizes(det_sizes)
-        return io.NodeOutput(
-            from_file(path, where, lambda: facegrad.Detector(path, device=where, det_sizes=canvases, threshold=threshold))
-        )
+        return io.NodeOutput(from_file(path, where, lambda: facegrad.Detector(path, device=where, det_sizes=canvases, threshold=threshold)))
 
 
 class LoadFaceRecogniser(io.ComfyNode):
@@ -230,7 +228,9 @@ class DownloadFacePack(io.ComfyNode):
             inputs=[
                 io.Combo.Input("pack", options=[*packs.PACKS], default="buffalo_l", tooltip="The pack. Run once to see its licence."),
                 io.Boolean.Input(
-                    "accept_licence", default=False, tooltip="Whether you accept the licence that the node shows. Nothing is downloaded before."
+                    "accept_licence",
+                    default=False,
+                    tooltip="Whether you accept the licence that the node shows. Nothing is downloaded before.",
                 ),
             ],
             outputs=[io.String.Output("folder", tooltip="Where the pack is; empty where the licence is not accepted.")],

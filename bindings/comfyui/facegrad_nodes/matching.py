@@ -33,9 +33,7 @@ def _datasets(sampler: Any) -> list[Sequence[torch.Tensor]]:
     return [batches for name in ("real_dataset", "bucket_latents") if (batches := getattr(sampler, name, None)) is not None]
 
 
-def match(
-    connected: Sequence[torch.Tensor], trained: Sequence[torch.Tensor], scaled: Callable[[torch.Tensor], torch.Tensor]
-) -> list[int]:
+def match(connected: Sequence[torch.Tensor], trained: Sequence[torch.Tensor], scaled: Callable[[torch.Tensor], torch.Tensor]) -> list[int]:
     """For every sample of the trainer the number of the connected latent that is the same.
 
     Args:

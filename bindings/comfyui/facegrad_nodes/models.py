@@ -62,12 +62,14 @@ def from_file(path: Path, device: torch.device, make: Callable[[], Network]) -> 
 
 def detector(value: Any) -> facegrad.Detector:
     """The detector behind a link: this pack's own, or the one whose file another pack's InsightFace object names."""
-    return _network(value, facegrad.Detector, "detection")
+    network: facegrad.Detector = _network(value, facegrad.Detector, "detection")
+    return network
 
 
 def recogniser(value: Any) -> facegrad.Recogniser:
     """The recogniser behind a link; as `detector`."""
-    return _network(value, facegrad.Recogniser, "recognition")
+    network: facegrad.Recogniser = _network(value, facegrad.Recogniser, "recognition")
+    return network
 
 
 #: What was made from the objects of other packs, by task, file and device.
@@ -87,8 +89,7 @@ def _from_insightface(value: Any, kind: type[Any], task: str) -> FaceModel[Any]:
     file = getattr(part, "model_file", None)
     if not file or not Path(file).is_file():
         raise ValueError(
-            f"the object on this link ({type(value).__name__}) names no {task} model in a file that can be read; "
-            "use Load Face Pack instead"
+            f"the object on this link ({type(value).__name__}) names no {task} model in a file that can be read; use Load Face Pack instead"
         )
     where = host.device("auto")
     key = (task, str(file), str(where))

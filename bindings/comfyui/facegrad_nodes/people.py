@@ -51,10 +51,16 @@ class FaceReference(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: list[torch.Tensor], detector: list[Any], recogniser: list[Any], order: list[str] | None = None, face_index: list[int] | None = None
+        cls,
+        image: list[torch.Tensor],
+        detector: list[Any],
+        recogniser: list[Any],
+        order: list[str] | None = None,
+        face_index: list[int] | None = None,
     ) -> Any:
         finder, network = models.detector(detector[0]), models.recogniser(recogniser[0])
-        rows, faces = [], []
+        rows: list[torch.Tensor] = []
+        faces: list[facegrad.Face | None] = []
         for batch in map(planes, image):
             rows.extend(batch)
             faces.extend(chosen(detect(finder, batch), order[0] if order else ORDERS[0], face_index[0] if face_index else 0))
@@ -176,7 +182,9 @@ class FaceSimilarity(io.ComfyNode):
             shown.append(torch.cat([overlay(picture[..., :3], *one.label()) for picture, one in zip(batch, judged)]))
         known = [score for score in scores if score != NO_FACE]
         if not known:
-            raise ValueError(f"no face was found in any of the {len(scores)} image(s); lower the detector's threshold or add a smaller det_size")
+            raise ValueError(
+                f"no face was found in any of the {len(scores)} image(s); lower the detector's threshold or add a smaller det_size"
+            )
         return io.NodeOutput(sum(known) / len(known), scores, shown, ui={"text": [listing(scores)]})
 
 
@@ -215,7 +223,9 @@ class Judge:
 
     def __init__(self, people: list[Reference], detector: Any, recogniser: Any, order: str, index: int) -> None:
         self._detector, self._recogniser = models.detector(detector), models.recogniser(recogniser)
-        self._people = torch.stack([references.embedding(person, self._recogniser, self._recogniser.device).float().cpu() for person in people])
+        self._people = torch.stack(
+            [references.embedding(person, self._recogniser, self._recogniser.device).float().cpu() for person in people]
+        )
         self._order, self._index = order, index
 
     def __call__(self, images: torch.Tensor) -> list[Judged]:
@@ -255,13 +265,29 @@ class SortBySimilarity(io.ComfyNode):
                 REFERENCE.Input("reference", tooltip="The person, or a list of several."),
                 detector_input(),
                 recogniser_input(),
-                io.Float.Input("min_similarity", default=0.4, min=-1.0, max=1.0, step=0.01, tooltip="Pictures below are rejected, as those without a face are."),
+                io.Float.Input(
+                    "min_similarity",
+                    default=0.4,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Pictures below are rejected, as those without a face are.",
+                ),
                 io.Int.Input("best_n", default=0, min=0, max=100_000, tooltip="Keep at most so many, the most similar ones. 0 keeps all."),
                 io.Combo.Input("sort", options=SORTED, default=SORTED[0], tooltip="The order of the pictures that are kept."),
                 io.Combo.Input(
-                    "face", options=[ALL_FACES, *ORDERS], default=ALL_FACES, tooltip="Which face of a picture counts. most similar: any of them. " + FACE_TIP
+                    "face",
+                    options=[ALL_FACES, *ORDERS],
+                    default=ALL_FACES,
+                    tooltip="Which face of a picture counts. most similar: any of them. " + FACE_TIP,
                 ),
-                io.Int.Input("face_index", default=0, min=0, max=99, tooltip="The number of the face in that order; 0 is the first. Not used with most similar."),
+                io.Int.Input(
+                    "face_index",
+                    default=0,
+                    min=0,
+                    max=99,
+                    tooltip="The number of the face in that order; 0 is the first. Not used with most similar.",
+                ),
                 io.Int.Input("columns", default=4, min=1, max=20, tooltip="Columns of the grid."),
             ],
             outputs=[

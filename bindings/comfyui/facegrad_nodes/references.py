@@ -23,7 +23,7 @@ _PERSON = "person"
 class OnePerson:
     """The same person for every image of the training set."""
 
-    count = None
+    count: int | None = None
 
     def __init__(self, reference: Reference) -> None:
         self._images, self._landmarks = stacked(reference)
@@ -50,7 +50,8 @@ class PerImage:
     """
 
     def __init__(self, images: Sequence[torch.Tensor], places: bool) -> None:
-        self._images, self._places, self.count = list(images), places, len(images)
+        self._images, self._places = list(images), places
+        self.count: int | None = len(images)
 
     def begin(self) -> None:
         """Nothing to prepare."""
@@ -80,7 +81,7 @@ class PerImage:
 class TrueLatents:
     """Every image of the training set is its own reference: the decode of its clean latent."""
 
-    count = None
+    count: int | None = None
 
     def __init__(self, decoder: FaceDecoder) -> None:
         self._decoder = decoder

@@ -202,7 +202,11 @@ class Training:
         self._rolling = False
         if owner.rollouts.weight > 0:
             self._rollout = rollouts.make(
-                lambda: owner.make_loss(self._latents, "flow"), owner.rollouts.weight, owner.rollouts.every_n_steps, owner.target_similarity, sampler.seed
+                lambda: owner.make_loss(self._latents, "flow"),
+                owner.rollouts.weight,
+                owner.rollouts.every_n_steps,
+                owner.target_similarity,
+                sampler.seed,
             )
         owner.log.reset()
 

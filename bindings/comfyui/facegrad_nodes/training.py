@@ -52,11 +52,20 @@ class FaceIdentityLoss(io.ComfyNode):
                     default=LANDMARKS[0],
                     tooltip="Where the predicted face is looked for. detect: in the predicted image. reference: where it is in its reference image, which must show the training image itself. detect_or_reference: the first, else the second.",
                 ),
-                io.Float.Input("t_min", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The least noise fraction that counts: 0 clean, 1 noise."),
                 io.Float.Input(
-                    "t_max", default=0.6, min=0.0, max=1.0, step=0.01, tooltip="The largest noise fraction that counts: near pure noise there is no face to judge."
+                    "t_min", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The least noise fraction that counts: 0 clean, 1 noise."
                 ),
-                io.Combo.Input("time_weight", options=WEIGHTS, default=WEIGHTS[0], tooltip="How much a step counts by its noise fraction t."),
+                io.Float.Input(
+                    "t_max",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The largest noise fraction that counts: near pure noise there is no face to judge.",
+                ),
+                io.Combo.Input(
+                    "time_weight", options=WEIGHTS, default=WEIGHTS[0], tooltip="How much a step counts by its noise fraction t."
+                ),
                 io.Int.Input("every_n_steps", default=1, min=1, max=1000, tooltip="Only every n-th step pays for the loss."),
                 io.Float.Input(
                     "target_similarity",
@@ -80,7 +89,11 @@ class FaceIdentityLoss(io.ComfyNode):
                     tooltip="One line for every image of the training set; only person and person_head count. Empty: all count.",
                 ),
                 io.String.Input(
-                    "options", default="", multiline=True, optional=True, tooltip='Further keys of the loss as JSON, such as {"clamp": "soft"}.'
+                    "options",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip='Further keys of the loss as JSON, such as {"clamp": "soft"}.',
                 ),
                 io.Latent.Input(
                     "latents",
@@ -103,7 +116,9 @@ class FaceIdentityLoss(io.ComfyNode):
                     optional=True,
                     tooltip="λ of rollouts: the loss on what the model makes of pure noise. 0: none. They take several predictions more in the steps that have one.",
                 ),
-                io.Int.Input("rollout_every_n_steps", default=4, min=1, max=1000, optional=True, tooltip="Only every n-th step has a rollout."),
+                io.Int.Input(
+                    "rollout_every_n_steps", default=4, min=1, max=1000, optional=True, tooltip="Only every n-th step has a rollout."
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="For Train LoRA."),
@@ -142,9 +157,7 @@ class FaceIdentityLoss(io.ComfyNode):
         types = [line.strip() for text in lists.get("data_types") or [] for line in text.strip().splitlines()]
         connected = [row for latent in lists.get("latents") or [] if latent is not None for row in frames(latent["samples"])]
         rollouts = Rollouts(value["rollout_weight"], value["rollout_every_n_steps"])
-        training = IdentityTraining(
-            config, decoder, value["detector"], value["recogniser"], references, types, connected, rollouts, log
-        )
+        training = IdentityTraining(config, decoder, value["detector"], value["recogniser"], references, types, connected, rollouts, log)
         # Wrong keys, a VAE of another model: said here, not in the middle of a training.
         training.make_loss(decoder.latents(value["model"].model.latent_format))
         return io.NodeOutput(host.add_wrappers(value["model"], training.sampler_sample, training.predict_noise), log)
@@ -167,7 +180,9 @@ def parse_options(text: str) -> dict[str, Any]:
     return keys
 
 
-def whom(decoder: FaceDecoder, detector: Any, reference: Reference | None, images: Sequence[torch.Tensor | None], places: bool) -> References:
+def whom(
+    decoder: FaceDecoder, detector: Any, reference: Reference | None, images: Sequence[torch.Tensor | None], places: bool
+) -> References:
     """The references that are connected.
 
     Args:
@@ -208,7 +223,9 @@ class FaceLossLog(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("picture", tooltip="The curves."),
-                io.Float.Output("similarity", tooltip="The mean over the last tenth of the steps in which a sample counted; 0 where none counted."),
+                io.Float.Output(
+                    "similarity", tooltip="The mean over the last tenth of the steps in which a sample counted; 0 where none counted."
+                ),
                 io.String.Output("text", tooltip="The same in words."),
             ],
         )

@@ -54,7 +54,9 @@ def reference(detector, recogniser):
 
 
 def measure(images, reference, detector, recogniser):
-    return call(chain.FaceLossOnTape, images=images, reference=reference, detector=detector, recogniser=recogniser, weight=0.1, align_mode="kps")
+    return call(
+        chain.FaceLossOnTape, images=images, reference=reference, detector=detector, recogniser=recogniser, weight=0.1, align_mode="kps"
+    )
 
 
 def test_the_decoder_shares_the_weights(vae):
@@ -140,7 +142,9 @@ class Host:
                 noise_scaling=lambda s, noise, x, _: s.view(-1, 1, 1, 1) * noise + (1 - s.view(-1, 1, 1, 1)) * x
             ),
         )
-        monkeypatch.setattr(host, "progress_bar", lambda total: SimpleNamespace(update_absolute=lambda step, preview=None: self.progress.append(step)))
+        monkeypatch.setattr(
+            host, "progress_bar", lambda total: SimpleNamespace(update_absolute=lambda step, preview=None: self.progress.append(step))
+        )
         monkeypatch.setattr(host, "running_node", lambda: None)
         monkeypatch.setattr(host, "interrupt_if_cancelled", self._interrupt)
         monkeypatch.setattr(host, "add_wrappers", lambda model, sample, predict: SimpleNamespace(sample=sample, predict=predict))

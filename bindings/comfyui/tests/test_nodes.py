@@ -37,7 +37,7 @@ def test_schema_and_function_agree(node, schema):
 @pytest.mark.parametrize("schema", SCHEMAS, ids=[schema.node_id for schema in SCHEMAS])
 def test_every_input_and_output_has_a_tooltip(schema):
     for put in [*schema.inputs, *schema.outputs]:
-        assert put.tooltip and put.tooltip.endswith(("." , ")", "R.")), put.id
+        assert put.tooltip and put.tooltip.endswith((".", ")", "R.")), put.id
 
 
 def test_arcface_is_found():
@@ -131,7 +131,9 @@ def test_where_no_picture_has_a_face_the_node_says_so(detector, recogniser):
 
 
 def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
-    reference, *_ = call(people.FaceReference, image=torch.cat([portrait(PERSON), portrait(PERSON, 1)]), detector=detector, recogniser=recogniser)
+    reference, *_ = call(
+        people.FaceReference, image=torch.cat([portrait(PERSON), portrait(PERSON, 1)]), detector=detector, recogniser=recogniser
+    )
     references.save(reference, tmp_path / "deep/person.safetensors")
     back = references.load(tmp_path / "deep/person.safetensors")
     assert back.faces == reference.faces and torch.equal(back.embedding, reference.embedding) and back.recogniser == reference.recogniser

@@ -18,7 +18,11 @@ class Output(SimpleNamespace):
 
 def custom(kind: str) -> Any:
     """A socket type."""
-    return type(kind, (), {"io_type": kind, "Input": type("Input", (Input,), {"io_type": kind}), "Output": type("Output", (Output,), {"io_type": kind})})
+    return type(
+        kind,
+        (),
+        {"io_type": kind, "Input": type("Input", (Input,), {"io_type": kind}), "Output": type("Output", (Output,), {"io_type": kind})},
+    )
 
 
 class Schema(SimpleNamespace):
@@ -43,5 +47,10 @@ class ComfyExtension:
 
 _KINDS = ("Image", "Mask", "Latent", "Model", "Vae", "BoundingBox", "Combo", "Float", "Int", "String", "Boolean")
 io = SimpleNamespace(
-    Custom=custom, MultiType=custom("MULTI"), Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, **{kind: custom(kind.upper()) for kind in _KINDS}
+    Custom=custom,
+    MultiType=custom("MULTI"),
+    Schema=Schema,
+    NodeOutput=NodeOutput,
+    ComfyNode=ComfyNode,
+    **{kind: custom(kind.upper()) for kind in _KINDS},
 )
