@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .chain import DecodeOnTape, FaceLossOnTape, GradientOfLoss, PredictX0, UnpackLatent
+from .examples import ExamplePictures
 from .faces import AlignedFaceCrops, DetectFaces, PickFace
 from .loaders import DownloadFacePack, LoadFaceDetector, LoadFacePack, LoadFaceRecogniser, VaeForFaceLoss
 from .people import FaceReference, FaceSimilarity, LoadFaceReference, SaveFaceReference, SortBySimilarity
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadFaceReference,
     FaceReference,
     SaveFaceReference,
+    ExamplePictures,
     DetectFaces,
     PickFace,
     AlignedFaceCrops,

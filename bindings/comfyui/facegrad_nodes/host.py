@@ -41,6 +41,11 @@ def add_folders() -> None:
     paths.add_model_folder_path("face_references", str(references_folder()))
 
 
+def models_folder(kind: str) -> Path:
+    """ComfyUI's own folder of one kind of model."""
+    return Path(_module("folder_paths").models_dir) / kind
+
+
 def roots(kind: str) -> list[Path]:
     """The folders of one kind of model; none outside ComfyUI."""
     if not present():

@@ -244,6 +244,6 @@ class DownloadFacePack(io.ComfyNode):
             return io.NodeOutput("", ui={"text": [text], "facegrad_warning": [True]})
         from facegrad.download import download_pack
 
-        files = download_pack(pack, host.roots("insightface")[0])
+        files = download_pack(pack, host.models_folder("insightface"))
         folder = str(files.detector.parent)
         return io.NodeOutput(folder, ui={"text": [f"{licence}\n\nThe pack is in {folder}. Press R, then choose it in Load Face Pack."]})

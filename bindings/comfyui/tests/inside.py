@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import inspect
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class ComfyUI:
         paths.load_extra_path_config(str(folder / "extra_model_paths.yaml"))
         (folder / "models/insightface/recogniser.safetensors").symlink_to(ASSETS / "recogniser.safetensors")
         extras = Path(nodes.__file__).parent / "comfy_extras"
-        for path, parent in ((extras / "nodes_train.py", "comfy_extras"), (NODES, "custom_nodes")):
+        for path, parent in (*((extras / f"nodes_{name}.py", "comfy_extras") for name in ("train", "dataset", "images", "mask", "rtdetr")), (NODES, "custom_nodes")):
             assert asyncio.run(nodes.load_custom_node(str(path), module_parent=parent)), f"{path} did not load"
         import stand_ins
 
@@ -76,6 +77,15 @@ class ComfyUI:
     def newer(self) -> bool:
         """Whether the trainer is the newer one, with buckets."""
         return "bucket_mode" in self.inputs("TrainLoraNode")
+
+    def module(self, name: str) -> Any:
+        """A module of the nodes as ComfyUI has loaded them."""
+        return sys.modules[self.nodes["FacegradFaceIdentityLoss"].__module__.rsplit(".", 1)[0] + "." + name]
+
+    def options(self, node: str, widget: str) -> list[str]:
+        """What a widget lets a user choose, now."""
+        self.nodes[node].GET_SCHEMA()
+        return list(self.inputs(node)[widget][1]["options"])
 
     def inputs(self, node: str) -> dict[str, Any]:
         """The required inputs of a node as the page sees them."""
