@@ -62,7 +62,10 @@ class ComfyUI:
         paths.load_extra_path_config(str(folder / "extra_model_paths.yaml"))
         (folder / "models/insightface/recogniser.safetensors").symlink_to(ASSETS / "recogniser.safetensors")
         extras = Path(nodes.__file__).parent / "comfy_extras"
-        for path, parent in (*((extras / f"nodes_{name}.py", "comfy_extras") for name in ("train", "dataset", "images", "mask", "rtdetr")), (NODES, "custom_nodes")):
+        for path, parent in (
+            *((extras / f"nodes_{name}.py", "comfy_extras") for name in ("train", "dataset", "images", "mask", "rtdetr")),
+            (NODES, "custom_nodes"),
+        ):
             assert asyncio.run(nodes.load_custom_node(str(path), module_parent=parent)), f"{path} did not load"
         import stand_ins
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from facegrad_nodes import faces, people, references
 from facegrad_nodes.loaders import sizes
 from facegrad_nodes.sockets import Faces
 
+FOLDER = Path(__file__).resolve().parents[1]
 PERSON, OTHER = 5_000_000, 5_000_001
 
 
@@ -38,6 +40,18 @@ def test_schema_and_function_agree(node, schema):
 def test_every_input_and_output_has_a_tooltip(schema):
     for put in [*schema.inputs, *schema.outputs]:
         assert put.tooltip and put.tooltip.endswith((".", ")", "R.")), put.id
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=[schema.node_id for schema in SCHEMAS])
+def test_every_node_has_a_help_page_and_chinese_texts(schema):
+    page = (FOLDER / f"web/docs/{schema.node_id}.md").read_text()
+    assert page.startswith(f"# {schema.display_name}\n")
+    chinese = json.loads((FOLDER / "locales/zh/nodeDefs.json").read_text())[schema.node_id]
+    assert chinese["display_name"] and chinese["description"]
+    assert list(chinese["inputs"]) == [put.id for put in schema.inputs]
+    assert list(chinese["outputs"]) == [str(at) for at in range(len(schema.outputs))]
+    for text in [chinese["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in chinese[part].values())]:
+        assert any("\u4e00" <= mark <= "\u9fff" for mark in text), text
 
 
 def test_arcface_is_found():

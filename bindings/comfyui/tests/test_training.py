@@ -350,7 +350,9 @@ def test_decoders_are_comfyuis_over_the_same_memory(comfy):
         for parameter in tiny.taesd_decoder.parameters():  # ComfyUI's layers start empty.
             parameter.copy_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02))
         stand_in = type("Vae", (), {"first_stage_model": tiny})
-        made = comfy.nodes["FacegradVaeForFaceLoss"].execute(vae=stand_in, recompute="none", slicing=False, dtype="auto", device="cpu").args[0]
+        made = (
+            comfy.nodes["FacegradVaeForFaceLoss"].execute(vae=stand_in, recompute="none", slicing=False, dtype="auto", device="cpu").args[0]
+        )
         assert torch.allclose(made.vae.decode(latent), tiny.taesd_decoder(latent), atol=1e-4)
         assert made.latents(SD15()) == {"latent_format": "none"}
         assert made.latents(SD15(), in_vae_space=True)["latent_format"]["custom"]["std"] == pytest.approx([0.18215] * 4)
@@ -424,7 +426,11 @@ def test_pictures_of_several_sizes_find_their_references_by_content_or_are_refus
 def test_one_reference_cannot_tell_where_the_faces_of_many_pictures_are(comfy):
     graph = Graph()
     one = [graph.add("Portraits", first=0, count=1), 0]
-    train(comfy, graph, [identity(graph, graph.add("Model", kind="FLOW"), models(graph), reference_images=one, landmarks="detect_or_reference"), 0])
+    train(
+        comfy,
+        graph,
+        [identity(graph, graph.add("Model", kind="FLOW"), models(graph), reference_images=one, landmarks="detect_or_reference"), 0],
+    )
     assert "choose landmarks `detect`" in failing(comfy, graph)
 
 
