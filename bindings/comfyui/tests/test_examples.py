@@ -30,8 +30,8 @@ def prompt(comfy, page: dict[str, Any]) -> dict[str, Any]:
         for put in node["inputs"]:
             if "widget" in put:
                 inputs[put["name"]] = next(values)
-                if specs[put["name"]][1].get("control_after_generate"):
-                    next(values)
+                if put["name"] in ("seed", "noise_seed"):
+                    next(values)  # The page's own "control after generate".
             if put["link"] is not None:
                 inputs[put["name"]] = sources[put["link"]]
         assert next(values, None) is None, f"{node['type']} has more widgets_values than widgets"

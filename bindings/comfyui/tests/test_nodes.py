@@ -183,3 +183,111 @@ def test_pictures_of_different_sizes_make_one_reference(detector, recogniser):
     assert images.shape == (2, 3, 160, 160) and landmarks.shape == (2, 5, 2)
     want = torch.nn.functional.normalize(small.embedding + large.embedding, dim=0)
     assert torch.allclose(references.embedding(both, recogniser, recogniser.device), want, atol=1e-4)
+
+
+def test_a_saved_reference_is_never_replaced_unasked(detector, recogniser, tmp_path, monkeypatch):
+    monkeypatch.setattr(people.host, "references_folder", lambda: tmp_path)
+    one, other = (call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER))
+
+    def save(reference, **more):
+        (path,) = call(people.SaveFaceReference, reference=reference, name="anna", **more)
+        return path
+
+    assert save(one) == str(tmp_path / "anna.safetensors") == save(one), "the same person again is not saved twice"
+    assert save(other) == str(tmp_path / "anna_2.safetensors") == save(other)
+    assert references.load(tmp_path / "anna.safetensors").faces == one.faces
+    third = references.Reference(one.images, one.faces, other.embedding, one.recogniser)
+    with pytest.raises(FileExistsError, match="name: .*anna.safetensors is there already.*if_exists"):
+        save(third, if_exists="refuse")
+    assert save(third, if_exists="replace") == str(tmp_path / "anna.safetensors")
+    assert torch.equal(references.load(tmp_path / "anna.safetensors").embedding, other.embedding)
+
+
+def test_lists_of_pictures_of_several_sizes_are_judged_and_sorted(detector, recogniser, monkeypatch):
+    monkeypatch.setattr(people.host, "preview", lambda picture: [])
+    monkeypatch.setattr(people.host, "or_blocked", lambda values: values)
+    one, other = (call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER))
+    images = [portrait(OTHER, 2), torch.zeros(1, 64, 96, 3), portrait(PERSON, 2, 160), portrait(PERSON, 1)]
+    parts = {"detector": detector, "recogniser": recogniser}
+    mean, scores, overlay = call(people.FaceSimilarity, image=images, reference=one, **parts)
+    assert scores[1] == -1 and min(scores[2:]) > 0.7 > scores[0] and [len(batch) for batch in overlay] == [1] * 4
+    assert mean == pytest.approx((scores[0] + scores[2] + scores[3]) / 3)
+
+    def sort(**more):
+        settings = {"min_similarity": 0.58, "best_n": 0, "sort": people.SORTED[0], "face": "most similar", "face_index": 0, "columns": 2}
+        return call(people.SortBySimilarity, image=images, **parts, **(settings | {"reference": one} | more))
+
+    kept, similarity, index, person, rejected, grid = sort()
+    best = sorted((2, 3), key=lambda at: -scores[at])
+    assert index == best and similarity == pytest.approx([scores[at] for at in best]) and len(rejected) == 2 and person == [0, 0]
+    assert torch.equal(kept[0], images[best[0]]) and grid.shape[0] == 1
+    assert sort(best_n=1)[2] == best[:1] and sort(sort=people.SORTED[1])[2] == best[::-1] and sort(sort=people.SORTED[2])[2] == [2, 3]
+    several = sort(reference=[one, other])
+    assert dict(zip(several[2], several[3])) == {0: 1, 2: 0, 3: 0}, "every picture goes to the person that it shows"
+    assert sort(min_similarity=1.0)[0] == [] and sort(face="largest", face_index=1)[0] == []
+
+
+def two_people() -> torch.Tensor:
+    """Two drawn people side by side, the larger one on the right, as IMAGE `[1,160,320,3]`."""
+    scene = torch.full((1, 160, 320, 3), 0.5)
+    scene[:, 32:128, 16:112] = portrait(PERSON, size=96)
+    scene[:, :, 160:] = portrait(OTHER, size=160)
+    return scene
+
+
+def test_one_of_several_faces_is_chosen_by_order_number_box_or_mask(recogniser):
+    from conftest import ASSETS
+
+    import facegrad
+
+    detector = facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[320])
+    scene = two_people()
+    found, _, count, _, boxes, mask = call(faces.DetectFaces, image=scene, detector=detector)
+    assert count == 2 and len(boxes[0]) == 2 and mask.shape == (1, 160, 320)
+    persons = [call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER)]
+
+    def similarity(person, **more):
+        return call(people.FaceSimilarity, image=scene, reference=persons[person], detector=detector, recogniser=recogniser, **more)[0]
+
+    assert similarity(1) > 0.6 > similarity(0), "the largest face is the right one"
+    assert similarity(0, order="left to right") > 0.6 and similarity(0, face_index=1) > 0.6
+    images, box, masks, picked = call(faces.PickFace, image=scene, faces=found, order="left to right", face_index=0, margin=0.0)
+    assert box[0]["x"] + box[0]["width"] < 160 and masks[0][0, :, 160:].sum() == 0 and picked[0].found[0][0].bbox[2] < 160
+    for more in ({"bboxes": box[0]}, {"bboxes": box}, {"bboxes": [box]}, {"mask": masks[0]}):
+        kept = call(faces.DetectFaces, image=scene, detector=detector, **more)[0]
+        assert [face.bbox for face in kept.found[0]] == [picked[0].found[0][0].bbox], more
+    with pytest.raises(ValueError, match="mask: expected 320x160"):
+        call(faces.DetectFaces, image=scene, detector=detector, mask=torch.ones(1, 8, 8))
+    with pytest.raises(ValueError, match="face_index: no image has a face with the number 7"):
+        call(faces.PickFace, image=scene, faces=found, face_index=7)
+
+
+def test_a_sample_is_found_by_its_content_whatever_its_number_format():
+    from facegrad_nodes.matching import match
+
+    torch.manual_seed(3)
+    connected = [torch.randn(4, 8, 8), torch.randn(4, 8, 12), torch.randn(4, 8, 8)]
+    connected.append(connected[0].clone())
+    trained = [connected[2].bfloat16(), connected[0] * 0.18215, connected[3], connected[1]]
+    assert match(connected, trained, lambda latent: latent * 0.18215) == [2, 0, 3, 1]
+    with pytest.raises(ValueError, match="sample 0 of the training set is none of the 4 latents"):
+        match(connected, [torch.randn(4, 8, 8)], lambda latent: latent)
+
+
+def test_the_pack_can_be_published_and_installed():
+    """The registry's fields, and what ComfyUI's manager reads."""
+    import sys
+
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib is Python 3.11's")
+    import tomllib
+
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text())
+    about, comfy = project["project"], project["tool"]["comfy"]
+    assert "comfyui" not in about["name"].lower() and comfy["requires-comfyui"] and comfy["PublisherId"] and comfy["DisplayName"]
+    assert any(line.startswith("Operating System ::") for line in about["classifiers"])
+    assert (FOLDER / comfy["Icon"]).is_file() and (FOLDER / "LICENSE-MIT").is_file() and (FOLDER / "LICENSE-APACHE").is_file()
+    assert (FOLDER / "requirements.txt").read_text().split() == about["dependencies"]
+    assert (FOLDER / "LICENSE-MIT").read_text() == (FOLDER.parents[1] / "LICENSE-MIT").read_text()
+    entry = (FOLDER / "__init__.py").read_text()
+    assert "requirements.txt" in entry and 'WEB_DIRECTORY = "./web"' in entry
