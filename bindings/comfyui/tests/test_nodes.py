@@ -230,7 +230,7 @@ def test_lists_of_pictures_of_several_sizes_are_judged_and_sorted(detector, reco
 def two_people() -> torch.Tensor:
     """Two drawn people side by side, the larger one on the right, as IMAGE `[1,160,320,3]`."""
     scene = torch.full((1, 160, 320, 3), 0.5)
-    scene[:, 32:128, 16:112] = portrait(PERSON, size=96)
+    scene[:, 16:144, 16:144] = portrait(PERSON, size=128)
     scene[:, :, 160:] = portrait(OTHER, size=160)
     return scene
 
