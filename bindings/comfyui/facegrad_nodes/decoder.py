@@ -57,6 +57,10 @@ class FaceDecoder:
         """The decoder, in memory."""
         return self._model.get()
 
+    def release(self) -> None:
+        """Lets go of the decoder until its next use; the weights are ComfyUI's."""
+        self._model.drop()
+
     def packing(self, channels: int) -> str:
         """How latents with so many channels are packed."""
         return "flux2" if (channels, self.channels) == (128, 32) else "none"

@@ -72,6 +72,14 @@ def recogniser(value: Any) -> facegrad.Recogniser:
     return network
 
 
+def release(value: Any, task: str) -> None:
+    """Drops the network behind a link; it is read again at its next use."""
+    if isinstance(value, FaceModel):
+        value.drop()
+    elif not isinstance(value, (facegrad.Detector, facegrad.Recogniser)):
+        _from_insightface(value, object, task).drop()
+
+
 #: What was made from the objects of other packs, by task, file and device.
 _foreign: dict[tuple[str, str, str], FaceModel[Any]] = {}
 

@@ -106,6 +106,12 @@ class IdentityTraining:
         self.references.register(loss)
         return loss
 
+    def release(self) -> None:
+        """Drops the face models: a training loads them beside ComfyUI's list of what is on the card."""
+        models.release(self._detector, "detection")
+        models.release(self._recogniser, "recognition")
+        self.decoder.release()
+
     @property
     def target_similarity(self) -> float:
         """Beyond which there is no push."""
@@ -188,7 +194,7 @@ class Training:
         # The trainer picks a batch's conditioning by the index of its images: the same objects, so they tell the index.
         self._index = {id(cond): at for at, cond in enumerate(conds)}
         self._model = guider.inner_model
-        self._order = owner.order(sampler, latent_image, len(conds), getattr(self._model, "process_latent_in", lambda x: x))
+        self._order = owner.order(sampler, latent_image, len(conds), self._scaled)
         self._latents = owner.decoder.latents(self._model.latent_format, in_vae_space(sampler, latent_image))
         owner.references.begin()
         self._loss = owner.make_loss(self._latents)
@@ -209,6 +215,11 @@ class Training:
                 sampler.seed,
             )
         owner.log.reset()
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `[N,C,h,w]` as the VAE made them, with the model's own scaling."""
+        video = getattr(self._model.latent_format, "latent_dimensions", 2) == 3
+        return frames(self._model.process_latent_in(latents.unsqueeze(2) if video else latents))
 
     def batch(self, sigmas: torch.Tensor) -> None:
         """Notes images and noise levels of the batch that is predicted now."""
@@ -292,7 +303,8 @@ class Training:
         self._parts.clear()
 
     def close(self) -> None:
-        """Says so where the loss never did anything."""
+        """Says so where the loss never did anything, and lets go of the face models."""
+        self._owner.release()
         log = self._owner.log
         if log.records and not log.counted():
             reasons = ", ".join(f"{count} × {reason}" for reason, count in log.skipped().items())

@@ -600,8 +600,10 @@ def test_the_similarity_is_shown_on_the_node_that_trains(comfy, monkeypatch):
     monkeypatch.setattr(host, "show_text", lambda text, node: shown.append((text, node)))
     monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", lambda value, total, preview, node_id=None: previews.append(preview))
     graph = Graph()
-    node = identity(graph, graph.add("Model", kind="FLOW"), models(graph))
+    faces = models(graph)
+    node = identity(graph, graph.add("Model", kind="FLOW"), faces)
     key = train(comfy, graph, [node, 0])
-    run(comfy, graph)
+    graph.keep("detector", faces["detector"][0])
+    assert not run(comfy, graph)["detector"].loaded, "after a training the face models are not on the card"
     assert len(shown) == 3 and all(who == key and "similarity lately" in text for text, who in shown)
     assert sum(preview is not None for preview in previews) == 3
