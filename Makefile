@@ -1,6 +1,7 @@
 # make demo   sets everything up and trains a LoRA without and with the face loss: out/demo.png
 # make test   sets everything up and runs every suite; SUITES="python host" runs those of such a name
 # make test-cpus   the numeric suites as other processors compute them: a step of a release
+# make gpu    what a machine with a GPU has to prove; make gpu-bench measures there (docs/cuda.md)
 # make install PREFIX=/usr/local   puts what `make build` made, headers and packages there
 # Further: demo-pixels (the loss alone, on pixels), results (docs/results.md anew), setup, build, fixtures, header,
 # format, freeze, bench, fuzz (MINUTES for each target, or for those in TARGETS), clean. Variables: MODELS and PHOTOS for demo-pixels, FACEGRAD_TEST_DATA for the tests that use real
@@ -18,7 +19,8 @@ DATA := $(abspath $(or $(FACEGRAD_TEST_DATA),../shared/data))
 
 export PYTHONPATH := $(CURDIR)/bindings/python
 
-.PHONY: demo demo-pixels results test test-cpus setup build install fixtures header format freeze bench fuzz clean prerequisites
+.PHONY: demo demo-pixels results test test-cpus test-torch gpu gpu-bench setup build install fixtures header format freeze
+.PHONY: bench fuzz wheel clean prerequisites
 .DEFAULT_GOAL := build
 
 prerequisites:
@@ -75,6 +77,20 @@ demo: $(if $(MODELS)$(PHOTOS),demo-pixels,build)
 demo-pixels: build
 	$(RUN) examples/demo/pixels.py $(if $(MODELS),--models $(MODELS)) $(if $(PHOTOS),--photos $(PHOTOS))
 
+# The wheel with a part for every torch in torch/versions.txt, and the sdist: dist/. TORCHES=FOLDER keeps what is downloaded.
+wheel: target/wheel/.ready
+	PATH=$(CURDIR)/target/wheel/venv/bin:$$PATH python packaging/wheel.py $(VERSIONS)
+	$(RUN) -m pytest -q packaging
+
+# Installs the wheel in dist/ beside each torch in VERSIONS (by default all that it has parts for) and compares the numbers.
+test-torch: setup
+	$(RUN) packaging/matrix.py $(DATA) $(RUN) $(VERSIONS)
+
+target/wheel/.ready: packaging/requirements.txt | prerequisites
+	test -x target/wheel/venv/bin/python || $(PYTHON) -m venv target/wheel/venv
+	target/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -r packaging/requirements.txt
+	touch $@
+
 results: build
 	$(RUN) examples/demo/results.py
 
@@ -93,6 +109,13 @@ test: build fixtures
 
 test-cpus: build fixtures
 	$(RUN) tests/run --processors $(DATA) $(SUITES)
+
+# Without a checkout: python tests/gpu/run.py, and python benches/gpu.py.
+gpu: build $(VENV)/.ready-tests
+	$(RUN) tests/gpu/run.py --device $(or $(DEVICE),cuda)
+
+gpu-bench: build $(VENV)/.ready-tests
+	$(RUN) benches/gpu.py
 
 header: setup
 	FACEGRAD_UPDATE_HEADER=1 cargo test --test header

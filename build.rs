@@ -19,26 +19,51 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     // Dependencies export C symbols of their own; only ours may be seen.
     println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
-    // A function of libtorch that torch/functions.txt lacks fails here and not in a host.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
+    println!("cargo:rerun-if-env-changed=FACEGRAD_CORE_ALONE");
+    let alone = env::var_os("FACEGRAD_CORE_ALONE").is_some();
+    // A function of libtorch that torch/functions.txt lacks fails here and not in a host. A fuzz target counts coverage
+    // with functions that only the fuzzer's own program has.
+    if !alone && env::var_os("CARGO_CFG_FUZZING").is_none() {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
+    }
     if env::var_os("CARGO_FEATURE_TORCH").is_some() {
         // The two libraries lie side by side.
         println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN");
-        if let Err(text) = part() {
+        if let Err(text) = part(alone) {
             eprintln!("facegrad: {text}");
             std::process::exit(1);
         }
     }
 }
 
-/// Writes, compiles and links `libfacegrad_torch.so` for the torch in `LIBTORCH`.
-fn part() -> Result<(), String> {
+/// Writes, compiles and links `libfacegrad_torch.so` for the torch in `LIBTORCH`. With `FACEGRAD_CORE_ALONE` no torch is
+/// needed: the text of the part is written to be compiled later, and the core is linked to an empty library of that name.
+fn part(alone: bool) -> Result<(), String> {
     println!("cargo:rerun-if-changed=torch");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=CXX");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let text = out.join("facegrad_torch.cc");
     write(&text, &part_text()?)?;
+    // `target/<profile>`.
+    let profile = out
+        .ancestors()
+        .nth(3)
+        .expect("<profile>/build/facegrad-<hash>/out");
+    for file in [&text, Path::new("torch/exports.map")] {
+        copy(file, profile)?;
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    if alone {
+        let empty = out.join("empty.c");
+        write(&empty, "")?;
+        let library = out.join("libfacegrad_torch.so");
+        shared_library(&empty, &library, &[])?;
+        for argument in ["-Wl,-z,undefs", "-Wl,--no-as-needed", "-lfacegrad_torch"] {
+            println!("cargo:rustc-cdylib-link-arg={argument}");
+        }
+        return Ok(());
+    }
     let torch = env::var_os("LIBTORCH")
         .map(PathBuf::from)
         .unwrap_or_default();
@@ -53,15 +78,8 @@ fn part() -> Result<(), String> {
     let library = out.join("libfacegrad_torch.so");
     compile(&text, &torch, &library)?;
     // Beside the library itself, and beside the test programs.
-    let profile = out
-        .ancestors()
-        .nth(3)
-        .expect("<profile>/build/facegrad-<hash>/out");
     copy(&library, &profile.join("deps"))?;
-    for file in [&library, &text, Path::new("torch/exports.map")] {
-        copy(file, profile)?;
-    }
-    println!("cargo:rustc-link-search=native={}", out.display());
+    copy(&library, profile)?;
     println!("cargo:rustc-link-lib=dylib=facegrad_torch");
     Ok(())
 }
@@ -108,28 +126,42 @@ fn torch_sys() -> Result<PathBuf, String> {
         .ok_or_else(|| "cargo metadata names no torch-sys".into())
 }
 
-/// One call of the compiler. `bindings/python/facegrad/_part.py` makes the same one for other torches.
+/// Compiles the part. `bindings/python/facegrad/_part.py` makes the same call for other torches.
 fn compile(text: &Path, torch: &Path, library: &Path) -> Result<(), String> {
-    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    let status = Command::new(&compiler)
-        .args(["-std=c++20", "-O2", "-fPIC", "-shared", "-w"])
-        .arg("-isystem")
-        .arg(torch.join("include"))
-        .arg("-isystem")
-        .arg(torch.join("include/torch/csrc/api/include"))
-        .arg(text)
-        .arg("-L")
-        .arg(torch.join("lib"))
-        .args([
+    let folder = |name: &str| torch.join(name).display().to_string();
+    shared_library(
+        text,
+        library,
+        &[
+            "-std=c++20",
+            "-O2",
+            "-w",
+            // Headers put their own paths into messages of errors.
+            &format!("-ffile-prefix-map={}=torch", torch.display()),
+            "-isystem",
+            &folder("include"),
+            "-isystem",
+            &folder("include/torch/csrc/api/include"),
+            "-L",
+            &folder("lib"),
             "-Wl,--as-needed",
             "-ltorch_cpu",
             "-lc10",
-            "-Wl,-soname,libfacegrad_torch.so",
-            "-Wl,-s",
-        ])
-        .arg("-Wl,--version-script,torch/exports.map")
-        // A process that has torch already keeps its copy (same SONAME); any other finds this one.
-        .arg(format!("-Wl,-rpath,{}", torch.join("lib").display()))
+            "-Wl,--version-script,torch/exports.map",
+            // A process that has torch already keeps its copy (same SONAME); any other finds this one.
+            &format!("-Wl,-rpath,{}", folder("lib")),
+        ],
+    )
+}
+
+/// One call of the compiler, which makes a library with the SONAME of the part.
+fn shared_library(source: &Path, library: &Path, arguments: &[&str]) -> Result<(), String> {
+    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let status = Command::new(&compiler)
+        .arg(source)
+        .args(arguments)
+        .args(["-fPIC", "-shared", "-Wl,-s"])
+        .arg("-Wl,-soname,libfacegrad_torch.so")
         .arg("-o")
         .arg(library)
         .status()

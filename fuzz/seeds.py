@@ -25,6 +25,15 @@ def saved(value, zipped: bool) -> bytes:
     return buffer.getvalue()
 
 
+def deflated(file: bytes) -> bytes:
+    """The same archive with compressed entries."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(file)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
 def states():
     """What people save: plain, nested and wrapped dictionaries, parameters, views, other dtypes."""
     a = torch.arange(6.0).reshape(2, 3)
@@ -133,7 +142,7 @@ def main(folder: Path) -> None:
     seeds["tensor"] = list(descriptors())
     for state in states():
         file = saved(state, True)
-        seeds["files"].append(file)
+        seeds["files"] += [file, deflated(file)]
         with zipfile.ZipFile(io.BytesIO(file)) as archive:
             pickle = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
         seeds["pickle"] += [b"\0" + pickle, b"\1" + pickle]

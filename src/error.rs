@@ -122,7 +122,10 @@ impl From<tch::TchError> for Error {
             .unwrap_or("no text")
             .trim()
             .to_string();
-        if text.contains("out of memory") || text.contains("can't allocate memory") {
+        if ["out of memory", "can't allocate memory", "_ALLOC_FAILED"]
+            .iter()
+            .any(|word| text.contains(word))
+        {
             return Error::OutOfMemory(format!(
                 "{line} (try a smaller batch, `recompute`, or bf16)"
             ));

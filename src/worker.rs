@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result, bail};
 use crate::shared::{Shared, lock};
-use crate::tensor::Stream;
+use crate::tensor::{Order, Stream, backward_on_this_thread};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -93,18 +93,24 @@ pub struct Worker {
     number: usize,
     pid: u32,
     device: Device,
+    order: Shared<Order>,
     poisoned: AtomicBool,
 }
 
 impl Worker {
     /// Starts the thread.
     pub fn spawn(device: Device) -> Result<Arc<Worker>> {
+        Self::start(device, Order::new(device))
+    }
+
+    fn start(device: Device, order: Order) -> Result<Arc<Worker>> {
         let (jobs, queue) = channel::<Job>();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new()
             .name("facegrad".into())
             .spawn(move || {
                 WORKER.set(number);
+                backward_on_this_thread();
                 for job in queue {
                     let _own = Own::new();
                     job();
@@ -117,6 +123,7 @@ impl Worker {
             thread: Some(thread),
             pid: std::process::id(),
             device,
+            order: Arc::new(Mutex::new(order)),
             poisoned: AtomicBool::new(false),
         }))
     }
@@ -152,7 +159,7 @@ impl Worker {
                 "an earlier call on this context ended in a panic; free the context and make a new one"
             );
         }
-        let device = self.device;
+        let order = self.order.clone();
         let threads = tch::get_num_threads();
         let (reply, answer) = sync_channel(1);
         let run: Job = Box::new(move || {
@@ -160,7 +167,8 @@ impl Worker {
                 if tch::get_num_threads() != threads {
                     tch::set_num_threads(threads);
                 }
-                let _stream = stream.enter(device)?;
+                let mut order = lock(&order);
+                let _turn = order.enter(stream)?;
                 THREW.set(false);
                 let result = job()?;
                 check_callbacks()?;
@@ -183,7 +191,8 @@ impl Worker {
         }
     }
 
-    /// Drops `value` on the thread, after all calls that were made before.
+    /// Drops `value` on the thread, after all calls that were made before and, where they came on several CUDA streams,
+    /// after their work on the device.
     fn dispose<T: Send + 'static>(&self, value: T) {
         if std::process::id() != self.pid {
             // The thread is the parent's; dropping tensors of a forked CUDA context would crash.
@@ -191,9 +200,10 @@ impl Worker {
         } else if WORKER.get() == self.number {
             drop(value);
         } else if let Some(jobs) = &self.jobs {
-            let busy = Busy::new();
+            let (busy, order) = (Busy::new(), self.order.clone());
             let run: Job = Box::new(move || {
                 let _busy = busy;
+                lock(&order).settle();
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
             });
             let _ = jobs.send(run);
@@ -320,6 +330,7 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::{Recording, backward_is_on_this_thread};
 
     #[test]
     fn a_panic_poisons_and_the_value_is_dropped_on_the_thread() {
@@ -373,6 +384,38 @@ mod tests {
             Ok(x.f_mul_scalar(2.0)?.requires_grad())
         });
         assert!(recorded.unwrap());
+    }
+
+    #[test]
+    fn the_calls_of_a_gpu_context_come_in_order_and_are_over_before_anything_is_freed() {
+        let calls = Recording::new();
+        let device = Device::Cuda(0);
+        let worker = Worker::start(device, Order::with(device, calls)).unwrap();
+        let owned = Owned::build(&worker, |_| Ok(())).unwrap();
+        let stream = Stream::new(std::ptr::without_provenance_mut(0xa0));
+        owned.with(stream, |()| Ok(())).unwrap();
+        let refused = owned.with(stream, |()| -> Result<()> { bail!(Argument, "no") });
+        assert_eq!(refused.unwrap_err().status(), 2);
+        let panic = owned.with(stream, |()| -> Result<()> { panic!("on purpose") });
+        assert_eq!(panic.unwrap_err().status(), 901);
+        drop(owned);
+        drop(worker);
+        let call = ["enter 0xa0 on 0", "record", "leave 0xa0"];
+        let mut want = vec!["enter 0x0 on 0", "record", "leave 0x0"];
+        want.extend(["enter 0xa0 on 0", "block 7", "record", "leave 0xa0"]);
+        want.extend(call.iter().chain(&call));
+        want.extend(["wait 7", "free 7"]);
+        assert_eq!(calls.take(), want);
+    }
+
+    #[test]
+    fn backward_needs_no_other_thread() {
+        let worker = Worker::spawn(Device::Cpu).unwrap();
+        let on_worker = worker.run(Stream::default(), || Ok(backward_is_on_this_thread()));
+        assert_eq!(
+            (on_worker.unwrap(), backward_is_on_this_thread()),
+            (true, false)
+        );
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn the_library_names_its_abi_and_stays_loaded() {
         .output()
         .unwrap();
     let dynamic = String::from_utf8_lossy(&dynamic.stdout).into_owned();
-    assert!(dynamic.contains("libfacegrad.so.0.1"), "{dynamic}");
+    assert!(dynamic.contains("libfacegrad.so.0.2"), "{dynamic}");
     assert!(dynamic.contains("NODELETE"), "{dynamic}");
     assert!(
         !dynamic.contains("libtorch_cuda"),

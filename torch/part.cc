@@ -5,6 +5,9 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/AutogradState.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -17,7 +20,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <new>
+#include <sstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 // Rust's side of torch-sys reads the text of an exception from here, on the thread that made the call.
@@ -29,18 +35,25 @@ static void keep_error(const char *text) {
 }
 
 // No exception leaves a function of this file: it would unwind into Rust.
-#define PROTECT(...)                                                                                                   \
-    try {                                                                                                              \
-        __VA_ARGS__                                                                                                    \
-    } catch (const std::exception &error) {                                                                            \
-        keep_error(error.what());                                                                                      \
-    } catch (...) {                                                                                                    \
-        keep_error("an exception that is no std::exception");                                                          \
+#define PROTECT(...)                                          \
+    try {                                                     \
+        __VA_ARGS__                                           \
+    } catch (const std::exception &error) {                   \
+        keep_error(error.what());                             \
+    } catch (...) {                                           \
+        keep_error("an exception that is no std::exception"); \
     }
 
-// libstdc++ asks glibc 2.32 and newer whether the process has one thread. With this answer (it has several) the part
-// runs with an older glibc too.
+// A part in a wheel is compiled on a newer system than the oldest that it runs on. The names below are those that newer
+// headers of libstdc++ use and the libraries of manylinux_2_28 (glibc 2.28, libstdc++ 8) lack. They are defined here and
+// hidden, so that the part needs none of them. glibc 2.32 answers whether the process has one thread; it has several.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+namespace std {
+__attribute__((noreturn)) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+#if __cplusplus >= 202002L && _GLIBCXX_USE_CXX11_ABI
+template string basic_stringbuf<char>::str() const &;
+#endif
+} // namespace std
 
 using namespace std;
 typedef torch::Tensor *tensor;
@@ -93,6 +106,61 @@ std::uint64_t facegrad_torch_running(void) {
 
 /// An address inside the libtorch_cpu that this process uses.
 const void *facegrad_torch_address(void) { return reinterpret_cast<const void *>(&at::get_num_threads); }
+
+/// Runs the backward passes of this thread on this thread alone. Otherwise autograd runs those of a GPU on one thread
+/// for each GPU, and that thread waits for us where a backward function of the host calls facegrad.
+void facegrad_torch_backward_on_this_thread(void) { PROTECT(c10::AutogradState::get_tls_state().set_multithreading_enabled(false);) }
+
+std::int32_t facegrad_torch_backward_is_on_this_thread(void) { return !c10::AutogradState::get_tls_state().get_multithreading_enabled(); }
+
+// The functions below are for CUDA. c10 reaches it by tables that libtorch_cuda fills in when it is loaded, so its headers
+// and the library itself are not needed here. They return 0, or 1 and keep an error. `device` is the ordinal of the GPU,
+// and the stream is the one that is current on this thread.
+
+static c10::Device gpu(std::int32_t device) { return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)); }
+
+static c10::Stream current_stream(std::int32_t device) { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(gpu(device)); }
+
+/// Marks in `*event` what is on the stream now. Makes the event where it is NULL.
+std::int32_t facegrad_torch_event_record(void **event, std::int32_t device) {
+    PROTECT(if (*event == nullptr) { *event = new c10::Event(c10::DeviceType::CUDA); } static_cast<c10::Event *>(*event)->record(
+        current_stream(device));
+            return 0;)
+    return 1;
+}
+
+/// Lets the stream wait for what the event marks. The host does not wait.
+std::int32_t facegrad_torch_event_block(void *event, std::int32_t device) {
+    PROTECT(static_cast<c10::Event *>(event)->block(current_stream(device)); return 0;)
+    return 1;
+}
+
+/// Waits for what the event marks.
+std::int32_t facegrad_torch_event_wait(void *event) {
+    PROTECT(static_cast<c10::Event *>(event)->synchronize(); return 0;)
+    return 1;
+}
+
+void facegrad_torch_event_free(void *event) { delete static_cast<c10::Event *>(event); }
+
+/// Waits for all work on the GPU.
+std::int32_t facegrad_torch_wait_for_device(std::int32_t device) {
+    PROTECT(torch::cuda::synchronize(device); return 0;)
+    return 1;
+}
+
+/// The memory of a tensor that is freed from now on is not used again before the work that is on the stream then has run.
+std::int32_t facegrad_torch_record_stream(tensor t) {
+    PROTECT(t->record_stream(current_stream(static_cast<std::int32_t>(t->get_device()))); return 0;)
+    return 1;
+}
+
+/// A CPU tensor's copy on the GPU, through pinned memory: the host does not wait for it. NULL on failure.
+tensor facegrad_torch_upload(tensor t, std::int32_t device) {
+    PROTECT(at::Tensor pinned = at::empty(t->sizes(), t->options().pinned_memory(true)); pinned.copy_(*t);
+            return new at::Tensor(pinned.to(gpu(device), t->scalar_type(), /*non_blocking=*/true));)
+    return nullptr;
+}
 
 /// Calls the host's log callback: 1 where it threw. An exception must not unwind into Rust, and Rust cannot catch one.
 std::int32_t facegrad_torch_call_log(void (*log)(std::int32_t, const char *, void *), std::int32_t level, const char *message,

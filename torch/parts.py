@@ -3,11 +3,13 @@
 
 TEXT is facegrad_torch.cc as cargo wrote it. FOLDER receives torch2.7/libfacegrad_torch.so and so on. The wheels of torch
 are downloaded, used and deleted one after another. A part that is newer than TEXT is kept, so a stopped run goes on.
+Where TORCHES names a folder, what a compiler needs of each torch (500 MB) is kept there for the next run.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,18 @@ spec.loader.exec_module(part)
 
 
 def headers_and_libraries(version: str, folder: Path) -> tuple[Path, bool]:
-    """Downloads one torch and unpacks what a compiler needs: its folder, and whether it has libstdc++'s old ABI."""
+    """The folder of one torch with what a compiler needs, downloaded into ``folder``, and whether it has libstdc++'s old ABI."""
+    torch = folder / "torch"
+    if not (torch / "version.py").exists():
+        download(version, folder)
+    # Which ABI a build has shows in the name of a constructor that takes a std::string: `Ss` is the old one.
+    symbols = subprocess.run(["nm", "-D", "--defined-only", torch / "lib/libc10.so"], capture_output=True, text=True, check=True)
+    return torch, "_ZN3c105ErrorC1ENS_14SourceLocationESs" in symbols.stdout.split()
+
+
+def download(version: str, folder: Path) -> None:
+    """Downloads one torch and unpacks its headers and the two libraries that the part is linked to."""
+    folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-cache-dir",
            "--only-binary=:all:", "--python-version=3.12", "--implementation=cp", "--abi=cp312", "-d", str(folder),
            *("--platform=manylinux_2_28_x86_64 --platform=manylinux2014_x86_64 --platform=manylinux1_x86_64".split())]  # fmt: skip
@@ -31,13 +44,11 @@ def headers_and_libraries(version: str, folder: Path) -> tuple[Path, bool]:
     (wheel,) = folder.glob("torch-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.startswith("torch/include/") or name in ("torch/lib/libtorch_cpu.so", "torch/lib/libc10.so", "torch/version.py"):
+            if name.startswith("torch/include/") or name in ("torch/lib/libtorch_cpu.so", "torch/lib/libc10.so"):
                 archive.extract(name, folder)
+        # Last, since it says that the rest is there.
+        archive.extract("torch/version.py", folder)
     wheel.unlink()
-    torch = folder / "torch"
-    # Which ABI a build has shows in the names of its symbols.
-    symbols = subprocess.run(["nm", "-D", "--defined-only", torch / "lib/libc10.so"], capture_output=True, text=True, check=True)
-    return torch, "B5cxx11" not in symbols.stdout and "__cxx1112basic_string" not in symbols.stdout
 
 
 def main(text: Path, output: Path, versions: list[str]) -> None:
@@ -50,7 +61,8 @@ def main(text: Path, output: Path, versions: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
             start = time.monotonic()
-            torch, old_abi = headers_and_libraries(version, Path(scratch))
+            kept = os.environ.get("TORCHES")
+            torch, old_abi = headers_and_libraries(version, Path(kept, version) if kept else Path(scratch))
             downloaded = time.monotonic()
             part.compile_part(torch, library, text, old_abi=old_abi)
             print(

@@ -168,7 +168,7 @@ class Plugin {
   public:
     /// Loads `path`. `libtorch` is the folder of libtorch_cpu.so, for a process that has no libtorch yet and
     /// where it is not where it was at build time. Of several installed parts, the one for that torch is taken.
-    static Outcome<Plugin> load(const std::string &path = "libfacegrad.so.0.1", const std::string &libtorch = "") {
+    static Outcome<Plugin> load(const std::string &path = "libfacegrad.so.0.2", const std::string &libtorch = "") {
         if (!libtorch.empty() && dlopen((libtorch + "/libtorch_cpu.so").c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
             return detail::fail<Plugin>(FACEGRAD_ERR_TORCH, std::string("libtorch cannot be loaded: ") + dlerror());
         }

@@ -19,7 +19,7 @@
 
 namespace facegrad {
 
-/// How rollouts are made. λ, `gradient_limit` and `target_similarity` are keys of the loss.
+/// How rollouts are made. λ, `gradient_limit` and `target_similarity` are keys of the loss; Rollout::config gives their defaults.
 struct RolloutOptions {
     /// The grid from t = 1 to 0 has so many steps of equal length.
     int steps = 8;
@@ -30,7 +30,9 @@ struct RolloutOptions {
     /// Of the levels: the same on all processes.
     std::uint64_t seed = 0;
     /// A face that the detector gives a lower score is not pushed.
-    float min_score = 0.5f;
+    float min_score = 0.6f;
+    /// Accept a loss without `gradient_limit`. Nothing keeps its gradient in proportion to the main loss's then.
+    bool unbounded = false;
     /// The object `prediction` of the loss's configuration.
     std::string prediction = "{}";
     /// A noise level in [0, 1] as the host's time; empty: itself, as flow matching has it.
@@ -52,7 +54,22 @@ struct RolloutReport {
 /// Goes from noise down to a random noise level and gives the gradient of the face loss there.
 class Rollout {
   public:
-    /// `loss` must find the faces itself: `landmarks` "detect", with a detector whose threshold is at most `min_score`.
+    /// A loss's configuration with the guard's defaults for the keys that `json`, an object, leaves out: `gradient_limit` 0.25 and
+    /// `target_similarity` 0.8. What is no object comes back as it is, for facegrad_loss_new to refuse.
+    static std::string config(std::string json = "{}") {
+        const auto open = json.find('{');
+        const char *const defaults[][2] = {{"\"gradient_limit\"", "0.25"}, {"\"target_similarity\"", "0.8"}};
+        for (const auto &[key, value] : defaults) {
+            if (open != std::string::npos && json.find(key) == std::string::npos) {
+                const auto next = json.find_first_not_of(" \t\r\n", open + 1);
+                const bool alone = next != std::string::npos && json[next] == '}';
+                json.insert(open + 1, std::string(key) + ": " + value + (alone ? "" : ", "));
+            }
+        }
+        return json;
+    }
+    /// `loss` must find the faces itself: `landmarks` "detect", with a detector whose threshold is at most `min_score`. It must have
+    /// a `gradient_limit`, as one made from config() has, unless the options say `unbounded`; every step then needs `gradient_norm`.
     static Outcome<Rollout> make(const Context &context, Loss &loss, RolloutOptions options = {}) {
         const auto &o = options;
         if (!(o.low > 0 && o.low <= o.high && o.high <= 1)) {
@@ -61,6 +78,14 @@ class Rollout {
         }
         if (o.steps < 1 || o.every_n_steps < 1) {
             return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT, "rollout: expected steps and every_n_steps of at least 1");
+        }
+        const std::string settings = loss.info(), key = "\"gradient_limit\":";
+        const auto found = settings.find(key);
+        const bool bounded = found != std::string::npos && settings.compare(found + key.size(), 4, "null") != 0;
+        if (!bounded && !o.unbounded) {
+            return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT,
+                                         "rollout: the loss has no gradient_limit: its gradient may outgrow the main loss's; make the loss "
+                                         "from Rollout::config(…), which gives 0.25, or set unbounded in the options");
         }
         return Rollout(context, loss, std::move(options));
     }

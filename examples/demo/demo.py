@@ -57,7 +57,8 @@ class World:
     def losses(self, settings: Settings):
         """The face loss of a FLUX trainer, and the rollouts' own; None for what has no weight. The person's pictures are one
         reference. In a pair the generated face is where the training picture has it; in a rollout it has to be found."""
-        config = {"face_loss_weight": settings.face_weight, "face_align_mode": "kps", "packing": "flux", "decode": settings.decode}
+        config = {"face_loss_weight": settings.face_weight, "face_align_mode": "kps", "packing": "flux", "decode": settings.decode,
+                  "time_weight": settings.time_weight, "reference_mode": "best" if settings.reference == "best" else "centroid"}
         loss = facegrad.FaceIdentityLoss(config, vae=self.decoder, detector=self.detector, recogniser=self.recogniser)
         images, landmarks, _ = world.pictures([settings.person], range(settings.pictures))
         loss.set_reference("person", images.float() / 255, landmarks)
@@ -92,14 +93,15 @@ def draw(world_: World, transformer, captions: torch.Tensor, seed: int) -> torch
     return world.decode(world_.vae, world.sample(transformer, captions, seed=seed))
 
 
-def train(world_: World, run: LoraRun, judge: Judge, captions: torch.Tensor, bar) -> Result:
-    """Trains what is left of a run, saves on the way, and draws the samples."""
+def train(world_: World, run: LoraRun, judge: Judge, captions: torch.Tensor, bar, curve: bool = True) -> Result:
+    """Trains what is left of a run, saves on the way, and draws the samples. `curve`: the judge is asked on the way too."""
     seed = 1000 + run.settings.seed
     try:
         while True:
             judged = run.history.judged
             if run.step % JUDGE_EVERY == 0 and (not judged or judged[-1][0] < run.step):
-                judged.append((run.step, mean(judge(draw(world_, run.transformer, captions[:8], seed)))))
+                if curve:
+                    judged.append((run.step, mean(judge(draw(world_, run.transformer, captions[:8], seed)))))
                 run.save()
             if run.finished:
                 break
@@ -112,17 +114,17 @@ def train(world_: World, run: LoraRun, judge: Judge, captions: torch.Tensor, bar
     return Result(samples, judge(samples), run.history)
 
 
-def compare(world_: World, person: int, folder: Path, bar, arms=ARMS, **settings) -> dict[str, Result]:
+def compare(world_: World, person: int, folder: Path, bar, arms=ARMS, curve: bool = True, **settings) -> dict[str, Result]:
     """All arms of one person, each from the same seed."""
     judge = world_.judge_of(person)
     _, _, captions = world.pictures([person], range(100, 100 + SAMPLES))
     results = {}
     for arm, own in arms.items():
-        wanted = Settings(person, seed=person - NEW_PEOPLE, **own, **settings)
+        wanted = Settings(person, seed=person - NEW_PEOPLE, **{**settings, **own})
         run = LoraRun(wanted, world_.vae, *world_.losses(wanted), folder / f"{person}-{arm}.pt")
         bar.set_description(f"person {person - NEW_PEOPLE}, {arm:8}")
         bar.update(run.step)
-        results[arm] = train(world_, run, judge, captions, bar)
+        results[arm] = train(world_, run, judge, captions, bar, curve)
     return results
 
 

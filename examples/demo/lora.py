@@ -17,15 +17,17 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on: with the same settings it gives the same numbers. `own_reference`: every training picture is
-    compared with itself and not with the person. `guard`: options of facegrad.trainers.Rollout in place of its defaults."""
+    """What a run depends on: with the same settings it gives the same numbers. `reference`: what a face is compared with:
+    the person's `centroid`, the `best` of the person's pictures, or, in a pair, the `own` picture. `guard`: options of
+    facegrad.trainers.Rollout in place of its defaults."""
 
     person: int
     seed: int
     face_weight: float
     rollout_weight: float = 0.0
     decode: str = "full"
-    own_reference: bool = False
+    reference: str = "centroid"
+    time_weight: str = "constant"
     guard: tuple[tuple[str, float | None], ...] = ()
     pictures: int = 5
     steps: int = 100
@@ -111,7 +113,7 @@ class LoraRun:
         if self.face_loss is not None:
             own = dict(references=self.images[index], reference_landmarks=self.landmarks[index])
             loss = mse + self.face_loss(x_t=x_t, prediction=v, t=t, size=(8, 8), landmarks=self.landmarks[index], step=self.step,
-                                        **(own if s.own_reference else dict(reference_ids=["person"] * s.batch)))
+                                        **(own if s.reference == "own" else dict(reference_ids=["person"] * s.batch)))
             report = self.face_loss.report
             face, similarity, skipped = report.loss, report.similarity, s.batch - report.counted
             clock("face loss")

@@ -9,8 +9,9 @@ pub use place::{Alignment, crop_for};
 use crate::config::Rect;
 use crate::error::{Result, bail};
 use crate::face::{Affine, invert};
+use crate::tensor::upload;
 use crate::weights::buffer;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The pixels outside an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub fn align_within(
     let source = if whole {
         images.shallow_clone()
     } else {
-        images.f_index_select(0, &Tensor::f_from_slice(&samples)?.f_to_device(device)?)?
+        images.f_index_select(0, &upload(&samples, device)?)?
     };
     let whole = Frame {
         window: Rect {
@@ -102,7 +103,7 @@ pub fn align_within(
     };
     let frame = |crop: &Crop| *frames.get(crop.sample as usize).unwrap_or(&whole);
     let frames: Vec<Frame> = crops.iter().map(frame).collect();
-    let grid = grid(crops, &frames, size)?.f_to_device(device)?;
+    let grid = grid(crops, &frames, size, device)?;
     Ok(source
         .f_to_kind(Kind::Float)?
         .f_grid_sampler(&grid, BILINEAR, PAD_ZEROS, false)?)
@@ -110,7 +111,7 @@ pub fn align_within(
 
 /// The position of every crop pixel in its image or window, `[M,size,size,2]` in the units of grid_sampler, where −1 and
 /// 1 are the outer edges. It is computed in f64 on the CPU and rounded once.
-fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
+fn grid(crops: &[Crop], frames: &[Frame], size: i64, device: Device) -> Result<Tensor> {
     let mut points = buffer(crops.len() * (size * size * 2) as usize)?;
     for (crop, frame) in crops.iter().zip(frames) {
         let window = &frame.window;
@@ -122,7 +123,7 @@ fn grid(crops: &[Crop], frames: &[Frame], size: i64) -> Result<Tensor> {
             points.push(place(y, window.y, window.height));
         });
     }
-    Ok(Tensor::f_from_slice(&points)?.f_view([crops.len() as i64, size, size, 2])?)
+    Ok(upload(&points, device)?.f_view([crops.len() as i64, size, size, 2])?)
 }
 
 impl Crop {

@@ -5,6 +5,7 @@ use super::letterbox::Canvas;
 use crate::config::{DetectionSize, DetectorConfig};
 use crate::error::{Result, bail};
 use crate::nets::{OnnxGraph, engine, onnxruntime};
+use crate::tensor::upload;
 use crate::weights::onnx::Model;
 use tch::{Device, Kind, Tensor};
 
@@ -39,9 +40,7 @@ impl Network {
         match self {
             Network::Torch(graph, device) => {
                 let input = match canvas {
-                    Canvas::Host(values) => Tensor::f_from_slice(values)?
-                        .f_view(shape)?
-                        .f_to_device(*device)?,
+                    Canvas::Host(values) => upload(values, *device)?.f_view(shape)?,
                     Canvas::Device(canvas) => canvas.shallow_clone(),
                 };
                 graph.forward(&[&input])?.into_iter().map(host).collect()

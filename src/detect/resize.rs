@@ -4,7 +4,7 @@
 //! pixel is off by one. Once for pixels of the host, once for tensors of a GPU.
 
 use crate::error::Result;
-use crate::tensor::Pixels;
+use crate::tensor::{Pixels, upload};
 use tch::{Device, Kind, Tensor};
 
 const ONE: f32 = 2048.0;
@@ -107,14 +107,9 @@ impl Taps {
     fn place(&self, dim: i64, device: Device) -> Result<Placed> {
         let mut shape = [1i64; 4];
         shape[dim as usize] = -1;
-        let at = |i: usize| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(&self.at[i])?.f_to_device(device)?)
-        };
-        let weight = |i: usize| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(&self.weights[i])?
-                .f_view(shape)?
-                .f_to_device(device)?)
-        };
+        let at = |i: usize| -> Result<Tensor> { upload(&self.at[i], device) };
+        let weight =
+            |i: usize| -> Result<Tensor> { Ok(upload(&self.weights[i], device)?.f_view(shape)?) };
         Ok(Placed {
             dim,
             at: [at(0)?, at(1)?],

@@ -23,16 +23,32 @@ use crate::loss::node::face_loss;
 use crate::nets::EMBEDDING;
 use crate::nets::vae::Decoder;
 use crate::shared::lock;
-use crate::tensor::{RawTensor, Stream, Use, View};
+use crate::tensor::{RawTensor, Stream, Use, View, in_use};
 use crate::worker::Owned;
 use serde::Deserialize;
 use std::ffi::{c_char, c_void};
+use std::sync::Mutex;
 use tch::{Kind, Tensor};
 
 /// What a `facegrad_graph` stands for.
-struct GraphObject(Owned<Graph>);
+struct GraphObject(Owned<Graph>, Mutex<Option<Stream>>);
 
 impl GraphObject {
+    /// The stream that nodes are computed on. What a node keeps for its gradient goes back to the allocator of the stream
+    /// that it was made on, so that a gradient on another stream could read what somebody else has written meanwhile.
+    fn computes_on(&self, stream: *mut c_void) -> Result<Stream> {
+        let stream = Stream::new(stream);
+        let mut first = lock(&self.1);
+        if *first.get_or_insert(stream) != stream {
+            bail!(
+                Device,
+                "stream: the nodes of a graph are computed on one stream, that of its first node; values and gradients may be \
+                 read on any"
+            );
+        }
+        Ok(stream)
+    }
+
     /// Makes a node on the context's thread and writes its number to `node`.
     ///
     /// # Safety
@@ -44,7 +60,7 @@ impl GraphObject {
         make: impl FnOnce(&mut Graph) -> Result<NodeId> + Send + 'static,
     ) -> Result<()> {
         let node = output("node", node)?;
-        let made = self.0.with(Stream::new(stream), make)?;
+        let made = self.0.with(self.computes_on(stream)?, make)?;
         // SAFETY: not NULL, and the caller promises that it is writable.
         unsafe { node.write(made as i64) };
         Ok(())
@@ -66,9 +82,10 @@ pub unsafe extern "C" fn facegrad_graph_new(
 ) -> facegrad_status {
     let body = || {
         let context = get::<Context, _>("context", context)?;
-        Ok(GraphObject(Owned::build(&context.worker, |_| {
-            Ok(Graph::new())
-        })?))
+        Ok(GraphObject(
+            Owned::build(&context.worker, |_| Ok(Graph::new()))?,
+            Mutex::new(None),
+        ))
     };
     // SAFETY: the host promises that `out` is NULL or writable.
     unsafe { make(out, body) }
@@ -370,7 +387,7 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
         views::same_context("loss", graph.0.worker(), loss.owned.worker())?;
         let node = output("node", node)?;
         let images = id("images", images)?;
-        let stream = Stream::new(stream);
+        let stream = graph.computes_on(stream)?;
         let count = graph.0.with(stream, move |graph| {
             match graph.value(images)?.size().as_slice() {
                 &[count, 3, h, w] if h > 0 && w > 0 => Ok(count),
@@ -458,7 +475,7 @@ pub unsafe extern "C" fn facegrad_graph_read(
 ///
 /// @param[in] node the node to differentiate, usually a loss
 /// @param[in] seed the gradient with respect to it, of its shape; NULL: ones
-/// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+/// @param[in] stream cudaStream_t that the work is put on, the one of the graph's nodes; NULL on a CPU
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_backward(
     graph: *mut facegrad_graph,
@@ -478,7 +495,7 @@ pub unsafe extern "C" fn facegrad_graph_backward(
             seed.expect_float()?;
             seed.expect_device(graph.0.worker().device())?;
         }
-        graph.0.with(Stream::new(stream), move |graph| {
+        graph.0.with(graph.computes_on(stream)?, move |graph| {
             let seed = match seed {
                 // In 64 bits, so that it is a copy and not the host's memory.
                 Some(view) => Some(view.borrow()?.f_to_kind(Kind::Double)?),
@@ -547,5 +564,7 @@ fn write(view: &View, node: NodeId, value: &Tensor) -> Result<()> {
             view.shape()
         );
     }
+    // The stream may be another one than the node's.
+    in_use(value)?;
     view.write(value)
 }

@@ -9,7 +9,7 @@ use super::views;
 use crate::config::{VaeConfig, parse};
 use crate::error::{Result, bail};
 use crate::nets::vae::Decoder;
-use crate::tensor::{RawTensor, Stream, Use, View};
+use crate::tensor::{RawTensor, Stream, Use, View, wait_for_device};
 use crate::worker::{Owned, Worker};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub unsafe extern "C" fn facegrad_vae_new(
 
 /// Builds a decoder from tensors that the host already has, named as in any of the files above. Tensors
 /// of the configured dtype on the context's device are used where they are: they must stay, unchanged,
-/// until the decoder and every loss made with it are freed.
+/// until the decoder and every loss made with it are freed. Waits for all work on the context's device.
 ///
 /// @param[in] names `count` names
 /// @param[in] tensors `count` tensors
@@ -104,6 +104,8 @@ pub unsafe extern "C" fn facegrad_vae_new_from_tensors(
             )?
         };
         finish(Owned::build(&context.worker, move |device| {
+            // The host may have made them on any stream.
+            wait_for_device(device)?;
             let tensors = views
                 .iter()
                 .map(|(name, view)| Ok((name.clone(), view.borrow()?)))

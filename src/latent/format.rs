@@ -3,6 +3,7 @@
 use super::packing::four;
 use crate::config::LatentFormat;
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use tch::{Kind, Tensor};
 
 /// FLUX.2's latent statistics, which its VAE file carries (`bn.running_mean`, `bn.running_var`).
@@ -151,9 +152,8 @@ fn expect_channels(format: &LatentFormat, got: i64, want: i64) -> Result<()> {
 
 fn per_channel(x: &Tensor, mul: &[f64], add: &[f64]) -> Result<Tensor> {
     let column = |values: &[f64]| -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(values)?
+        Ok(upload(values, x.device())?
             .f_to_kind(Kind::Float)?
-            .f_to_device(x.device())?
             .f_reshape([1, -1, 1, 1])?)
     };
     Ok(x.f_mul(&column(mul)?)?.f_add(&column(add)?)?)

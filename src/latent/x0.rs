@@ -3,6 +3,7 @@
 
 use crate::config::{Prediction, PredictionConfig, Time};
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use tch::{Kind, Tensor};
 
 /// The pairs (a, b) of every sample.
@@ -163,9 +164,8 @@ pub fn predict_x0(x_t: Option<&Tensor>, pred: &Tensor, coeffs: &[(f64, f64)]) ->
         if let Some(batch) = size.first_mut() {
             *batch = coeffs.len() as i64;
         }
-        Ok(Tensor::f_from_slice(&values)?
+        Ok(upload(&values, pred.device())?
             .f_to_kind(Kind::Float)?
-            .f_to_device(pred.device())?
             .f_reshape(size)?)
     };
     let scaled = pred

@@ -5,8 +5,8 @@ use super::group::{FaceCrop, FaceGroup};
 use crate::batch::{Outcome, Report};
 use crate::error::Result;
 use crate::nets::Levels;
-use crate::tensor::{finite_rows, flags, place_rows, select_rows, vjp};
-use tch::{Device, Kind, Tensor};
+use crate::tensor::{finite_rows, numbers, place_rows, select_rows, upload, vjp};
+use tch::{Kind, Tensor};
 
 impl Loss {
     /// Fills in the report's similarities and sums. `images` holds the pixels of each group. Where asked for, the
@@ -35,12 +35,10 @@ impl Loss {
             .iter()
             .map(|face| report.samples[face.sample].weight as f32)
             .collect();
-        let weights = Tensor::f_from_slice(&weights)?.f_to_device(embeddings.device())?;
-        let caps = Tensor::f_from_slice(&self.caps())?.f_to_device(embeddings.device())?;
+        let weights = upload(&weights, embeddings.device())?;
+        let caps = upload(&self.caps(), embeddings.device())?;
         let distances = similarities.f_minimum(&caps)?.f_neg()?.f_add_scalar(1.0)?;
-        let parts = Tensor::f_from_slice(levels.weights())?
-            .f_to_kind(Kind::Float)?
-            .f_to_device(embeddings.device())?;
+        let parts = upload(levels.weights(), embeddings.device())?.f_to_kind(Kind::Float)?;
         let losses = weights.f_mul(&distances.f_mv(&parts)?)?;
 
         let mut finite = losses.f_isfinite()?;
@@ -57,10 +55,15 @@ impl Loss {
             }
             finite = finite.f_logical_and(&Tensor::f_cat(&own, 0)?)?;
         }
-        let cosines = similarities.detach().f_to_device(Device::Cpu)?;
-        let cosines: Vec<f64> = Vec::try_from(cosines.f_to_kind(Kind::Double)?.f_reshape(-1)?)?;
-        let cosines = cosines.chunks(levels.weights().len());
-        for ((face, finite), cosines) in faces.iter().zip(flags(&finite)?).zip(cosines) {
+        // One row a face: its cosines, and whether all of its numbers are finite. Reading them waits for the device once.
+        let told = [
+            similarities.detach().f_to_kind(Kind::Double)?,
+            finite.f_to_kind(Kind::Double)?.f_unsqueeze(1)?,
+        ];
+        let told = numbers(&Tensor::f_cat(&told, 1)?)?;
+        let count = levels.weights().len();
+        for (face, told) in faces.iter().zip(told.chunks(count + 1)) {
+            let (cosines, finite) = (&told[..count], told[count] != 0.0);
             let sample = &mut report.samples[face.sample];
             sample.similarity = cosines[levels.embedding()];
             if levels.several() {
@@ -117,19 +120,13 @@ fn similarities(levels: &Levels, features: &Tensor, faces: &[&FaceCrop]) -> Resu
         let references = Tensor::f_cat(&rows, 0)?;
         return levels.cosines(&features.f_mul(&references)?);
     }
-    let weights = Tensor::f_from_slice(levels.weights())?
-        .f_to_kind(Kind::Float)?
-        .f_to_device(features.device())?;
+    let weights = upload(levels.weights(), features.device())?.f_to_kind(Kind::Float)?;
     let best = |(row, face): (i64, &&FaceCrop)| -> Result<Tensor> {
         let one = features.f_narrow(0, row, 1)?;
         let cosines = levels.cosines(&one.f_mul(&face.reference.embeddings)?)?;
-        let nearest = cosines
-            .detach()
-            .f_mv(&weights)?
-            .f_argmax(0, false)?
-            .f_int64_value(&[])?;
-        Ok(cosines.f_select(0, nearest)?)
+        let nearest = cosines.detach().f_mv(&weights)?.f_argmax(0, true)?;
+        Ok(cosines.f_index_select(0, &nearest)?)
     };
     let cosines = (0i64..).zip(faces).map(best);
-    Ok(Tensor::f_stack(&cosines.collect::<Result<Vec<_>>>()?, 0)?)
+    Ok(Tensor::f_cat(&cosines.collect::<Result<Vec<_>>>()?, 0)?)
 }

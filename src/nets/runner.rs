@@ -4,6 +4,7 @@ use super::onnxruntime::Session;
 use super::{OnnxGraph, engine, foreign};
 use crate::config::{BackboneConfig, Runtime};
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use crate::weights::onnx;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -60,9 +61,7 @@ impl Runner {
                 )?;
                 let outputs = session.borrow_mut().run(&values, &x.size())?;
                 let tensor = |(shape, values): (Vec<i64>, Vec<f32>)| -> Result<Tensor> {
-                    Ok(Tensor::f_from_slice(&values)?
-                        .f_view(shape.as_slice())?
-                        .f_to_device(x.device())?)
+                    Ok(upload(&values, x.device())?.f_view(shape.as_slice())?)
                 };
                 outputs
                     .into_iter()

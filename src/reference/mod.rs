@@ -13,6 +13,7 @@ use crate::error::{Result, bail};
 use crate::face::FacePlace;
 use crate::log::warn_host;
 use crate::pipeline::Pipeline;
+use crate::tensor::in_use;
 use cache::FaceCache;
 use std::collections::HashMap;
 use tch::Tensor;
@@ -132,6 +133,7 @@ impl References {
                             "reference_ids[{sample}]: \"{id}\" was not registered; call set_reference first"
                         );
                     };
+                    in_use(embeddings)?;
                     return Ok(Some(Reference {
                         embeddings: embeddings.shallow_clone(),
                         face: None,
@@ -139,13 +141,14 @@ impl References {
                 }
                 let at = rows.binary_search(&targets.reference_row(sample));
                 let face = at.ok().and_then(|at| faces[at].as_ref());
-                Ok(match face {
-                    None => None,
-                    Some(face) => Some(Reference {
-                        embeddings: face.embedding.f_unsqueeze(0)?,
-                        face: Some(face.clone()),
-                    }),
-                })
+                let Some(face) = face else {
+                    return Ok(None);
+                };
+                in_use(&face.embedding)?;
+                Ok(Some(Reference {
+                    embeddings: face.embedding.f_unsqueeze(0)?,
+                    face: Some(face.clone()),
+                }))
             })
             .collect()
     }

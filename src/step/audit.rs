@@ -5,6 +5,7 @@ use crate::batch::{Audit, Decoded};
 use crate::config::{DecodeMode, LossConfig, NormStats};
 use crate::error::Result;
 use crate::log::{Level, emit, warn_host};
+use crate::tensor;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -98,7 +99,7 @@ pub(super) fn compare_gradients(window: &Tensor, whole: &Tensor) -> Result<Audit
         window.f_to_kind(Kind::Double)?,
         whole.f_to_kind(Kind::Double)?,
     );
-    let number = |t: Tensor| t.f_double_value(&[]);
+    let number = |t: Tensor| tensor::number(&t);
     let (na, nb) = (number(a.f_norm()?)?, number(b.f_norm()?)?);
     if na == 0.0 && nb == 0.0 {
         return Ok(Audit {

@@ -9,7 +9,7 @@ use crate::batch::{Outcome, Report, Targets};
 use crate::error::{Result, bail};
 use crate::log::{Level, emit};
 use crate::shared::lock;
-use crate::tensor::place_rows;
+use crate::tensor::{number, place_rows};
 use tch::{Kind, Tensor};
 
 impl StepLoss {
@@ -89,8 +89,7 @@ fn limited(gradient: Tensor, limit: Option<f64>, norm: Option<f64>) -> Result<Te
     let (Some(limit), Some(norm)) = (limit, norm) else {
         return Ok(gradient);
     };
-    let own = gradient.f_to_kind(Kind::Float)?.f_norm()?;
-    let own = own.f_double_value(&[])?;
+    let own = number(&gradient.f_to_kind(Kind::Float)?.f_norm()?)?;
     let most = limit * norm;
     if own <= most {
         return Ok(gradient);

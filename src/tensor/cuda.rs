@@ -1,4 +1,4 @@
-//! What CUDA needs and tch lacks: libtorch's CUDA half loaded at run time, and the host's stream.
+//! What CUDA needs and tch lacks: libtorch's CUDA half loaded at run time, and what its C functions do with a stream.
 //!
 //! The library links only the CPU half, so one binary serves CPU and CUDA builds of torch. The CUDA
 //! half is already in a process that imported torch; elsewhere it is opened here.
@@ -16,9 +16,21 @@ const RTLD_NOLOAD: i32 = 4;
 type CreateGuard = unsafe extern "C" fn(*mut c_void, i32, *mut *mut c_void) -> i32;
 type DeleteGuard = unsafe extern "C" fn(*mut c_void) -> i32;
 
+/// `cudaStreamIsCapturing` and `cudaGetDeviceCount` of CUDA's runtime.
+type IsCapturing = unsafe extern "C" fn(*mut c_void, *mut i32) -> i32;
+type CountDevices = unsafe extern "C" fn(*mut i32) -> i32;
+/// `cudaGetLastError`.
+type Forget = unsafe extern "C" fn() -> i32;
+/// `cudaErrorStreamCaptureImplicit`.
+const CAPTURE_IMPLICIT: i32 = 906;
+
 struct Shim {
     create: CreateGuard,
     delete: DeleteGuard,
+    /// The runtime is among libtorch_cuda's dependencies, unless that was linked with a static one.
+    captures: Option<IsCapturing>,
+    devices: Option<CountDevices>,
+    forget: Option<Forget>,
 }
 
 /// The stream functions of libtorch's C shim, which torch promises to keep.
@@ -34,6 +46,18 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
             delete: *library
                 .get::<DeleteGuard>(b"aoti_torch_delete_cuda_stream_guard\0")
                 .ok()?,
+            captures: library
+                .get::<IsCapturing>(b"cudaStreamIsCapturing\0")
+                .ok()
+                .map(|function| *function),
+            forget: library
+                .get::<Forget>(b"cudaGetLastError\0")
+                .ok()
+                .map(|function| *function),
+            devices: library
+                .get::<CountDevices>(b"cudaGetDeviceCount\0")
+                .ok()
+                .map(|function| *function),
         }
     };
     std::mem::forget(library);
@@ -43,7 +67,7 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
 /// Opens the library beside the libtorch of this process, or finds the one that is loaded already.
 fn open(flags: i32) -> Option<Library> {
     let beside = super::torch_folder().map(|torch| torch.join("lib").join(LIBRARY));
-    let names = [Some(LIBRARY.into()), beside];
+    let names = [beside, Some(LIBRARY.into())];
     names.into_iter().flatten().find_map(|name: PathBuf| {
         // SAFETY: libtorch's initialisers have no preconditions; with RTLD_NOLOAD none runs.
         unsafe { Library::open(Some(name), flags) }.ok()
@@ -74,6 +98,16 @@ pub fn parse_device(text: &str) -> Result<Device> {
         );
     }
     let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    if !tch::Cuda::is_available() && devices_of_the_driver() > 0 {
+        // libtorch decides once whether it has a CUDA half.
+        bail!(
+            Device,
+            "device {text}: the driver has {} CUDA device(s), but libtorch was asked for CUDA before {LIBRARY} was loaded \
+             (a seed does that too) and will not look again; load or link {LIBRARY} where the program begins, or make the \
+             first facegrad context before anything else of libtorch",
+            devices_of_the_driver()
+        );
+    }
     if !tch::Cuda::is_available() || ordinal >= count {
         bail!(
             Device,
@@ -81,6 +115,19 @@ pub fn parse_device(text: &str) -> Result<Device> {
         );
     }
     Ok(Device::Cuda(ordinal))
+}
+
+/// The devices that CUDA's runtime sees, whatever libtorch says.
+fn devices_of_the_driver() -> i32 {
+    let Some(devices) = SHIM.as_ref().and_then(|shim| shim.devices) else {
+        return 0;
+    };
+    let mut count = 0;
+    // SAFETY: the function writes one number.
+    match unsafe { devices(&mut count) } {
+        0 => count,
+        _ => 0,
+    }
 }
 
 /// Whether libtorch's CUDA half is loaded and sees a device.
@@ -92,56 +139,48 @@ pub fn cuda_devices() -> i64 {
     }
 }
 
-/// A host's `cudaStream_t` by address; 0 is CUDA's default stream and the only one on a CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stream(usize);
-
-impl Stream {
-    /// Wraps the pointer that a host gave.
-    pub fn new(pointer: *mut c_void) -> Self {
-        Stream(pointer.addr())
+/// Makes a host's stream current on this thread. Returns what [`leave_stream`] needs.
+pub(super) fn enter_stream(stream: *mut c_void, index: i32) -> Result<usize> {
+    let Some(shim) = SHIM.as_ref() else {
+        bail!(Device, "stream: {LIBRARY} is not loaded");
+    };
+    let mut guard = std::ptr::null_mut();
+    // SAFETY: the host vouches for the stream; `guard` receives an owned pointer.
+    let status = unsafe { (shim.create)(stream, index, &mut guard) };
+    if status != 0 || guard.is_null() {
+        bail!(
+            Device,
+            "stream: libtorch refused the CUDA stream on cuda:{index}"
+        );
     }
+    Ok(guard.expose_provenance())
+}
 
-    /// Makes the stream current on this thread until the guard is dropped.
-    pub fn enter(self, device: Device) -> Result<StreamGuard> {
-        let index = match device {
-            Device::Cuda(index) => index as i32,
-            _ if self.0 == 0 => return Ok(StreamGuard(None)),
-            _ => bail!(
-                Device,
-                "stream: expected NULL for a CPU context, got a CUDA stream"
-            ),
-        };
-        let Some(shim) = SHIM.as_ref() else {
-            bail!(Device, "stream: {LIBRARY} is not loaded");
-        };
-        let mut guard = std::ptr::null_mut();
-        // SAFETY: the host vouches for the stream; `guard` receives an owned pointer.
-        let status = unsafe {
-            (shim.create)(
-                std::ptr::with_exposed_provenance_mut(self.0),
-                index,
-                &mut guard,
-            )
-        };
-        if status != 0 || guard.is_null() {
-            bail!(
-                Device,
-                "stream: libtorch refused the CUDA stream on cuda:{index}"
-            );
-        }
-        Ok(StreamGuard(Some(guard)))
+/// Restores the thread's stream and device; on the thread that called [`enter_stream`].
+pub(super) fn leave_stream(guard: usize) {
+    if let Some(shim) = SHIM.as_ref() {
+        // SAFETY: the guard came from `create` and is deleted once, on the same thread.
+        unsafe { (shim.delete)(std::ptr::with_exposed_provenance_mut(guard)) };
     }
 }
 
-/// Restores the thread's stream and device when dropped. It stays on the thread that made it.
-pub struct StreamGuard(Option<*mut c_void>);
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        if let (Some(guard), Some(shim)) = (self.0, SHIM.as_ref()) {
-            // SAFETY: `guard` came from `create` and is deleted once, on the same thread.
-            unsafe { (shim.delete)(guard) };
+/// Whether a CUDA graph is captured on the stream; false where CUDA's runtime cannot be asked.
+pub(super) fn stream_captures(stream: *mut c_void) -> bool {
+    let Some(captures) = SHIM.as_ref().and_then(|shim| shim.captures) else {
+        return false;
+    };
+    let mut status = 0;
+    // SAFETY: the host vouches for the stream.
+    match unsafe { captures(stream, &mut status) } {
+        // Anything but "none": active, or invalidated by an error.
+        0 => status != 0,
+        error => {
+            if let Some(forget) = SHIM.as_ref().and_then(|shim| shim.forget) {
+                // SAFETY: the function has no arguments. Else torch would take the error for that of its next kernel.
+                unsafe { forget() };
+            }
+            // The default stream, while a stream is captured that waits for it.
+            error == CAPTURE_IMPLICIT
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of a batch: picked, put back, and checked for numbers that are not finite.
 
+use super::transfer::{numbers, upload};
 use crate::error::Result;
 use tch::{Device, Tensor};
 
@@ -31,7 +32,7 @@ pub fn finite_rows(batch: &Tensor) -> Result<Tensor> {
 
 /// The values of a tensor of bool; waits for its device.
 pub fn flags(values: &Tensor) -> Result<Vec<bool>> {
-    Ok(Vec::try_from(values.f_to_device(Device::Cpu)?)?)
+    Ok(numbers(values)?.into_iter().map(|v| v != 0.0).collect())
 }
 
 fn are_all(rows: &[usize], batch: &Tensor) -> bool {
@@ -40,7 +41,7 @@ fn are_all(rows: &[usize], batch: &Tensor) -> bool {
 
 fn index(rows: &[usize], device: Device) -> Result<Tensor> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    Ok(Tensor::f_from_slice(&rows)?.f_to_device(device)?)
+    upload(&rows, device)
 }
 
 #[cfg(test)]

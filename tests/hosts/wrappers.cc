@@ -224,7 +224,16 @@ void rollouts(const std::string &assets) {
     options.steps = 4;
     options.ramp = 0;
     options.min_score = 0;
-    auto rollout = TAKE(facegrad::Rollout::make(host.context, host.loss, options));
+    using facegrad::Rollout;
+    check(Rollout::config() == R"({"target_similarity": 0.8, "gradient_limit": 0.25})" &&
+              Rollout::config(R"({"gradient_limit": 1})") == R"({"target_similarity": 0.8, "gradient_limit": 1})" && Rollout::config("[]") == "[]",
+          "the guard's defaults");
+    expect(FACEGRAD_ERR_ARGUMENT, "no gradient_limit", [&] { return Rollout::make(host.context, host.loss, options); });
+    facegrad::Loss loss = TAKE(facegrad::Loss::make(host.context, nullptr, &host.backbone, &host.vae,
+                                                    Rollout::config(R"({"face_align_mode": "kps", "face_loss_weight": 1, "latent_format": "none", "target_similarity": 1})")));
+    auto bounded = TAKE(Rollout::make(host.context, loss, options));
+    options.unbounded = true;
+    auto rollout = TAKE(Rollout::make(host.context, host.loss, options));
     // A constant velocity: the latents at the end are those of one long step.
     const std::vector<float> start = x.data;
     std::vector<double> seen;
@@ -239,6 +248,29 @@ void rollouts(const std::string &assets) {
     Memory level({1}, 0.3f);
     const facegrad::Report direct = TAKE(host.loss.step({prediction.view, x.view, level.view, {}}, batch.targets, &other.view));
     check(report.face.result.counted == 1 && std::abs(direct.result.loss - report.face.result.loss) < 1e-5, "the loss of a rollout");
+
+    const auto length = [](const Memory &m) {
+        double sum = 0;
+        for (const float v : m.data) {
+            sum += static_cast<double>(v) * v;
+        }
+        return std::sqrt(sum);
+    };
+    const double free = length(gradient);
+    x.data = start;
+    expect(FACEGRAD_ERR_ARGUMENT, "gradient_norm", [&] { return bounded(predict, x.view, step, batch.targets, gradient.view); });
+    x.data = start;
+    step.gradient_norm = free;
+    TAKE(bounded(predict, x.view, step, batch.targets, gradient.view));
+    check(std::abs(length(gradient) - 0.25 * free) < 1e-4 * free, "a quarter of the main loss's gradient");
+
+    // NaN out of the host's model: the sample fails, and no NaN comes back.
+    x.data = start;
+    const auto broken = [&](const std::vector<double> &, bool) { prediction.data[3] = std::nanf(""); };
+    const facegrad::RolloutReport lost = TAKE(bounded(broken, x.view, step, batch.targets, gradient.view));
+    check(lost.face.result.counted == 0 && length(gradient) == 0, "a prediction with NaN counts for nothing");
+    prediction.pattern(5);
+    step.gradient_norm = 0;
     options.every_n_steps = 2;
     options.start = 3;
     auto rare = TAKE(facegrad::Rollout::make(host.context, host.loss, options));

@@ -13,6 +13,7 @@ with the script's folder importable: it makes a trainer's fixed sizes small.
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import sys
 from pathlib import Path
@@ -84,6 +85,9 @@ def main() -> None:
     if before is not None:
         runpy.run_path(before)
     torch.set_num_threads(1)
+    # For what a trainer draws before it sets its own seed, or without one.
+    torch.manual_seed(0)
+    random.seed(0)
     register_optimizer_step_pre_hook(on_step)
     if watch:
         watch_face()

@@ -65,8 +65,11 @@ def lumina(n):
 def anima(n):
     from library import anima_models
 
+    whole = anima_models.LLMAdapter
+    anima_models.LLMAdapter = lambda **_: whole(source_dim=24, target_dim=24, model_dim=24, num_layers=1, num_heads=2, self_attn=True)
     model = anima_models.Anima(max_img_h=32, max_img_w=32, max_frames=1, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
-                               model_channels=96, num_blocks=1, num_heads=2, crossattn_emb_channels=24, pos_emb_cls="rope3d")  # fmt: skip
+                               model_channels=96, num_blocks=1, num_heads=2, crossattn_emb_channels=24, pos_emb_cls="rope3d",
+                               use_llm_adapter=True)  # fmt: skip
     return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.ones(n, L, dtype=torch.long), torch.ones(n, L), torch.zeros(n)]
 
 

@@ -18,8 +18,8 @@ CASES = {
         "flux", "_flux", [*CACHED, "--mixed_precision", "bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing"], FLOW),
     "FLUX, prior preservation": ("flux", "_flux", [PRIOR], FLOW),
     "FLUX Kontext": ("flux_kontext", "_flux_kontext", [], FLOW),
-    "FLUX.2": ("flux2", "_flux2", CACHED, FLOW),
-    "FLUX.2 klein": ("flux2_klein", "_flux2_klein", CACHED, FLOW),
+    "FLUX.2": ("flux2", "_flux2", [*CACHED, "--text_encoder_out_layers", "1"], FLOW),
+    "FLUX.2 klein": ("flux2_klein", "_flux2_klein", [*CACHED, "--text_encoder_out_layers", "1"], FLOW),
     "SD 1.5": ("sd", "", [], "x0 = (x_t - q·eps)/p"),
     "SDXL": ("sdxl", "_sdxl", [], "x0 = (x_t - q·eps)/p"),
     "SDXL, EDM": ("sdxl", "_sdxl", ["--do_edm_style_training"], "x0 = prediction"),
@@ -28,7 +28,8 @@ CASES = {
     "Lumina 2": ("lumina2", "_lumina2", CACHED, AWAY),
     "HiDream": ("hidream", "_hidream", [], FLOW),
     "Qwen-Image": ("qwen_image", "_qwen_image", CACHED, FLOW),
-    "Sana": ("sana", "_sana", [], FLOW),
+    # The script hands one prompt to a batch of any size.
+    "Sana": ("sana", "_sana", ["--train_batch_size", "1"], FLOW),
     "Z-Image": ("z_image", "_z_image", CACHED, FLOW),
     "Krea 2": ("krea2", "_krea2", [], FLOW),
 }  # fmt: skip
@@ -53,6 +54,9 @@ def test_script(trainer: Trainer, case: str, pipelines: Path, photos: Path, face
     if not pipeline.is_dir():
         trainer.call(HERE / "tiny.py", trainer.folder, family, pipeline)
     script = trainer.folder / f"examples/dreambooth/train_dreambooth_lora{ending}.py"
+    if family == "hidream":
+        for part in ("tokenizer_4", "text_encoder_4"):
+            extra = [*extra, f"--pretrained_{part}_name_or_path", pipeline / "pipeline" / part]
     bf16, prior = "bf16" in extra, PRIOR in extra
     extra = [x for x in extra if x != PRIOR]
     if prior:

@@ -51,6 +51,12 @@ def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, f
     plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
     with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1", before=small)
     compare("sd-scripts", f"SD 1.5, {case}", plain, with_face, EPSILON, "bf16" in case)
+    if plain:
+        # Without a weight the adapter changes nothing: the two gradients above differ by the face loss alone.
+        light = tmp_path / "light.json"
+        light.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"face_loss_weight": 1e-9}}))
+        without = trainer.probe(tmp_path / "2.json", light, script, *arguments, "--output_dir", tmp_path / "2", before=small)
+        assert without["steps"][0]["norm"] == pytest.approx(plain["steps"][0]["norm"], rel=1e-4)
     if "cached" in case:
         logs = [call["logs"] for call in with_face["calls"]]
         assert sum(log.get("face/skipped_regularisation", 0) for log in logs) > 0

@@ -9,7 +9,7 @@ import ctypes as c
 
 ABI_VERSION = 1
 #: The version of this package and of the library that it comes with.
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 Handle = c.c_void_p
 Status = c.c_int32

@@ -77,12 +77,14 @@ def shipped(core: Path) -> list[str]:
 def missing(core: Path, version: str, facegrad: str) -> str:
     """One sentence on why there is no part for torch ``version``, and what to do. It never asks for another torch."""
     known = shipped(core)
+    compile_it = "compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)"
+    if not known and core.with_name(TEXT).exists():
+        return f"facegrad {facegrad} was built from source and has no part for torch {version} yet: {compile_it}"
     if not known:
         return f"facegrad {facegrad}: {NAME} is missing beside {core}; install facegrad again, or build it with `make build`"
     numbers = [[int(n) for n in text.split(".")] for text in known]
     own = [int(n) for n in minor(version).split(".")]
     text = f"facegrad {facegrad} has parts for torch {known[0]} to {known[-1]}, and this is torch {version}"
-    compile_it = "compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)"
     if own < numbers[0]:
         return f"{text}: the oldest supported torch is {known[0]}; you can {compile_it}"
     if own > numbers[-1]:
@@ -111,7 +113,8 @@ def compile_part(torch: Path, library: Path, text: Path, *, rpath: bool = False,
     os.close(handle)
     command = [
         compiler, "-std=c++20", "-O2", "-fPIC", "-shared", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={int(not old_abi)}",
-        "-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include"), str(text),
+        # Headers put their own paths into messages of errors.
+        f"-ffile-prefix-map={torch}=torch", "-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include"), str(text),
         "-L", str(torch / "lib"), "-Wl,--as-needed", "-ltorch_cpu", "-lc10",
         f"-Wl,-soname,{NAME}", "-Wl,-s", f"-Wl,--version-script,{text.with_name('exports.map')}",
         *([f"-Wl,-rpath,{torch / 'lib'}"] if rpath else []), "-o", scratch,

@@ -175,7 +175,7 @@ def _libraries(progress: bool) -> tuple[Any, Any]:
     try:
         requests, tqdm = importlib.import_module("requests"), importlib.import_module("tqdm").tqdm
     except ImportError as error:
-        raise ImportError("downloads need requests and tqdm: pip install 'facegrad[tools]'") from error
+        raise ImportError("downloads need requests and tqdm: pip install requests tqdm") from error
 
     def bar(**options: Any) -> Any:
         return tqdm(disable=not progress, **options)

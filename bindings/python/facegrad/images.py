@@ -194,5 +194,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("pictures are read with Pillow: pip install 'facegrad[tools]'") from error
+        raise ImportError("pictures are read with Pillow: pip install pillow") from error
     return Image

@@ -196,7 +196,7 @@ class _Sheet:
         try:
             from PIL import Image, ImageDraw, ImageFont
         except ImportError as error:
-            raise ImportError("sheets are drawn with Pillow: pip install 'facegrad[tools]'") from error
+            raise ImportError("sheets are drawn with Pillow: pip install pillow") from error
         self._pillow, self._fonts = Image, ImageFont
         self.paper = Image.new("RGB", (2 * width, 2 * height), PAPER)
         self.pen = ImageDraw.Draw(self.paper)

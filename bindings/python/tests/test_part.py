@@ -40,6 +40,13 @@ def test_a_torch_without_a_part_is_told_what_to_do_and_never_to_change(core: Pat
     assert "install torch" not in text and "\n" not in text
 
 
+def test_an_installation_from_source_is_told_to_compile_its_part(tmp_path: Path) -> None:
+    core = tmp_path / _part.CORE
+    for file in (core, tmp_path / _part.TEXT):
+        file.write_bytes(b"")
+    assert "built from source" in _part.missing(core, "2.11.0", "0.2.0") and "facegrad build" in _part.missing(core, "2.11.0", "0.2.0")
+
+
 def test_parts_are_listed_by_number_and_found_by_minor_version(core: Path) -> None:
     assert _part.shipped(core) == ["2.8", "2.10"]
     assert _part.candidates(core, "2.10.1+cpu")[0] == core.parent / "torch2.10" / _part.NAME

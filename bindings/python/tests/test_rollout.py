@@ -186,6 +186,8 @@ def test_accumulated_state_goes_on(pair, step, noise):
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"every_n_steps": 0}, "every_n_steps"),
         ({"ramp": -1}, "ramp"),
+        ({"min_score": 1.5}, "min_score: expected a detection score from 0 to 1, got 1.5"),
+        ({"min_score": float("nan")}, "min_score"),
     ],
 )
 def test_bad_options_are_named(pair, options, words):
@@ -201,6 +203,10 @@ def test_bad_predictions_are_named(parts, pair, step, noise):
         go(lambda x, t: (x,))
     with pytest.raises(ValueError, match="NaN or infinity at noise level 1.000"):
         go(lambda x, t: x * float("nan"))
+    later = Model()
+    with pytest.raises(ValueError, match="NaN or infinity at noise level 0.300; the latents that it got were finite: True"):
+        go(lambda x, t: later(x, t) / (t[0] > 0.31), steps=4, levels=(0.3, 0.3))
+    assert [needs for _, needs in later.calls] == [False] * 3 + [True], "the last prediction, the one with a gradient"
     with pytest.raises(ValueError, match="without a gradient"):
         go(lambda x, t: x.detach())
     with torch.no_grad(), pytest.raises(ValueError, match="torch.no_grad"):
@@ -228,3 +234,27 @@ def test_a_guard_that_stops_everything_is_said_once(pair, step, noise, caplog):
             assert model.w.grad == 0 and rollout.report.face.counted == 2
     said = [r.message for r in caplog.records if "guard has stopped" in r.message]
     assert len(said) == 1 and "the last 2 rollouts wholly" in said[0] and "target_similarity -0.99" in said[0]
+
+
+def test_a_floor_that_stops_everything_is_said_once(pair, caplog):
+    """Faces are seen in every rollout, and every one of them has too low a score."""
+    from facegrad.report import Alignment, Located, Outcome, Report, Sample
+
+    low = found([0.3, 0.2])
+    without = tuple(Sample(Outcome.ZERO_WEIGHT, Located.DETECTED, Alignment.KPS, 0.2, 1.0, s.score, None, None) for s in low.samples)
+    nothing = Report(0.0, 0.0, 0, without)
+
+    class Both:
+        loss, config = object(), {"prediction": {"kind": "flow"}}
+
+        def __call__(self, **arguments):
+            return arguments["prediction"].sum() * 0, nothing if "sample_weights" in arguments else low
+
+    rollout = Rollout(pair, warn_after=3, levels=(1, 1), **FREE | {"min_score": 0.5})
+    rollout._loss = Both()
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        for _ in range(8):
+            rollout(Model(), torch.randn(2, 4, 8, 8))
+    said = [r.message for r in caplog.records]
+    assert len(said) == 1 and "the guard has stopped the last 3 rollouts wholly" in said[0] and "min_score 0.50" in said[0]
+    assert rollout.summary()["low_score"] == 16

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, arguments
+from conftest import FIXTURES, ROOT, arguments
 from diffusers import AutoencoderKL
 
 import facegrad
@@ -564,3 +564,14 @@ def test_the_documents_snippets_run(root, photos, weights, tmp_path, monkeypatch
         exec(snippet, names)
     assert latents.grad.abs().max() > 0 and names["gen_images"].grad.abs().max() > 0
     assert re.search(r"Face similarity: 0\.\d+", capsys.readouterr().out)
+
+
+def test_the_ten_lines_of_the_readme_run(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / ".insightface").symlink_to(FIXTURES / "evaluate")
+    for name, photo in (("person.jpg", "C_obama_1.jpg"), ("generated.jpg", "C_obama_2.jpg")):
+        shutil.copy(data / "photos" / photo, tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    exec(compile(lines, "README.md", "exec"), {})
+    assert "counted: [True]" in capsys.readouterr().out

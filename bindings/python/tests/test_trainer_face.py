@@ -97,7 +97,6 @@ def test_the_section_is_checked(tmp_path):
     file.write_text("face_loss: {face_loss_weight: 0.2, persons: {anna: photos, ben: {pictures: [a.png], match: '*/ben/*'}}}")
     for content, message in [
         ({"face_los_weight": 1}, "did you mean `face_loss_weight`"),
-        ({"rollouts": {"every": 4}}, "`rollouts` is not there in this version"),
         ({"references": "batch"}, "expected one of latents, pictures, persons"),
         ({"references": "persons"}, "needs `persons`"),
         ({"references": "latents", "persons": {"anna": "x"}}, "leave `references` out"),
@@ -328,6 +327,9 @@ def test_ai_toolkit(world):
             self.additional_logs = {}
             self.sd = SimpleNamespace(vae=world.vae, is_flow_matching=True, get_loss_target=lambda noise, batch, timesteps: batch.latents - noise)
 
+        def predict_noise(self, *args, **kwargs):
+            raise AssertionError("no rollouts, no second prediction")
+
         def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier=1.0, prior_pred=None, **kwargs):
             return torch.zeros(())
 
@@ -363,7 +365,7 @@ def test_simpletuner(world):
     face = TrainerFace(SECTION)
     simpletuner.install(face, ModelFoundation)
     prediction = (-(world.v + world.wrong)).requires_grad_()
-    batch = {"latents": world.x0, "noise": world.n, "noisy_latents": world.x_t}
+    batch = {"latents": world.x0, "noise": world.n, "noisy_latents": world.x_t, "timesteps": world.t * 1000}
     call = {"model_output": {"model_prediction": prediction}, "loss": torch.tensor(1.0)}
     loss, logs = ModelFoundation().auxiliary_loss(prepared_batch=batch, **call)
     assert loss.item() - 1 == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and logs["face/counted"] == 2
@@ -525,6 +527,6 @@ def test_a_script_with_other_names_is_an_error(tmp_path):
     face, kept = TrainerFace(SECTION), {}
     frame = SimpleNamespace(f_locals={"noise": 1, "target": 2}, f_code=SimpleNamespace(co_filename="x.py"))
     with pytest.raises(RuntimeError, match="x.py: no variable model_input, noisy_model_input, model_pred"):
-        scripts._value(face, frame, kept)
+        scripts._value(face, frame, kept, torch.zeros(()))
     frame.f_locals = {"loss": 1}
-    assert scripts._value(face, frame, kept) is None
+    assert scripts._value(face, frame, kept, torch.zeros(())) is None

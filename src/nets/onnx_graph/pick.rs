@@ -3,6 +3,7 @@
 use super::budget::{Cost, count, limited};
 use super::node::{Call, Class, Operator, axis, class, distinct_axes, elements, one, op, view};
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use tch::{Device, Kind, Tensor};
 
 /// This file's operators.
@@ -145,7 +146,7 @@ fn slice(call: &Call) -> Result<Vec<Tensor>> {
             picked.push(from);
             from = from.saturating_add(step);
         }
-        x = x.f_index_select(at, &Tensor::f_from_slice(&picked)?.f_to_device(x.device())?)?;
+        x = x.f_index_select(at, &upload(&picked, x.device())?)?;
     }
     Ok(vec![x])
 }
@@ -184,7 +185,7 @@ fn gather(call: &Call) -> Result<Vec<Tensor>> {
     if let ([], [index]) = (indices.size().as_slice(), picked.as_slice()) {
         return one(x.f_select(at, *index));
     }
-    let picked = Tensor::f_from_slice(&picked)?.f_to_device(x.device())?;
+    let picked = upload(&picked, x.device())?;
     one(x.f_index_select(at, &picked)?.f_reshape(gathered(call)?))
 }
 
@@ -272,10 +273,7 @@ fn pad(call: &Call) -> Result<Vec<Tensor>> {
                 "mode {mode} with pads {before} and {after} of {size} elements"
             );
         };
-        y = y.f_index_select(
-            at as i64,
-            &Tensor::f_from_slice(&places)?.f_to_device(y.device())?,
-        )?;
+        y = y.f_index_select(at as i64, &upload(&places, y.device())?)?;
     }
     Ok(vec![y])
 }

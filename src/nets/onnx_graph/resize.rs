@@ -5,6 +5,7 @@ use super::budget::{Cost, count, limited};
 use super::coordinates::{Axis, Coordinates, Filter, Rounding};
 use super::node::{Call, Operator, distinct_axes, elements, op, scalar};
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use crate::weights::onnx::Attribute;
 use tch::{Device, Kind, Tensor};
 
@@ -299,8 +300,8 @@ fn resize(call: &Call) -> Result<Vec<Tensor>> {
     for axis in &plan.axes {
         y = match plan.filter {
             Filter::Nearest(rounding) => {
-                let index = Tensor::f_from_slice(&axis.nearest(plan.coordinates, rounding))?;
-                y.f_index_select(axis.at as i64, &index.f_to_device(y.device())?)?
+                let index = upload(&axis.nearest(plan.coordinates, rounding), y.device())?;
+                y.f_index_select(axis.at as i64, &index)?
             }
             filter => {
                 let taps = match plan.antialias {
@@ -316,10 +317,9 @@ fn resize(call: &Call) -> Result<Vec<Tensor>> {
                 {
                     matrix[at * to + i] += weight;
                 }
-                let matrix = Tensor::f_from_slice(&matrix)?
+                let matrix = upload(&matrix, y.device())?
                     .f_reshape([axis.from, axis.to])?
-                    .f_to_kind(y.kind())?
-                    .f_to_device(y.device())?;
+                    .f_to_kind(y.kind())?;
                 let at = axis.at as i64;
                 y.f_transpose(at, -1)?
                     .f_matmul(&matrix)?
@@ -342,9 +342,7 @@ fn extrapolated(call: &Call, plan: &Plan, mut y: Tensor) -> Result<Tensor> {
         if outside.iter().any(|&o| o) {
             let mut shape = vec![1; y.dim()];
             shape[axis.at] = axis.to;
-            let mask = Tensor::f_from_slice(&outside)?
-                .f_reshape(&shape)?
-                .f_to_device(y.device())?;
+            let mask = upload(&outside, y.device())?.f_reshape(&shape)?;
             y = value.f_where_self(&mask, &y)?;
         }
     }

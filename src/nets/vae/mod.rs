@@ -356,7 +356,7 @@ impl Decoder {
         if self.kind != Kind::Half || grad.numel() == 0 {
             return Ok(1.0);
         }
-        let largest = grad.f_abs()?.f_max()?.f_double_value(&[])?;
+        let largest = tensor::number(&grad.f_abs()?.f_max()?)?;
         let exponent = largest.log2().floor();
         Ok(if exponent.is_finite() {
             2f64.powi(-(exponent as i32))

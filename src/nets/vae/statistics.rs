@@ -2,6 +2,7 @@
 //! window of the map has to be told them.
 
 use crate::error::{Result, bail};
+use crate::tensor::{in_use, upload};
 use std::cell::RefCell;
 use tch::{Kind, Tensor};
 
@@ -22,12 +23,15 @@ impl Statistics {
         Ok(Statistics(Tensor::f_cat(&parts, 2)?))
     }
 
-    /// `Σ weight·statistics` of one sample's; at least one.
+    /// `Σ weight·statistics` of one sample's; at least one. The parts may be of calls on another stream.
     pub fn blend(parts: &[(&Statistics, f64)]) -> Result<Statistics> {
+        for (part, _) in parts {
+            in_use(&part.0)?;
+        }
         let rows: Vec<&Tensor> = parts.iter().map(|(part, _)| &part.0).collect();
         let weights: Vec<f32> = parts.iter().map(|(_, weight)| *weight as f32).collect();
         let all = Tensor::f_stack(&rows, -1)?;
-        let weights = Tensor::f_from_slice(&weights)?.f_to_device(all.device())?;
+        let weights = upload(&weights, all.device())?;
         Ok(Statistics(all.f_matmul(&weights)?))
     }
 
@@ -127,5 +131,26 @@ impl GroupNorm {
                 Ok(like(shift)?.f_addcmul(x, &like(scale)?)?)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::IN_USE;
+    use tch::Device;
+
+    #[test]
+    fn statistics_of_earlier_calls_are_marked_as_in_use() {
+        let one = |value: f64| {
+            let all = Tensor::f_full([2, 2, 1, 4], value, (Kind::Float, Device::Cpu)).unwrap();
+            Statistics(all)
+        };
+        let (a, b) = (one(1.0), one(3.0));
+        IN_USE.with_borrow_mut(Vec::clear);
+        let mean = Statistics::blend(&[(&a, 0.5), (&b, 0.5)]).unwrap();
+        assert_eq!(mean.0.f_double_value(&[1, 1, 0, 3]).unwrap(), 2.0);
+        let marked = [&a, &b].map(|part| part.0.data_ptr().addr());
+        assert_eq!(IN_USE.take(), marked);
     }
 }

@@ -269,3 +269,20 @@ fn a_vae_that_does_not_tell_its_format_asks_for_it() {
         "{error}"
     );
 }
+
+#[test]
+fn a_step_reads_back_from_the_gpu_three_times() {
+    for (name, first, later) in [("flow", 4, 3), ("flux_tokens", 4, 3), ("window", 4, 3)] {
+        let case = Case::named(name);
+        let vae = case.vae(json!({}));
+        let mut loss = loss(&case.config(), &vae);
+        let mut waits = || {
+            let before = facegrad::tensor::waits();
+            let (report, _) = loss.step(&case.step(), &case.targets(), true).unwrap();
+            assert!(report.counted() > 0, "{name}");
+            facegrad::tensor::waits() - before
+        };
+        // Whether latents, cosines and gradients are finite; the first time also whether the references are.
+        assert_eq!((waits(), waits()), (first, later), "{name}");
+    }
+}

@@ -10,8 +10,6 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-
 from .. import _part
 
 EPILOG = "exit codes: 0 the part is there; 1 it cannot be compiled or written; 2 a wrong argument"
@@ -24,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        print("FAIL  this Python has no PyTorch to compile the part for; https://pytorch.org says how to install it on this machine")
+        return 1
     core = _part.core()
     if core is None:
         print(f"FAIL  {_part.CORE} is missing in {_part.HERE}; install facegrad again, or run `make build` in a checkout")

@@ -81,7 +81,7 @@ def _onnxruntime() -> Iterator[Line]:
 def _tools() -> Iterator[Line]:
     missing = [name for name in ("pillow", "requests", "tqdm") if not _installed(name)]
     if missing:
-        yield NOTE, f"{', '.join(missing)} missing, for `download` and `inspect`: pip install 'facegrad[tools]'"
+        yield NOTE, f"{', '.join(missing)} missing, for `download` and `inspect`: pip install {' '.join(missing)}"
     else:
         yield OK, "pillow, requests and tqdm for `download` and `inspect`"
 

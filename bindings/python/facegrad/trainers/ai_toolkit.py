@@ -15,6 +15,7 @@ import torch
 
 from .face import TrainerFace
 from .hook import around
+from .recall import Recall
 
 MARK = "extensions_built_in/sd_trainer/SDTrainer.py"
 
@@ -38,6 +39,9 @@ class FaceTrainerExtension:
                     raise ValueError("face_trainer: the job has no section `face_loss`; docs/trainers.md of facegrad lists its keys")
                 self.face = TrainerFace(section)
 
+            def predict_noise(self, *args: Any, **options: Any) -> torch.Tensor:
+                return _noted(self, super().predict_noise, *args, **options)
+
             def calculate_loss(self, *args: Any, **options: Any) -> torch.Tensor:
                 loss: torch.Tensor = _with_face(self.face, super().calculate_loss, self, *args, **options)
                 return loss
@@ -54,7 +58,11 @@ def install(face: TrainerFace, trainer: type) -> None:
     def calculate_loss(before: Any, _: dict[str, Any], self: Any, *args: Any, **options: Any) -> torch.Tensor:
         return _with_face(face, lambda *a, **o: before(self, *a, **o), self, *args, **options)
 
+    def predict_noise(before: Any, _: dict[str, Any], self: Any, *args: Any, **options: Any) -> torch.Tensor:
+        return _noted(self, lambda *a, **o: before(self, *a, **o), *args, **options)
+
     around(trainer, "calculate_loss", calculate_loss)
+    around(trainer, "predict_noise", predict_noise)
 
 
 def find(_: dict[str, Any]) -> type:
@@ -63,6 +71,31 @@ def find(_: dict[str, Any]) -> type:
 
     found: type = SDTrainer
     return found
+
+
+def _noted(trainer: Any, before: Any, *args: Any, **options: Any) -> torch.Tensor:
+    """A prediction of the trainer's, with how to make it again."""
+    prediction: torch.Tensor = before(*args, **options)
+    if torch.is_grad_enabled() and prediction.requires_grad:
+        trainer.face_call = (prediction, before, args, options)
+    return prediction
+
+
+def _recall(trainer: Any, prediction: torch.Tensor, loss: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, channels: int) -> Recall | None:
+    """The trainer's ``predict_noise``, called again with the step's own captions and control channels."""
+    made, before, args, options = getattr(trainer, "face_call", (None, None, (), {}))
+    trainer.face_call = (None, None, (), {})
+    # A trainer that predicts elsewhere, or passes on something else than it predicted.
+    if before is None or made is not prediction or args:
+        return None
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([x.to(noisy), noisy[:, channels:]], 1)
+        again: torch.Tensor = before(**{**options, "noisy_latents": x, "timesteps": t.to(timesteps)})
+        return again
+
+    scheduler = getattr(trainer.sd, "noise_scheduler", None)
+    return Recall(predict, timesteps, (loss, prediction), alphas=getattr(scheduler, "alphas_cumprod", None))
 
 
 def _with_face(face: TrainerFace, before: Any, trainer: Any, noise_pred: torch.Tensor, noise: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
@@ -78,6 +111,7 @@ def _with_face(face: TrainerFace, before: Any, trainer: Any, noise_pred: torch.T
     device = noise_pred.device
     latents, noise, noisy_latents = (x.detach().to(device) for x in (latents, noise, noisy_latents))
     value = face.step(
+        recall=_recall(trainer, noise_pred, loss, noisy_latents, timesteps, latents.shape[1]),
         prediction=noise_pred, target=_target(trainer.sd, noise, latents, timesteps, batch), latents=latents, noise=noise, x_t=noisy_latents,
         vae=trainer.sd.vae, pictures=None if batch.tensor is None else batch.tensor.float() / 2 + 0.5,
         paths=[item.path for item in batch.file_items], captions=batch.get_caption_list(),

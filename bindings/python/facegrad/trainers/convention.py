@@ -138,10 +138,30 @@ def fit(
     # Flow matching whose noise has another scale than 1 (HiDream-O1).
     level = torch.where(((a - 1).abs() < tolerance) & ((p + b.abs() - 1).abs() < tolerance), b.abs(), level).clamp(0, 1)
     worst = max(float(rest.max()), float(residual.max())) if len(rest) else 0.0
-    found = Convention(a, b, p, q, level, worst, "custom", False)
+    return _named(Convention(a, b, p, q, level, worst, "custom", False))
+
+
+def through(found: Convention, x_t: torch.Tensor, output: torch.Tensor, prediction: torch.Tensor) -> Convention:
+    """The convention of what the model itself returned, where the trainer made its prediction of it and of x_t, as SD3's
+    preconditioning and a change of sign do.
+
+    Raises:
+        ConventionError: the prediction is no mixture of both
+    """
+    alpha, beta, residual = _mixture(prediction, output, x_t)
+    if not bool((residual <= TOLERANCE).all()):
+        raise ConventionError(
+            f"the trainer's prediction should be a mixture of the model's output and the noisy latents (relative residual {float(residual.max()):.1e}; "
+            f"rounding explains {TOLERANCE:g}): a rollout cannot tell how x0 follows from the output; take `rollouts` out of the section"
+        )
+    worst = max(found.residual, float(residual.max()) if len(residual) else 0.0)
+    return _named(replace(found, a=found.a + found.b * beta, b=found.b * alpha, residual=worst, kind="custom", negated=False))
+
+
+def _named(found: Convention) -> Convention:
     for kind in ("flow", "v", "epsilon", "sample"):
         for negated in (False, True):
-            if _fits(kind, negated, found, _near(worst)):
+            if _fits(kind, negated, found, _near(found.residual)):
                 return replace(found, kind=kind, negated=negated)
     return found
 

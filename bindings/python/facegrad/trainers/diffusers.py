@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 
 from .face import TrainerFace
 from .hook import around
+from .layout import Layout, layout_of, one_picture
+from .recall import Recall
 
 #: What a script must name where it calls ``accelerator.backward``.
 NAMES = ("model_input", "noise", "noisy_model_input", "model_pred", "target")
@@ -46,9 +49,14 @@ def install(face: TrainerFace, _: Any = None) -> None:
             if isinstance(one, type) and hasattr(one, "from_pretrained"):
                 around(one, "from_pretrained", from_pretrained)
 
+    def forward(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        if torch.is_grad_enabled() and not kept.get("again"):
+            kept.setdefault("calls", []).append((module, args, options, output))
+
     def backward(before: Any, arguments: dict[str, Any], self: Any, loss: torch.Tensor, **options: Any) -> None:
         script = sys._getframe(2)
-        value = _value(face, script, kept)
+        value = _value(face, script, kept, loss)
+        kept.pop("calls", None)
         if value is not None:
             loss = loss + value
             if self.sync_gradients and getattr(self, "trackers", None):
@@ -58,7 +66,12 @@ def install(face: TrainerFace, _: Any = None) -> None:
     def prepare(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> Any:
         if face not in self._custom_objects:
             self.register_for_checkpointing(face)
-        return before(self, *args, **options)
+        found = before(self, *args, **options)
+        if face.rollouts is not None:
+            for one in found if isinstance(found, (tuple, list)) else (found,):
+                if isinstance(one, torch.nn.Module):
+                    one.register_forward_hook(forward, with_kwargs=True)
+        return found
 
     around(accelerate.Accelerator, "backward", backward)
     around(accelerate.Accelerator, "prepare", prepare)
@@ -68,7 +81,7 @@ def find(_: dict[str, Any]) -> None:
     """Nothing of the script itself is changed."""
 
 
-def _value(face: TrainerFace, script: FrameType, kept: dict[str, Any]) -> torch.Tensor | None:
+def _value(face: TrainerFace, script: FrameType, kept: dict[str, Any], loss: torch.Tensor) -> torch.Tensor | None:
     """The face loss of a script's step, from its variables; None for a step that predicts no picture."""
     names = script.f_locals
     if not any(name in names for name in NAMES):
@@ -91,8 +104,82 @@ def _value(face: TrainerFace, script: FrameType, kept: dict[str, Any]) -> torch.
     batch = names.get("batch")
     prompts = batch.get("prompts") if isinstance(batch, dict) else None
     vae = kept.get("vae", names.get("vae"))
+    recall = None
+    if face.rollouts is not None:
+        recall = _recall(kept, names["noisy_model_input"], count, loss, getattr(names.get("noise_scheduler"), "alphas_cumprod", None))
     # Where latents are cached, some scripts pair them with the pictures of another step: no `pictures` from the batch.
     return face.step(
-        prediction=prediction, target=target.detach(), latents=latents, noise=noise, x_t=x_t, vae=vae,
+        prediction=prediction, target=target.detach(), latents=latents, noise=noise, x_t=x_t, vae=vae, recall=recall,
         captions=prompts[:count] if prompts and len(prompts) >= count else None,
     )  # fmt: skip
+
+
+def _recall(kept: dict[str, Any], noisy: torch.Tensor, count: int, loss: torch.Tensor, alphas: torch.Tensor | None) -> Recall:
+    """The script's model, called again as it was called with ``noisy_model_input``: which of its arguments these were, and in
+    which layout, is found by comparing.
+
+    Args:
+        count: the instances, which are the first of the batch
+    """
+    whole = one_picture(noisy.detach())
+    for module, args, options, output in reversed(kept.get("calls", [])):
+        found = _argument(args, options, whole)
+        time = next((name for name in TIMES if name in options), 1 if len(args) > 1 else None)
+        if found is None or time is None:
+            continue
+        where, layout = found
+        times = options[time] if isinstance(time, str) else args[time]
+        raw = output[0] if isinstance(output, (tuple, list)) else getattr(output, "sample", output)
+        one = one_picture(torch.stack(list(raw))) if isinstance(raw, (tuple, list)) else raw
+        there = layout if not isinstance(raw, (tuple, list)) else LISTED
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            # Class pictures, the other half of the batch, get the same latents; what comes out for them is left out.
+            x = one_picture(x)
+            x = x.repeat(len(whole) // count, 1, 1, 1)
+            new = {where: _put(args[where] if isinstance(where, int) else options[where], layout.pack(x))}
+            new[time] = t.repeat(len(whole) // count).to(times) if times.dim() else t[0].to(times)
+            kept["again"] = True
+            try:
+                made = module(*(new.get(at, value) for at, value in enumerate(args)), **{**options, **{k: v for k, v in new.items() if isinstance(k, str)}})
+            finally:
+                kept["again"] = False
+            made = made[0] if isinstance(made, (tuple, list)) else getattr(made, "sample", made)
+            made = one_picture(torch.stack(list(made))) if isinstance(made, (tuple, list)) else made
+            picture: torch.Tensor = there.unpack(made, whole.shape)[:count]
+            return picture
+
+        times = times[:count] if times.dim() else times[None]
+        return Recall(predict, times, (loss, list(raw) if isinstance(raw, (tuple, list)) else raw), there.unpack(one, whole.shape)[:count], alphas)
+    raise RuntimeError(
+        "rollouts: none of the models that the script prepared was called with its noisy latents and their times, so it cannot be called "
+        "again with others; take `rollouts` out of the section"
+    )
+
+
+#: Names of the models' argument for the times; where none of them is given, it is the second one.
+TIMES = ("timestep", "timesteps", "t")
+
+#: Z-Image takes and returns a list of pictures ``[C,1,h,w]``.
+LISTED = Layout("list of [C,1,h,w]", lambda x: x.unsqueeze(2), lambda x, shape: x)
+
+
+def _argument(args: tuple[Any, ...], options: Mapping[str, Any], noisy: torch.Tensor) -> tuple[int | str, Layout] | None:
+    """Which argument of a model's call has the noisy latents ``[N,C,h,w]``, and in which layout."""
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *options.items()]
+    for where, value in places:
+        if isinstance(value, (tuple, list)) and len(value) == len(noisy) and all(isinstance(x, torch.Tensor) for x in value):
+            if all(x.shape == value[0].shape for x in value) and layout_of(torch.stack(list(value)), noisy) is not None:
+                return where, LISTED
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            layout = layout_of(value, noisy)
+            if layout is not None:
+                return where, layout
+    return None
+
+
+def _put(value: Any, x: torch.Tensor) -> Any:
+    """An argument with other latents: control channels and tokens behind them stay."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(one.to(value[0]) for one in x)
+    return torch.cat([x.to(value), value[:, x.shape[1] :]], 1)

@@ -13,12 +13,15 @@ import torch
 
 from .face import TrainerFace
 from .hook import around
+from .layout import from_patches
 
 MARK = "models/cosmos_predict2_modeling.py"
 
 
 def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
     """Puts the face loss into ``get_loss_fn`` of the classes that diffusion-pipe's models extend."""
+    if face.rollouts is not None:
+        raise ValueError("rollouts: diffusion-pipe spreads its model over the stages of a pipeline, so the loss cannot call it again; take `rollouts` out of the section")
 
     def prepare_inputs(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         features, (target, mask) = before(*args, **options)
@@ -53,11 +56,5 @@ def find(_: dict[str, Any]) -> tuple[type, ...]:
 
 
 def _picture(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Tokens of 2×2 latent pixels ``[N,hw/4,4C]``, as FLUX and Qwen-Image have them, as ``[N,C,h,w]``; control tokens behind them
-    are left out. Anything else stays as it is."""
-    height, width = size[-2:]
-    if x.dim() != 3:
-        return x
-    n, channels = len(x), x.shape[2] // 4
-    rows = x[:, : height * width // 4].reshape(n, height // 2, width // 2, channels, 2, 2)
-    return rows.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, height, width)
+    """Tokens of 2×2 latent pixels, as FLUX and Qwen-Image have them, as ``[N,C,h,w]``. Anything else stays as it is."""
+    return from_patches(x, (len(x), x.shape[2] // 4, *size[-2:])) if x.dim() == 3 else x

@@ -19,7 +19,9 @@ from ..models import Detector, Recogniser
 from ..packs import find_detector, find_recogniser
 from ..vae import Vae
 from .convention import TOLERANCE, Convention, fit
+from .layout import one_picture
 from .places import Place, Places, chooser
+from .recall import Recall, Rollouts
 from .section import Section, read_section
 from .term import FaceTerm
 
@@ -44,6 +46,7 @@ class TrainerFace:
 
     Attributes:
         term: the :class:`FaceTerm`, with the figures of the run
+        rollouts: the :class:`Rollout` of the section, and the noise levels it goes by; None without
         convention: of the last step
     """
 
@@ -62,6 +65,8 @@ class TrainerFace:
         self._decoder: Any = None
         self._config: dict[str, Any] = {}
         self._channels = 0
+        keys = self.section.rollouts
+        self.rollouts = Rollouts(keys, lambda: self.term.loss, self.section.warn_after) if keys is not None else None
 
     def step(
         self,
@@ -79,6 +84,7 @@ class TrainerFace:
         tolerance: float = TOLERANCE,
         hints: Mapping[str, Any] | None = None,
         step: int | None = None,
+        recall: Recall | None = None,
         **targets: Any,
     ) -> torch.Tensor:
         """The weighted face loss of one batch: a scalar, added to the trainer's loss before ``backward``.
@@ -96,6 +102,7 @@ class TrainerFace:
             tolerance: largest relative residual of the convention that is believed
             hints: keys of the loss that the trainer knows (``latent_format``, ``packing``); the section's count more
             step: the optimiser's step, for ``every_n_steps``; None: the calls are counted
+            recall: how to call the model again, for the section's `rollouts`
             targets: further arguments of :class:`facegrad.targets.Targets`, per sample
 
         Raises:
@@ -103,7 +110,9 @@ class TrainerFace:
         """
         if not self.term.enabled:
             return prediction.new_zeros((), dtype=torch.float32)
-        self._device = prediction.device
+        if self.rollouts is not None and recall is None:
+            raise ValueError("rollouts: the trainer's model cannot be called a second time from here; take `rollouts` out of the section")
+        self._device, shape = prediction.device, latents.shape
         self._hints = dict(hints or {})
         self._vae = vae if self._vae is None else self._vae
         count = len(prediction)
@@ -154,15 +163,23 @@ class TrainerFace:
         if len(live) < len(rows):
             arguments = {key: value[live] if isinstance(value, torch.Tensor) else [value[at] for at in live] for key, value in arguments.items()}
         chosen = tensors["prediction"] if len(live) == len(rows) else tensors["prediction"][live]
-        return self._call(chosen, reasons, step, arguments)
+        value = self._call(chosen, reasons, step, arguments)
+        if self.rollouts is None or recall is None:
+            return value
+        ids: list[str | None] = [None] * count
+        for at, id in zip((rows[at] for at in live), arguments.get("reference_ids", ()), strict=False):
+            ids[at] = id
+        pictured = pictures if self.section.references == "pictures" else None
+        return value + self.rollouts.step(recall, found, tensors, rows, shape, self.term.step - 1, ids, pictured)
 
     def logs(self) -> dict[str, float]:
-        """Figures of the last call: see :meth:`FaceTerm.logs`."""
-        return self.term.logs()
+        """Figures of the last call: see :meth:`FaceTerm.logs` and :meth:`Rollout.logs`."""
+        return self.term.logs() | (self.rollouts.rollout.logs() if self.rollouts is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: the term's state, and what is known of the training pictures' faces."""
-        return {**self.term.state_dict(), "places": self._places.state_dict() if self._places is not None else None}
+        places = self._places.state_dict() if self._places is not None else None
+        return {**self.term.state_dict(), "places": places, "rollouts": self.rollouts.rollout.state_dict() if self.rollouts is not None else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where :meth:`state_dict` was taken; the models are loaded at the next step."""
@@ -177,7 +194,9 @@ class TrainerFace:
         if self._saved is None:
             return
         saved, self._saved = dict(self._saved), None
-        places = saved.pop("places", None)
+        places, rollouts = saved.pop("places", None), saved.pop("rollouts", None)
+        if rollouts is not None and self.rollouts is not None:
+            self.rollouts.rollout.load_state_dict(rollouts)
         self.term.load_state_dict(saved)
         if places is not None:
             self._places_of(self.term.loss).load_state_dict(places)
@@ -260,11 +279,16 @@ class TrainerFace:
 
             def register(id: str, picture: torch.Tensor, landmarks: torch.Tensor) -> None:
                 if self.section.references == "latents":
-                    loss.set_reference(id, picture, landmarks if self._config["face_align_mode"] == "kps" else None)
+                    points = landmarks if self._config["face_align_mode"] == "kps" else None
+                    loss.set_reference(id, picture, points)
+                    if self.rollouts is not None:
+                        self.rollouts.register(id, picture, points)
 
             def forget(id: str) -> None:
                 if self.section.references == "latents" and loss.loss is not None:
                     loss.loss.remove_reference(id)
+                    if self.rollouts is not None:
+                        self.rollouts.forget(id)
 
             choose = chooser(self._config.get("face_choice", "score"), int(self._config.get("face_index", 0)))
             self._places = Places(decode, self._detector, choose, register, forget)
@@ -291,20 +315,6 @@ class TrainerFace:
         padded = torch.stack([F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p, _ in found])
         kps = self.section.loss.get("face_align_mode", "kps") == "kps"
         return padded.to(self._detector.device), torch.stack([points for _, points in found]) if kps else None
-
-
-def one_picture(x: torch.Tensor) -> torch.Tensor:
-    """``[N,C,1,h,w]`` and ``[N,1,C,h,w]``, one frame of a video model, as ``[N,C,h,w]``.
-
-    Raises:
-        ValueError: several frames
-    """
-    if x.dim() != 5:
-        return x
-    for at in (2, 1):
-        if x.shape[at] == 1:
-            return x.squeeze(at)
-    raise ValueError(f"expected single pictures, got {list(x.shape)}: the face loss takes no videos; train on single frames")
 
 
 def _keys(given: Any, **defaults: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from .face import TrainerFace
 from .hook import around
+from .recall import Recall
 
 MARK = "src/musubi_tuner/training/trainer_base.py"
 
@@ -29,12 +30,16 @@ def install(face: TrainerFace, trainer: type) -> None:
 
     def noisy(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
         found = before(*args, **options)
-        seen["x_t"] = found[0].detach()
+        if "again" in seen:
+            x, t = seen["again"]
+            return x.to(found[0].dtype), t.to(found[1])
+        seen.update(x_t=found[0].detach(), times=found[1].detach())
         return found
 
     def loss_of(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         seen["output"] = arguments["output"]
-        return before(*args, **options)
+        # A rollout needs the prediction only.
+        return (torch.zeros(()), {}) if "again" in seen else before(*args, **options)
 
     def process_batch(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
         around(self, "get_noisy_model_input_and_timesteps", noisy)
@@ -45,7 +50,18 @@ def install(face: TrainerFace, trainer: type) -> None:
             raise RuntimeError(f"musubi-tuner: {type(self).__name__} computes its loss elsewhere than where the face loss looks for prediction and target")
         output, batch = seen["output"], arguments["batch"]
         device = output.pred.device
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            seen["again"] = (x, t)
+            try:
+                before(self, *args, **options)
+            finally:
+                del seen["again"]
+            prediction: torch.Tensor = seen["output"].pred
+            return prediction
+
         value = face.step(
+            recall=Recall(predict, seen["times"], (loss, output.pred)),
             prediction=output.pred, target=output.target.detach(), latents=arguments["latents"].to(device), noise=arguments["noise"].to(device),
             x_t=seen["x_t"].to(device), paths=batch.get("face_paths"), hints=_hints(self),
         )  # fmt: skip

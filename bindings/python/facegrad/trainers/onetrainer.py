@@ -6,12 +6,14 @@ tells prediction and target before prior prediction replaces the latter.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .face import TrainerFace
 from .hook import around
+from .recall import Recall
 
 MARK = "modules/modelSetup/BaseModelSetup.py"
 
@@ -35,13 +37,34 @@ def add(face: TrainerFace, setup: Any) -> None:
 
     def add_noise(before: Any, _: dict[str, Any], scaled: torch.Tensor, noise: torch.Tensor, *args: Any, **options: Any) -> Any:
         found = before(scaled, noise, *args, **options)
+        if "again" in seen:
+            # The second value, where there is one, is the noise levels; it goes into OneTrainer's debugging pictures only.
+            x = seen["again"][0].to(scaled)
+            return (x, found[1]) if isinstance(found, tuple) else x
         seen.update(latents=scaled.detach(), noise=noise.detach(), x_t=(found[0] if isinstance(found, tuple) else found).detach())
         return found
 
     def predict(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
         found = before(*args, **options)
-        seen["target"] = found["target"].detach().clone()
+        if "again" not in seen:
+            seen.update(target=found["target"].detach().clone(), step=lambda: before(*args, **options)["predicted"])
         return found
+
+    def get_timestep(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
+        found: torch.Tensor = before(*args, **options)
+        if "again" in seen:
+            told: torch.Tensor = seen["again"][1]
+            return told.round().to(found)
+        seen["times"] = found.detach()
+        return found
+
+    def again(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen["again"] = (x, t)
+        try:
+            prediction: torch.Tensor = seen["step"]()
+        finally:
+            del seen["again"]
+        return prediction
 
     def calculate_loss(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
         loss: torch.Tensor = before(*args, **options)
@@ -51,16 +74,20 @@ def add(face: TrainerFace, setup: Any) -> None:
         if "latents" not in seen:
             raise RuntimeError(f"OneTrainer: {type(setup).__name__} mixes noise and latents elsewhere than where the face loss looks for them")
         target = seen["target"]
+        recall = Recall(again, seen["times"], (loss, prediction), alphas=_alphas(model)) if "times" in seen else None
         if prediction.shape != seen["latents"].shape and hasattr(model, "patchify_latents"):
             prediction, target = model.patchify_latents(prediction), model.patchify_latents(target)
+            recall = replace(recall, predict=lambda x, t: model.patchify_latents(again(x, t))) if recall is not None else None
         concepts = batch.get("concept_type") or [None] * len(prediction)
         return loss + face.step(
             prediction=prediction, target=target, latents=seen["latents"], noise=seen["noise"], x_t=seen["x_t"],
-            vae=model.vae, paths=batch.get("image_path"), captions=batch.get("prompt"), skip=[_prior(concept) for concept in concepts],
+            vae=model.vae, recall=recall, paths=batch.get("image_path"), captions=batch.get("prompt"), skip=[_prior(concept) for concept in concepts],
         )  # fmt: skip
 
     around(setup, "_add_noise_discrete", add_noise)
     around(setup, "predict", predict)
+    if hasattr(setup, "_get_timestep_discrete"):
+        around(setup, "_get_timestep_discrete", get_timestep)
     around(setup, "calculate_loss", calculate_loss)
 
 
@@ -69,6 +96,11 @@ def find(_: dict[str, Any]) -> Any:
     from modules.util import create  # type: ignore[import-not-found]
 
     return create
+
+
+def _alphas(model: Any) -> torch.Tensor | None:
+    found: torch.Tensor | None = getattr(getattr(model, "noise_scheduler", None), "alphas_cumprod", None)
+    return found
 
 
 def _prior(concept: Any) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from ..identity import FaceIdentityLoss
 from ..report import Outcome, Report
 from ..sampler import sampler_step
+from .schedule import Schedule
 
 log = logging.getLogger("facegrad")
 
@@ -77,6 +78,8 @@ class Rollout:
         ramp: so many steps from ``start`` on λ grows from 0
         times: turns the noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
             scaled-linear schedule of SD1.5 and SDXL for epsilon, v and x0
+        schedule: for a loss whose ``prediction.kind`` is ``custom``: the trainer's noise levels, as its steps have told them. It says
+            then what ``predict`` is told and how x0 follows, and ``times`` is not used
         seed: of the levels
         warn_after: a warning that names the reasons after so many rollouts in a row without one face; as many rollouts that
             the guard has stopped wholly are said once
@@ -97,6 +100,7 @@ class Rollout:
         start: int = 0,
         ramp: int = 20,
         times: Callable[[float], float] | None = None,
+        schedule: Schedule | None = None,
         seed: int = 0,
         warn_after: int = 50,
         enabled: bool = True,
@@ -106,10 +110,12 @@ class Rollout:
             raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight: expected a number >= 0, got {weight}")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score: expected a detection score from 0 to 1, got {min_score}")
         for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
-        self._source, self._times = loss, times
+        self._source, self._times, self._schedule = loss, times, schedule
         self._loss: FaceIdentityLoss | None = None
         self._keys: dict[str, Any] = {"face_loss_weight": weight, "gradient_limit": gradient_limit, "target_similarity": target_similarity}
         self.steps, self.levels, self.every_n_steps = steps, (low, high), every_n_steps
@@ -128,7 +134,7 @@ class Rollout:
         if self._loss is None:
             source = self._source if isinstance(self._source, FaceIdentityLoss) else self._source()
             kind = _prediction(source).get("kind", "flow")
-            if kind == "custom":
+            if kind == "custom" and self._schedule is None:
                 raise ValueError("prediction.kind: a rollout needs to know what the model predicts; custom coefficients do not tell")
             same = {"landmarks": "detect", "every_n_steps": 1, "t_min": 0.0, "t_max": 1.0, "time_weight": "constant"}
             self._loss = source.again(**same, **self._keys)
@@ -172,11 +178,16 @@ class Rollout:
         if loss.loss is None:
             return noise.new_zeros((), dtype=torch.float32)
         level = self._level(number)
-        x, t, made = self._descend(predict, noise.detach(), level)
+        descend = self._descend if self._schedule is None else self._descend_schedule
+        x, t, made = descend(predict, noise.detach(), level)
         prediction = _checked(predict(x, t), x, level)
         if not prediction.requires_grad:
             raise ValueError("predict: returned a prediction without a gradient; it must not run under no_grad or detach what it returns")
         arguments = {**targets, "gradient_norm": self._norm(main)}
+        if self._schedule is not None:
+            point = self._schedule.at(level)
+            arguments |= {"coefficients": torch.tensor([[point.a, point.b]], dtype=torch.float64).expand(len(x), 2)}
+            t = torch.full((len(x),), level, dtype=torch.float32, device=x.device)
         value, report = loss(x_t=x, prediction=prediction, t=t, **arguments)
         low = [s.outcome is Outcome.COUNTED and s.score < self.min_score for s in report.samples]
         if any(low):
@@ -201,14 +212,29 @@ class Rollout:
     @torch.no_grad()
     def _descend(self, predict: Predict, x: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, int]:
         """From noise to the level: the latents, the host's times there, and how many predictions it took."""
-        grid = [1 - k / self.steps for k in range(self.steps)]
-        ways = [v for v in grid if v > level + 1e-9] + [level]
+        ways = self._ways(level)
         config = _prediction(self.loss)
         times = [self._time(v, config) for v in ways]
         for here, value, after in zip(times, ways, times[1:]):
             t = torch.full((len(x),), here, dtype=torch.float32, device=x.device)
             x = sampler_step(x, _checked(predict(x, t), x, value), here, after, config)
         return x, torch.full((len(x),), times[-1], dtype=torch.float32, device=x.device), len(times) - 1
+
+    @torch.no_grad()
+    def _descend_schedule(self, predict: Predict, x: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The same over the trainer's own noise levels."""
+        assert self._schedule is not None
+        ways = self._ways(level)
+        points = [self._schedule.at(v) for v in ways]
+        times = [torch.full((len(x),), point.time, dtype=torch.float32, device=x.device) for point in points]
+        for t, value, here, after in zip(times, ways, points, points[1:]):
+            x = here.step(x, _checked(predict(x, t), x, value), after)
+        return x, times[-1], len(points) - 1
+
+    def _ways(self, level: float) -> list[float]:
+        """The noise levels of the grid above ``level``, and it."""
+        grid = [1 - k / self.steps for k in range(self.steps)]
+        return [v for v in grid if v > level + 1e-9] + [level]
 
     def _time(self, level: float, config: Mapping[str, Any]) -> float:
         return self._times(level) if self._times is not None else host_time(level, config)

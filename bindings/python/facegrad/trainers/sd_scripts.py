@@ -15,6 +15,7 @@ import torch
 from .convention import TOLERANCE
 from .face import TrainerFace
 from .hook import around
+from .recall import Recall
 
 #: In this file of a checkout is what belongs to sd-scripts.
 MARK = "library/train_util.py"
@@ -44,6 +45,7 @@ def install(face: TrainerFace, trainer: type) -> None:
             raise RuntimeError(f"sd-scripts: the step of {type(self).__name__} did not pass where the face loss looks for {' and '.join(missing)}")
         images = batch.get("images")
         return loss + face.step(
+            recall=_recall(seen, loss, arguments["noise_scheduler"]),
             prediction=seen["prediction"], target=seen["target"], latents=seen["latents"], noise=seen["noise"], x_t=seen["x_t"],
             vae=arguments.get("vae"), pictures=None if images is None else images.float() / 2 + 0.5,
             paths=batch.get("face_paths"), captions=batch.get("captions"), skip=_skip(batch),
@@ -68,18 +70,42 @@ def find(namespace: dict[str, Any]) -> type:
     raise RuntimeError("sd-scripts: the script has no NetworkTrainer: the face loss is for its LoRA scripts, such as flux_train_network.py")
 
 
+def _recall(seen: dict[str, Any], loss: torch.Tensor, scheduler: Any) -> Recall:
+    """The step's own function, called again: what mixes noise into latents hands over the rollout's latents instead."""
+    step = seen["step"]
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen["again"] = (x, t)
+        try:
+            prediction: torch.Tensor = step()[0]
+        finally:
+            del seen["again"]
+        return prediction
+
+    return Recall(predict, seen["times"], (loss, seen["prediction"]), alphas=getattr(scheduler, "alphas_cumprod", None))
+
+
 def _record(trainer: Any, seen: dict[str, Any]) -> None:
     """Notes what the functions within a step get and return."""
 
     def mix(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         found = before(*args, **options)
-        noise, x_t = (arguments["noise"], found[0]) if "noise" in arguments else (found[0], found[1])
-        seen.update(latents=arguments["latents"].detach(), noise=noise.detach(), x_t=x_t.detach())
+        if "noise" in arguments:
+            noise, (x_t, times, sigmas) = arguments["noise"], found
+        else:
+            (noise, x_t, times), sigmas = found, None
+        if "again" in seen:
+            x, t = seen["again"]
+            x, t = x.to(x_t.dtype), t.to(times)
+            # Every family's times are thousandths of its noise levels here.
+            return (noise, x, t) if sigmas is None else (x, t, (t.float() / 1000).view(sigmas.shape).to(sigmas))
+        seen.update(latents=arguments["latents"].detach(), noise=noise.detach(), x_t=x_t.detach(), times=times.detach())
         return found
 
     def predict(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         found = before(*args, **options)
-        seen.update(prediction=found[0], target=found[1].detach())
+        if "again" not in seen:
+            seen.update(prediction=found[0], target=found[1].detach(), step=lambda: before(*args, **options))
         return found
 
     for name, module in list(sys.modules.items()):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._library import build_info
+from .recall import KEYS as ROLLOUT_KEYS
+from .recall import checked as checked_rollouts
 
 REFERENCES = ("latents", "pictures", "persons")
 LANDMARKS = ("latents", "reference", "detect", "detect_or_reference")
@@ -42,6 +44,7 @@ class Section:
         references: whom a sample is compared with: its own clean ``latents``, the batch's ``pictures``, or ``persons``
         landmarks: where the face is in the estimate: where the clean ``latents`` have it, or as the loss's own key says
         vae, detector, recogniser: a path, an object of keys, or None; ``vae: pixels`` for models without a VAE
+        rollouts: arguments of :class:`.rollout.Rollout`; None: no rollouts
     """
 
     loss: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Section:
     device: str | None = None
     average: str = "batch"
     warn_after: int = 100
+    rollouts: dict[str, Any] | None = None
 
 
 def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
@@ -75,14 +79,8 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
     else:
         where, content = f"{source}: face_loss", _content(Path(source))
     keys = dict(content["face_loss"] if isinstance(content.get("face_loss"), Mapping) else content)
-    known = (*build_info()["loss_keys"], *OWN)
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{where}: unknown key `{key}`{hint}; known are {', '.join(sorted(known))}")
-    if keys.pop("rollouts", None):
-        raise ValueError(f"{where}: `rollouts` is not there in this version of facegrad; take the key out")
+    _known(keys, (*build_info()["loss_keys"], *OWN), where)
+    rollouts = _rollouts(keys.pop("rollouts", None), f"{where}: rollouts")
     persons = tuple(_person(name, value, where) for name, value in (keys.pop("persons", None) or {}).items())
     if len(persons) > 1 and any(person.match is None for person in persons):
         raise ValueError(f"{where}: with several persons, each needs `match`, patterns for the path or the caption of its pictures")
@@ -104,8 +102,30 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
         stated=dict(stated) if stated else None, min_snr=min_snr, references=references, landmarks=landmarks, persons=persons,
         vae=keys.pop("vae", None), detector=keys.pop("detector", None), recogniser=recogniser, root=keys.pop("root", None),
         device=keys.pop("device", None), average=_one_of(where, "average", keys.pop("average", "batch"), ("batch", "counted")),
-        warn_after=int(keys.pop("warn_after", 100)), loss=keys,
+        warn_after=int(keys.pop("warn_after", 100)), rollouts=rollouts, loss=keys,
     )  # fmt: skip
+
+
+def _known(keys: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise ValueError(f"{where}: unknown key `{key}`{hint}; known are {', '.join(sorted(known))}")
+
+
+def _rollouts(given: Any, where: str) -> dict[str, Any] | None:
+    if given is None or given is False:
+        return None
+    if given is True:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected an object with some of the keys {', '.join(sorted(ROLLOUT_KEYS))}, or true, got {given!r}")
+    _known(given, ROLLOUT_KEYS, where)
+    try:
+        return checked_rollouts(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _person(name: str, value: Any, where: str) -> Person:

@@ -8,6 +8,7 @@ import torch
 
 from .face import TrainerFace
 from .hook import around
+from .recall import Recall
 
 MARK = "simpletuner/helpers/models/common.py"
 
@@ -24,7 +25,18 @@ def install(face: TrainerFace, model: type) -> None:
             return loss, logs
         device = prediction.device
         target = self.get_prediction_target(batch)
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            again = {**batch, "noisy_latents": x.to(batch["noisy_latents"]), "timesteps": t.to(batch["timesteps"])}
+            sigmas = batch.get("sigmas")
+            if isinstance(sigmas, torch.Tensor):
+                # Sigmas are noise levels here, and the times of flow matching their thousandths.
+                again["sigmas"] = (t / 1000).view(-1, *[1] * (sigmas.dim() - 1)).to(sigmas)
+            made: torch.Tensor = self.model_predict(again)["model_prediction"]
+            return made
+
         value = face.step(
+            recall=Recall(predict, batch["timesteps"], (loss, prediction), alphas=getattr(getattr(self, "noise_schedule", None), "alphas_cumprod", None)),
             prediction=prediction, target=target.detach().to(device),
             latents=batch["latents"].to(device), noise=batch["noise"].to(device), x_t=batch["noisy_latents"].to(device),
             vae=getattr(self, "vae", None), paths=batch.get("filepaths"), captions=batch.get("prompts"),

@@ -1,0 +1,138 @@
+"""Rollouts in a trainer: its own model, called again with other latents at other noise levels."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..identity import FaceIdentityLoss
+from .convention import Convention, through
+from .layout import one_picture
+from .rollout import Predict, Rollout
+from .schedule import Schedule
+
+log = logging.getLogger("facegrad")
+
+#: Arguments of :class:`Rollout` that the section may have.
+KEYS = tuple(name for name in inspect.signature(Rollout).parameters if name not in ("loss", "times", "schedule", "enabled"))
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How an adapter calls its trainer's model again.
+
+    Attributes:
+        predict: latents ``[N,…]`` in the layout of the step's clean latents, float32, and times ``[N]`` float32 in; the model's
+            output of the same layout out, with the conditions of the step's batch
+        times: ``[N]``, what the model was told in this step
+        main: the trainer's own loss, and the model's output that it was computed from
+        output: what ``predict`` gives for this step's latents, where it is not the prediction itself
+        alphas: ᾱ of every timestep, where the trainer has a noise schedule with them
+    """
+
+    predict: Predict
+    times: torch.Tensor
+    main: tuple[torch.Tensor, torch.Tensor | Sequence[torch.Tensor]]
+    output: torch.Tensor | None = None
+    alphas: torch.Tensor | None = None
+
+
+class Rollouts:
+    """The section's key ``rollouts``.
+
+    Args:
+        keys: of the section, as :func:`checked` returns them
+        loss: gives the training pair's loss
+        warn_after: a warning after so many steps in which the times have not become clear
+    """
+
+    def __init__(self, keys: Mapping[str, Any], loss: Callable[[], FaceIdentityLoss], warn_after: int) -> None:
+        self.schedule = Schedule()
+        self._loss, self._warn_after, self._waited = loss, warn_after, 0
+        self.rollout = Rollout(self._pair, schedule=self.schedule, **keys)
+        self._made = False
+
+    def _pair(self) -> FaceIdentityLoss:
+        self._made = True
+        return self._loss()
+
+    def register(self, id: str, picture: torch.Tensor, landmarks: torch.Tensor | None) -> None:
+        """A reference that the training pair's loss has come to know; those before are taken over with the first rollout."""
+        if self._made:
+            self.rollout.loss.set_reference(id, picture, landmarks)
+
+    def forget(self, id: str) -> None:
+        """A reference that is dropped."""
+        if self._made and self.rollout.loss.loss is not None:
+            self.rollout.loss.loss.remove_reference(id)
+
+    def step(
+        self,
+        recall: Recall,
+        found: Convention,
+        tensors: Mapping[str, torch.Tensor],
+        rows: Sequence[int],
+        shape: torch.Size,
+        number: int,
+        ids: Sequence[str | None],
+        references: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The weighted loss of this step's rollout; 0 where none is due.
+
+        Args:
+            found, tensors, rows: the convention, prediction and x_t ``[n,C,h,w]`` of those samples of the batch that get a face loss
+            shape: the trainer's own shape of the whole batch's latents
+            ids: the whole batch's references; a sample without one is not pushed
+            references: the whole batch's pictures, in place of ids
+        """
+        prediction, x_t = tensors["prediction"], tensors["x_t"]
+        if recall.output is not None:
+            found = through(found, x_t, one_picture(recall.output)[list(rows)], prediction)
+        times = recall.times.detach().flatten()
+        self.schedule.observe(found, times if len(times) == 1 else times[list(rows)], recall.alphas)
+        if not self.schedule.ready:
+            self._waited += 1
+            if self._waited == self._warn_after:
+                log.warning("rollouts: after %d steps it is still open whether the model's times count from the noise or from the picture", self._waited)
+        if not self.schedule.ready or not self.rollout.due(number):
+            return x_t.new_zeros((), dtype=torch.float32)
+        live = [at for at in rows if ids[at] is not None or references is not None]
+        if not live:
+            return x_t.new_zeros((), dtype=torch.float32)
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return one_picture(recall.predict(x.reshape(shape), t))
+
+        weights = torch.zeros(shape[0])
+        weights[live] = 1.0
+        targets: dict[str, Any] = {"sample_weights": weights}
+        targets |= {"references": references} if references is not None else {"reference_ids": [id if id is not None else ids[live[0]] for id in ids]}
+        noise = torch.randn((shape[0], *x_t.shape[1:]), device=x_t.device)
+        gradients = torch.autograd.grad(*recall.main, retain_graph=True)
+        main = sum(float(one.float().square().sum()) for one in gradients) ** 0.5
+        return self.rollout(predict, noise, main=main, step=number, **targets)
+
+
+def checked(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The section's keys as arguments of :class:`Rollout`.
+
+    Raises:
+        ValueError: a value that does not fit
+    """
+    made = dict(keys)
+    if "levels" in made:
+        levels = made["levels"]
+        if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
+            raise ValueError(f"levels: expected two noise levels, the lowest and the highest, got {levels!r}")
+        made["levels"] = (float(levels[0]), float(levels[1]))
+    Rollout(_never, schedule=Schedule(), **made)
+    return made
+
+
+def _never() -> FaceIdentityLoss:
+    raise AssertionError("a rollout that is only checked makes no loss")

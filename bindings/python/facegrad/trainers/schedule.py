@@ -1,0 +1,125 @@
+"""A trainer's noise levels, read from its own tensors: what its model is told there, how x_t is mixed, and how x0 follows.
+
+A rollout goes to noise levels of its own choice. The convention of a step (:mod:`.convention`) and the times that the trainer
+gave its model there tell how: noise fractions or timesteps, counted from the noise or from the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .convention import TOLERANCE, Convention, ConventionError
+
+#: time = scale·level + offset, as trainers have it for flow matching: fractions and thousandths, from either end, some with
+#: one timestep more or less.
+CLOCKS = tuple((scale, start + step * abs(scale) / 1000) for scale, start in ((1, 0), (1000, 0), (-1, 1), (-1000, 1000)) for step in (0, 1, -1))
+
+#: Mean distance of the times from a clock, as a share of the range, that rounding to bfloat16 explains.
+NEAR = 0.005
+
+
+@dataclass(frozen=True)
+class Point:
+    """One noise level: the time that the model is told, p and q of ``x_t = p·x0 + q·noise``, and a and b of
+    ``x0 = a·x_t + b·prediction``."""
+
+    time: float
+    signal: float
+    noise: float
+    a: float
+    b: float
+
+    def x0(self, x_t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """The estimate of the clean latents, float32."""
+        return self.a * x_t.float() + self.b * prediction.float()
+
+    def step(self, x_t: torch.Tensor, prediction: torch.Tensor, to: Point) -> torch.Tensor:
+        """The same sample at another level: Euler's step for flow matching, DDIM's with η = 0 for variance-preserving schedules.
+        Both keep the noise that the estimate of x0 leaves in x_t."""
+        x0 = self.x0(x_t, prediction)
+        return (to.signal * x0 + to.noise / self.noise * (x_t.float() - self.signal * x0)).to(x_t.dtype)
+
+
+class Schedule:
+    """Learns from every step; :attr:`ready` once one clock fits."""
+
+    def __init__(self) -> None:
+        self._kind, self._negated, self._flow = "", False, True
+        self._alphas = scaled_linear()
+        self._errors = torch.zeros(len(CLOCKS), dtype=torch.float64)
+        self._seen = 0
+        self._whole = True
+
+    def observe(self, found: Convention, times: torch.Tensor, alphas: torch.Tensor | None = None) -> None:
+        """Takes in one step.
+
+        Args:
+            found: its convention, of the prediction that the rollout's ``predict`` returns
+            times: ``[N]``, what the model was told
+            alphas: ᾱ of every timestep, of a variance-preserving trainer; None: the scaled-linear schedule of SD 1.5 and SDXL
+
+        Raises:
+            ConventionError: the convention has no name, or the times do not follow from the noise levels
+        """
+        times = times.detach().double().cpu().flatten().expand(len(found.level))
+        p, q = found.signal, found.noise
+        straight, round_ = float((p + q - 1).abs().max()), float((p.square() + q.square() - 1).abs().max())
+        if found.kind == "custom" or min(straight, round_) > TOLERANCE:
+            raise ConventionError(
+                f"rollouts: the trainer's noise levels are neither those of flow matching nor of a variance-preserving schedule ({found}; x_t = "
+                f"{float(p[0]):.3g}·x0 + {float(q[0]):.3g}·noise), so a rollout does not know its way; take `rollouts` out of the section"
+            )
+        self._kind, self._negated = found.kind, found.negated
+        self._flow = found.kind == "flow" or (found.kind == "sample" and straight <= round_)
+        self._seen += len(times)
+        if self._flow:
+            for at, (scale, offset) in enumerate(CLOCKS):
+                self._errors[at] += float(((times - offset) / scale - found.level).abs().sum())
+            self._whole &= bool((times == times.round()).all())
+            best = float(self._errors.min()) / self._seen
+            if best > NEAR:
+                pairs = ", ".join(f"{t:.4g} at {v:.3f}" for t, v in zip(times.tolist(), found.level.tolist(), strict=True))
+                raise ConventionError(f"rollouts: the model's times do not follow from the noise levels ({pairs}); take `rollouts` out of the section")
+            return
+        if alphas is not None:
+            self._alphas = alphas.detach().double().cpu()
+        rows = times.round().long()
+        if int(rows.min()) < 0 or int(rows.max()) >= len(self._alphas) or float(((1 - self._alphas[rows]).sqrt() - q).abs().max()) > TOLERANCE:
+            raise ConventionError(
+                f"rollouts: at the timesteps {rows.tolist()} the trainer's schedule has other noise levels than {[round(v, 4) for v in q.tolist()]}; "
+                "take `rollouts` out of the section"
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether one clock fits and those that run otherwise do not: a single step at level 0.5 fits two."""
+        if not self._seen or not self._flow:
+            return self._seen > 0
+        best = int(self._errors.argmin())
+        others = [float(e) for e, (scale, _) in zip(self._errors, CLOCKS, strict=True) if scale != CLOCKS[best][0]]
+        return min(others) / self._seen > 4 * NEAR
+
+    def at(self, level: float) -> Point:
+        """A noise level in [0, 1]: the noise fraction of flow matching, and the share of the last timestep otherwise."""
+        if not self.ready:
+            raise ValueError("rollouts: no step has told yet what the model's times are")
+        sign = -1.0 if self._negated else 1.0
+        if self._flow:
+            scale, offset = CLOCKS[int(self._errors.argmin())]
+            time = scale * level + offset
+            if self._whole:
+                time = float(round(time))
+            p, q = 1 - level, level
+            a, b = (1.0, -q * sign) if self._kind == "flow" else (0.0, sign)
+            return Point(time, p, q, a, b)
+        time = float(round((len(self._alphas) - 1) * level))
+        p, q = float(self._alphas[int(time)].sqrt()), float((1 - self._alphas[int(time)]).sqrt())
+        a, b = {"epsilon": (1 / p, -q / p), "v": (p, -q), "sample": (0.0, 1.0)}[self._kind]
+        return Point(time, p, q, a, b * sign)
+
+
+def scaled_linear(first: float = 0.00085, last: float = 0.012, count: int = 1000) -> torch.Tensor:
+    """ᾱ of every timestep for SD 1.5, SDXL and their kin, float64 ``[count]``."""
+    return (1 - torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64).square()).cumprod(0)
