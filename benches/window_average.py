@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy
 import torch
+from decoder import work_of
 from PIL import Image
 from torch.nn import functional as F
-from window import work_of
 from window_photos import DATA, Denoiser, encode
 
 import facegrad
