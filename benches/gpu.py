@@ -221,10 +221,11 @@ class Training:
             elif mode is not None:
                 loss, rollout = self.facegrads(mode)
             times = []
-            for at in range(steps + 2):
+            # The first steps choose kernels, fill caches, and take the statistics that later steps remember.
+            warming = 2 if on_gpu else 1
+            for at in range(steps + warming):
                 settle()
-                # The first steps choose kernels, fill caches, and take the statistics that later steps remember.
-                if at == 2 and on_gpu:
+                if at == warming and on_gpu:
                     torch.cuda.reset_peak_memory_stats(self.device)
                 start = time.perf_counter()
                 self.step(loss, rollout)
@@ -232,7 +233,7 @@ class Training:
                     torch.cuda.synchronize(self.device)
                 times.append(time.perf_counter() - start)
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30 if on_gpu else float("nan")
-            return 1e3 * statistics.median(times[2:]), peak
+            return 1e3 * statistics.median(times[warming:]), peak
         except (torch.OutOfMemoryError, facegrad.FacegradError) as error:
             if "out of memory" not in str(error).lower():
                 raise

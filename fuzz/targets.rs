@@ -207,8 +207,11 @@ fn blocks(data: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// A zip archive of entries: name, content, and the content's deflate stream where it is not stored.
-fn zip_of(entries: &[(&str, &[u8], Option<Vec<u8>>)]) -> Vec<u8> {
+/// An entry of a zip archive: name, content, and the content's deflate stream where it is not stored.
+type Entry<'a> = (&'a str, &'a [u8], Option<Vec<u8>>);
+
+/// A zip archive of entries.
+fn zip_of(entries: &[Entry]) -> Vec<u8> {
     let (mut file, mut directory) = (vec![], vec![]);
     for (name, data, deflated) in entries {
         let mut crc = flate2::Crc::new();

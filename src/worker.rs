@@ -217,7 +217,8 @@ impl Drop for Worker {
             return;
         };
         if std::process::id() != self.pid {
-            std::mem::forget((self.jobs.take(), thread));
+            // CUDA does not exist here either.
+            std::mem::forget((self.jobs.take(), thread, self.order.clone()));
             return;
         }
         drop(self.jobs.take());
@@ -406,6 +407,26 @@ mod tests {
         want.extend(call.iter().chain(&call));
         want.extend(["wait 7", "free 7"]);
         assert_eq!(calls.take(), want);
+    }
+
+    #[test]
+    fn a_forked_child_asks_cuda_for_nothing() {
+        let calls = Recording::new();
+        let device = Device::Cuda(0);
+        let mut worker = Worker::start(device, Order::with(device, calls)).unwrap();
+        worker.run(Stream::default(), || Ok(())).unwrap();
+        calls.take();
+        // As if this process were a child of the one that made the context.
+        Arc::get_mut(&mut worker).unwrap().pid += 1;
+        assert_eq!(
+            worker
+                .run(Stream::default(), || Ok(()))
+                .unwrap_err()
+                .status(),
+            11
+        );
+        drop(worker);
+        assert!(calls.take().is_empty());
     }
 
     #[test]

@@ -1138,7 +1138,7 @@ facegrad_status facegrad_vae_new(const struct facegrad_context *context,
 /**
  * Builds a decoder from tensors that the host already has, named as in any of the files above. Tensors
  * of the configured dtype on the context's device are used where they are: they must stay, unchanged,
- * until the decoder and every loss made with it are freed.
+ * until the decoder and every loss made with it are freed. Waits for all work on the context's device.
  *
  * @param[in] names `count` names
  * @param[in] tensors `count` tensors
@@ -1526,7 +1526,7 @@ facegrad_status facegrad_graph_read(const struct facegrad_graph *graph,
  *
  * @param[in] node the node to differentiate, usually a loss
  * @param[in] seed the gradient with respect to it, of its shape; NULL: ones
- * @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+ * @param[in] stream cudaStream_t that the work is put on, the one of the graph's nodes; NULL on a CPU
  */
 facegrad_status facegrad_graph_backward(struct facegrad_graph *graph,
                                         int64_t node,

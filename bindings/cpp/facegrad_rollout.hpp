@@ -31,6 +31,8 @@ struct RolloutOptions {
     std::uint64_t seed = 0;
     /// A face that the detector gives a lower score is not pushed.
     float min_score = 0.6f;
+    /// While the running share of samples that show a face (the last rollout's counts a tenth) is smaller, nothing is pushed.
+    float min_found = 0.95f;
     /// Accept a loss without `gradient_limit`. Nothing keeps its gradient in proportion to the main loss's then.
     bool unbounded = false;
     /// The object `prediction` of the loss's configuration.
@@ -49,6 +51,9 @@ struct RolloutReport {
     std::size_t without_gradient = 0, with_gradient = 0;
     /// Samples whose detection score was below the floor.
     std::size_t low_score = 0;
+    /// The running share of samples that show a face, and whether it is below `min_found`, so that nothing was pushed.
+    double found = 1;
+    bool paused = false;
 };
 
 /// Goes from noise down to a random noise level and gives the gradient of the face loss there.
@@ -133,14 +138,26 @@ class Rollout {
             return detail::fail<RolloutReport>(error->status(), error->what());
         }
         report.face = taken(std::move(first));
+        std::size_t looked = 0, seen = 0;
         for (std::size_t i = 0; i < count; ++i) {
             const auto &sample = report.face.samples[i];
+            looked += sample.outcome == FACEGRAD_SAMPLE_COUNTED || sample.outcome == FACEGRAD_SAMPLE_NO_FACE;
+            seen += sample.outcome == FACEGRAD_SAMPLE_COUNTED && !(sample.score < options_.min_score);
             if (sample.outcome == FACEGRAD_SAMPLE_COUNTED && sample.score < options_.min_score) {
                 weights[i] = 0;
                 ++report.low_score;
             }
         }
-        if (report.low_score > 0) {
+        if (looked > 0) {
+            found_ = 0.9 * found_ + 0.1 * static_cast<double>(seen) / static_cast<double>(looked);
+        }
+        report.found = found_;
+        report.paused = found_ < options_.min_found - 1e-6;
+        if (report.paused) {
+            std::fill(weights.begin(), weights.end(), 0.0f);
+            report.ramp = 0;
+        }
+        if (report.low_score > 0 || report.paused) {
             auto second = loss_->step(step, targets, &gradient, stream);
             if (auto error = failed(second)) {
                 return detail::fail<RolloutReport>(error->status(), error->what());
@@ -173,6 +190,7 @@ class Rollout {
     const Context *context_;
     Loss *loss_;
     RolloutOptions options_;
+    double found_ = 1;
 };
 
 } // namespace facegrad

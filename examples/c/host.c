@@ -4,7 +4,15 @@
  *
  *     host LIBRARY ASSETS PORTRAIT.ppm REFERENCE.ppm
  *
- * ASSETS is examples/demo_assets; `python examples/demo_assets/pictures.py FOLDER` draws portraits. */
+ * ASSETS is examples/demo_assets; `python examples/demo_assets/pictures.py FOLDER` draws portraits. With 0_0.ppm and
+ * 1_0.ppm it says which models it loaded, and then:
+ *
+ *     step  0  loss 0.6997  similarity +0.300
+ *     step  5  loss 0.5943  similarity +0.406
+ *     step 10  loss 0.5020  similarity +0.498
+ *     step 15  loss 0.4265  similarity +0.573
+ *     step 20  loss 0.3690  similarity +0.631
+ */
 
 #include <dlfcn.h>
 #include <math.h>

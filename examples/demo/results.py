@@ -16,6 +16,7 @@ import json
 import math
 import platform
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import correlation, fmean, stdev
@@ -30,7 +31,7 @@ from demo import ARMS, NEW_PEOPLE, SAMPLES, TARGET, World, compare, draw, mean
 from tqdm import tqdm
 
 CHOOSE, PEOPLE = tuple(range(8)), tuple(range(10, 18))
-OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0))
+OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0), ("min_found", 0.0))
 
 
 def only(*names: str) -> tuple:
@@ -79,7 +80,8 @@ TABLES = {
     "long": (PEOPLE[:5], 300, {
         "no face loss": ARMS["plain"], "pair": ARMS["pair"], "pair and rollouts": ARMS["rollouts"],
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
-        "pair, rollouts λ .8": rollouts(.8)}),
+        "pair, rollouts λ .8": rollouts(.8),
+        "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
 }  # fmt: skip
 
 
@@ -167,19 +169,30 @@ def error(values: list[float]) -> str:
     return f"{stdev(values) / len(values) ** .5:.3f}" if len(values) > 1 else "–"
 
 
+#: What the rows of "choose" are compared with a second time.
+USUAL = "pair λ .5, the person"
+
+
+def change(runs: dict[int, Run], other: dict[int, Run]) -> tuple[list[float], str]:
+    """The gains in similarity over the people of both, and their mean with its error."""
+    gains = [runs[p].similarity - other[p].similarity for p in runs if p in other]
+    return gains, f"{fmean(gains):+.3f} ± {error(gains)}" if gains and runs is not other else ""
+
+
 def table(found: dict[str, dict[int, Run]]) -> str:
     """Gains are over the people of both rows."""
-    first = next(iter(found.values()))
-    rows = ["| training | people | similarity | gain ± standard error | people worse | samples without a face | sharpness | diffusion loss | a step |",
-            "|---|---|---|---|---|---|---|---|---|"]
+    first, usual = next(iter(found.values())), found.get(USUAL)
+    extra = "" if usual is None else f" against \"{USUAL}\" |"
+    rows = [f"| training | people | similarity | gain ± standard error |{extra} people worse | samples without a face | sharpness | diffusion loss | a step |",
+            "|---|---|---|---|---|---|---|---|---|" + ("" if usual is None else "---|")]
     for arm, runs in found.items():
         if not runs:
             continue
         both = [p for p in runs if p in first]
-        gains = [runs[p].similarity - first[p].similarity for p in both]
+        gains, gain = change(runs, first)
+        extra = "" if usual is None else f" {change(runs, usual)[1]} |"
         slower = fmean(runs[p].seconds / first[p].seconds for p in both) if both else math.nan
-        gain = "" if runs is first or not both else f"{fmean(gains):+.3f} ± {error(gains)}"
-        rows.append(f"| {arm} | {', '.join(map(str, runs))} | {fmean(r.similarity for r in runs.values()):.3f} | {gain} | "
+        rows.append(f"| {arm} | {', '.join(map(str, runs))} | {fmean(r.similarity for r in runs.values()):.3f} | {gain} |{extra} "
                     f"{'' if runs is first else sum(g < 0 for g in gains)} | {sum(r.faceless for r in runs.values())} of {SAMPLES * len(runs)} | "
                     f"{fmean(r.sharpness for r in runs.values()):.4f} | {fmean(r.mse for r in runs.values()):.3f} | {slower:.1f}× |")
     return "\n".join(rows)
@@ -208,7 +221,10 @@ def goal(folder: Path, name: str, wanted: bool = False) -> str:
         most = fmean(limit(folder, p) for p in both)
         text += (f" The most that the decoder can draw of these people is {most:.3f}, so the room above the LoRA without the face loss is "
                  f"{most - start:.3f}; of it the face loss wins {100 * by / (most - start):.0f} %.")
-    return text
+        if wanted and start + .12 > most - .01:
+            text += (f" +0.12 would be {start + .12:.3f}, as much as the decoder can draw at all. The goal was set in an earlier world of the demo, "
+                     f"where such a LoRA reached 0.60: it cannot be had from here.")
+    return textwrap.fill(text, 124)
 
 
 def chart(folder: Path, path: Path) -> None:
@@ -229,7 +245,7 @@ def page(folder: Path) -> str:
         base=average(lambda s: s["base"]), real=average(lambda s: s["real"]), vae=average(lambda s: s["vae"]),
         sharp_base=average(lambda s: s["sharp"][0]), sharp_real=average(lambda s: s["sharp"][1]), sharp_vae=average(lambda s: s["sharp"][2]),
         **{f"{name}_goal": goal(folder, name, name == "verdict") for name in ("short", "verdict", "long")},
-        missing=f"Not measured: {', '.join(missing)}." if missing else "", pair=ARMS["pair"]["face_weight"], roll=ARMS["rollouts"]["rollout_weight"],
+        missing=f"Not measured: {', '.join(missing)}." if missing else "", pair=ARMS["pair"]["face_weight"], four=4 * ARMS["rollouts"]["rollout_weight"], roll=ARMS["rollouts"]["rollout_weight"],
         machine=f"one thread, {platform.machine()}, torch {torch.__version__.split('+')[0]}")
 
 
@@ -275,7 +291,9 @@ The same settings, 50 steps:
 
 {short_goal}
 
-300 steps. The last row has four times the λ of rollouts:
+300 steps. The last two rows have four times the λ of rollouts, {four}; the last one is without the pause while faces vanish
+(`min_found`). That pause was added because of what the last row shows, so the row before it is no independent test. It
+softens the collapse of one person and does not prevent it: in long trainings with a large λ the guard is not enough.
 
     python examples/demo/results.py long
 
@@ -292,13 +310,13 @@ where nothing else is said:
 
 {room}
 
-A drawn person is simple: one picture tells who it is, so fewer pictures do not make the task harder, and a short
-training or a small rank do. Real people are not so. That is why the gain here says little about its size on a real model.
+Fewer pictures do not make the task harder: a drawn person is simple, and one picture tells who it is. A short training or a
+small rank do. So the size of the gain here does not tell its size on a real model.
 
 ## How the settings were chosen
 
-People {choose_people}, 100 steps, one thing changed at a time. The judge's verdict on these people is not a verdict on the loss, because
-it was used to choose.
+People {choose_people}, 100 steps, one thing changed at a time. These people were used to choose, so their gains are no verdict. Every
+row is compared with the same people's runs; a row of few people says little.
 
     python examples/demo/results.py choose
 

@@ -27,6 +27,7 @@ HOOKS = {
     ],
     "ai-toolkit": [
         ("extensions_built_in/sd_trainer/SDTrainer.py", "SDTrainer", "calculate_loss", ["noise_pred", "noise", "noisy_latents", "timesteps", "batch"]),
+        ("extensions_built_in/sd_trainer/SDTrainer.py", "SDTrainer", "predict_noise", ["noisy_latents", "timesteps"]),
         ("extensions_built_in/sd_trainer/DiffusionTrainer.py", "DiffusionTrainer", "__init__", ["process_id", "job", "config"]),
         ("toolkit/data_transfer_object/data_loader.py", "DataLoaderBatchDTO", "get_is_reg_list", []),
         ("toolkit/data_transfer_object/data_loader.py", "DataLoaderBatchDTO", "get_caption_list", []),
@@ -35,11 +36,13 @@ HOOKS = {
     "SimpleTuner": [
         ("simpletuner/helpers/models/common.py", "ModelFoundation", "auxiliary_loss", ["model_output", "prepared_batch", "loss"]),
         ("simpletuner/helpers/models/common.py", "ModelFoundation", "get_prediction_target", ["prepared_batch"]),
+        ("simpletuner/helpers/models/common.py", "ModelFoundation", "model_predict", ["prepared_batch"]),
     ],
     "OneTrainer": [
         ("modules/util/create.py", None, "create_model_setup", ["model_type"]),
         ("modules/modelSetup/BaseFluxSetup.py", "BaseFluxSetup", "predict", ["model", "batch", "config", "train_progress"]),
         ("modules/modelSetup/BaseFluxSetup.py", "BaseFluxSetup", "calculate_loss", ["model", "batch", "data", "config"]),
+        ("modules/modelSetup/mixin/ModelSetupNoiseMixin.py", "ModelSetupNoiseMixin", "_get_timestep_discrete", ["num_train_timesteps"]),
         ("modules/modelSetup/mixin/ModelSetupFlowMatchingMixin.py", "ModelSetupFlowMatchingMixin", "_add_noise_discrete", ["scaled_latent_image", "latent_noise"]),
         ("modules/modelSetup/mixin/ModelSetupDiffusionMixin.py", "ModelSetupDiffusionMixin", "_add_noise_discrete", ["scaled_latent_image", "latent_noise"]),
     ],

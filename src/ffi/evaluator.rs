@@ -8,8 +8,9 @@ use super::read::{output, struct_size, text, write_versioned};
 use super::report::ReportSink;
 use super::targets::{RawReference, RawTargets};
 use super::types::*;
-use super::views;
 use super::watch::Watch;
+use super::{targets, views};
+use crate::batch::Report;
 use crate::config::{EvaluatorConfig, parse};
 use crate::error::{Result, bail};
 use crate::score::{EmbeddedFace, Evaluator};
@@ -30,6 +31,27 @@ struct EvaluatorObject {
 
 impl Object for EvaluatorObject {
     const NAME: &'static str = "evaluator";
+}
+
+impl EvaluatorObject {
+    /// Tells the host what `score` makes of its images on the worker.
+    fn report(
+        &self,
+        images: View,
+        sink: ReportSink,
+        stream: *mut c_void,
+        score: impl FnOnce(&mut Evaluator, &Tensor) -> Result<Report> + Send + 'static,
+    ) -> Result<()> {
+        let watch = self.watch.clone();
+        let report = self.owned.with(Stream::new(stream), move |evaluator| {
+            let images = images.borrow()?;
+            watch.look("images", &images)?;
+            score(evaluator, &images)
+        })?;
+        // SAFETY: `read` checked the pointers, and the host promises that they are writable.
+        unsafe { sink.write(&report) };
+        Ok(())
+    }
 }
 
 /// Makes an evaluator: faces, embeddings and similarities as insightface's FaceAnalysis computes them, from
@@ -226,13 +248,12 @@ pub unsafe extern "C" fn facegrad_evaluator_set_reference(
             let images = views::pictures("images", images, evaluator.owned.worker().device())?;
             RawReference::read(id, images, landmarks)?
         };
-        let watch = evaluator.watch.clone();
-        evaluator.owned.with(Stream::new(stream), move |evaluator| {
-            let images = reference.images.borrow()?;
-            watch.look(&format!("reference \"{}\"", reference.id), &images)?;
-            evaluator.register(&reference.id, &images, &reference.places()?)?;
-            Ok(())
-        })
+        reference.register(
+            &evaluator.owned,
+            &evaluator.watch,
+            stream,
+            Evaluator::register,
+        )
     })
 }
 
@@ -247,13 +268,7 @@ pub unsafe extern "C" fn facegrad_evaluator_remove_reference(
     call(|| {
         let evaluator = handle::get::<EvaluatorObject, _>("evaluator", evaluator)?;
         // SAFETY: the host promises a string.
-        let id = unsafe { text("id", id) }?;
-        evaluator.owned.with(Stream::default(), move |evaluator| {
-            if !evaluator.remove(&id) {
-                bail!(Argument, "id: \"{id}\" is not registered");
-            }
-            Ok(())
-        })
+        unsafe { targets::remove(&evaluator.owned, id, Evaluator::remove) }
     })
 }
 
@@ -291,16 +306,9 @@ pub unsafe extern "C" fn facegrad_evaluator_compare(
             (images, targets, sink)
         };
         let watch = evaluator.watch.clone();
-        let report = evaluator
-            .owned
-            .with(Stream::new(stream), move |evaluator| {
-                let images = images.borrow()?;
-                watch.look("images", &images)?;
-                evaluator.compare(&images, &targets.into_targets(&watch)?)
-            })?;
-        // SAFETY: `read` checked the pointers, and the host promises that they are writable.
-        unsafe { sink.write(&report) };
-        Ok(())
+        evaluator.report(images, sink, stream, move |evaluator, images| {
+            evaluator.compare(images, &targets.into_targets(&watch)?)
+        })
     })
 }
 
@@ -348,17 +356,9 @@ pub unsafe extern "C" fn facegrad_evaluator_find(
             let sink = ReportSink::read(samples, samples_capacity, result, count)?;
             (images, ids, sink)
         };
-        let watch = evaluator.watch.clone();
-        let report = evaluator
-            .owned
-            .with(Stream::new(stream), move |evaluator| {
-                let images = images.borrow()?;
-                watch.look("images", &images)?;
-                evaluator.find(&images, &ids)
-            })?;
-        // SAFETY: `read` checked the pointers, and the host promises that they are writable.
-        unsafe { sink.write(&report) };
-        Ok(())
+        evaluator.report(images, sink, stream, move |evaluator, images| {
+            evaluator.find(images, &ids)
+        })
     })
 }
 

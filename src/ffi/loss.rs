@@ -4,12 +4,12 @@ use super::boundary::{call, copy_text};
 use super::context::{Context, Model, make};
 use super::detector;
 use super::handle::{self, Object};
-use super::read::{self, optional_text, text};
+use super::read::{self, optional_text};
 use super::report::ReportSink;
 use super::targets::{RawReference, RawTargets};
 use super::types::*;
 use super::watch::Watch;
-use super::{backbone, vae, views};
+use super::{backbone, targets, vae, views};
 use crate::config::{
     BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
 };
@@ -211,13 +211,7 @@ pub unsafe extern "C" fn facegrad_loss_set_reference(
             let images = views::images("images", images, Use::Input, loss.owned.worker().device())?;
             RawReference::read(id, images, landmarks)?
         };
-        let watch = loss.watch.clone();
-        loss.owned.with(Stream::new(stream), move |loss| {
-            let images = reference.images.borrow()?;
-            watch.look(&format!("reference \"{}\"", reference.id), &images)?;
-            loss.set_reference(&reference.id, &images, &reference.places()?)?;
-            Ok(())
-        })
+        reference.register(&loss.owned, &loss.watch, stream, Loss::set_reference)
     })
 }
 
@@ -232,13 +226,7 @@ pub unsafe extern "C" fn facegrad_loss_remove_reference(
     call(|| {
         let loss = handle::get::<LossObject, _>("loss", loss)?;
         // SAFETY: the host promises a string.
-        let id = unsafe { text("id", id) }?;
-        loss.owned.with(Stream::default(), move |loss| {
-            if !loss.remove_reference(&id) {
-                bail!(Argument, "id: \"{id}\" is not registered");
-            }
-            Ok(())
-        })
+        unsafe { targets::remove(&loss.owned, id, Loss::remove_reference) }
     })
 }
 

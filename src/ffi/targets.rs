@@ -7,9 +7,11 @@ use super::watch::Watch;
 use crate::batch::Targets;
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
-use crate::tensor::{RawTensor, View};
-use std::ffi::c_char;
-use tch::Device;
+use crate::tensor::{RawTensor, Stream, View};
+use crate::worker::Owned;
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+use tch::{Device, Tensor};
 
 /// `facegrad_targets`, validated but not yet read: the numbers may lie on a GPU.
 pub(super) struct RawTargets {
@@ -134,12 +136,48 @@ impl RawReference {
         })
     }
 
+    /// Gives the person to `register` on the worker of `owned`.
+    pub fn register<T: Send + 'static>(
+        self,
+        owned: &Owned<T>,
+        watch: &Arc<Watch>,
+        stream: *mut c_void,
+        register: fn(&mut T, &str, &Tensor, &[FacePlace]) -> Result<usize>,
+    ) -> Result<()> {
+        let watch = watch.clone();
+        owned.with(Stream::new(stream), move |value| {
+            let images = self.images.borrow()?;
+            watch.look(&format!("reference \"{}\"", self.id), &images)?;
+            register(value, &self.id, &images, &self.places()?)?;
+            Ok(())
+        })
+    }
+
     /// Where the face of every image is, empty where it is to be detected; on the worker.
-    pub fn places(&self) -> Result<Vec<FacePlace>> {
+    fn places(&self) -> Result<Vec<FacePlace>> {
         let mut places = views::places(self.landmarks.as_ref(), None)?;
         places.resize(self.images.shape()[0] as usize, FacePlace::default());
         Ok(places)
     }
+}
+
+/// Forgets the person that is registered under `id`.
+///
+/// # Safety
+/// `id` is NULL or a NUL-terminated string.
+pub(super) unsafe fn remove<T: Send + 'static>(
+    owned: &Owned<T>,
+    id: *const c_char,
+    remove: fn(&mut T, &str) -> bool,
+) -> Result<()> {
+    // SAFETY: the caller's promise is the same.
+    let id = unsafe { text("id", id) }?;
+    owned.with(Stream::default(), move |value| {
+        if !remove(value, &id) {
+            bail!(Argument, "id: \"{id}\" is not registered");
+        }
+        Ok(())
+    })
 }
 
 /// An array of `count` strings, some of them NULL; empty for a NULL array.

@@ -23,10 +23,10 @@ def multiply_adds(run: object, *arguments: object, **named: object) -> float:
     return counter.get_total_flops() / 2e9
 
 
-@pytest.mark.parametrize("size", [512, 1024])
-def test_the_transformers_count_is_torchs(size: int) -> None:
+def test_the_transformers_count_is_torchs() -> None:
     from diffusers import FluxTransformer2DModel
 
+    size = 1024
     with torch.device("meta"):
         # FLUX.1 has 19 and 38 blocks, which are all alike.
         model = FluxTransformer2DModel(num_layers=1, num_single_layers=2, guidance_embeds=True)

@@ -1,6 +1,6 @@
 //! safetensors, paths that are no files, and saving.
 
-use super::{refused, refused_with, within};
+use super::{ALONE, refused, refused_with, within};
 use facegrad::weights::{self, onnx};
 use std::path::Path;
 
@@ -49,6 +49,7 @@ fn safetensors_headers_stay_within_ten_times_their_size() {
             format!("{{{}}}", entry("a", &"1,".repeat(500_000), 0, 6)),
             6,
         ),
+        (format!("{{{}}}", entry("a", &["1"; 17].join(","), 0, 1)), 1),
         (format!("{{{}}}", entry(&"a".repeat(1 << 20), "5", 0, 6)), 6),
         ("{".repeat(1 << 20), 0),
         (format!(r#"{{"a":{}"#, "[".repeat(1 << 20)), 0),
@@ -190,6 +191,37 @@ fn a_failed_save_left_its_part_behind() {
         100
     );
     assert_eq!(listed(), ["state"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_save_that_cannot_be_renamed_leaves_nothing_behind() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    // While the new file is written the old one becomes a folder, over which nothing can be renamed.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let named = |name: &str| name.ends_with(".part");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+                if files
+                    .flat_map(|f| f.file_name().into_string())
+                    .any(|n| named(&n))
+                {
+                    let _ = std::fs::create_dir_all(path.join("inside"));
+                    return;
+                }
+            }
+        });
+        let error = weights::write(&path, &arrays(32 << 20)).unwrap_err();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(error.status(), 100, "{error}");
+    });
+    let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let names: Vec<_> = files.map(|f| f.file_name()).collect();
+    assert_eq!(names, ["state"]);
 }
 
 #[cfg(unix)]

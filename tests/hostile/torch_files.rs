@@ -75,6 +75,16 @@ fn a_1_kb_pickle_of_copied_sizes_took_20_gb() {
         refused(&torch(&pickle, true));
         refused(&torch(&pickle, false));
     }
+    // Pairs become entries of a dictionary at each call.
+    let pairs = [
+        b"\x80\x02(".to_vec(),
+        b"K\x01K\x02\x86".repeat(10_000),
+        b"tq\x01".to_vec(),
+    ]
+    .concat();
+    let call = b"ccollections\nOrderedDict\nh\x01\x85R";
+    let pickle = [pairs, call.repeat(2_000), vec![b'.']].concat();
+    refused(&torch(&pickle, true));
 }
 
 #[test]
@@ -151,6 +161,11 @@ fn pickles_of_one_byte_instructions_stay_within_ten_times_their_size() {
         .flat_map(|at| [&b"Nr"[..], &(at * 7919).to_le_bytes()].concat())
         .collect();
     refused(&torch(&[slots, vec![b'.']].concat(), false));
+    // One value under millions of slots.
+    let slots: Vec<u8> = (0..1_900_000u32)
+        .flat_map(|at| [&b"r"[..], &at.to_le_bytes()].concat())
+        .collect();
+    refused(&torch(&[vec![b'N'], slots, vec![b'.']].concat(), true));
     for claim in [
         &b"X\xff\xff\xff\xff"[..],
         b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
@@ -181,6 +196,46 @@ fn views_that_repeat_one_storage_stay_within_ten_times_the_file() {
         b"u.".to_vec(),
     ];
     refused_with(&torch(&pickle.concat(), false), 102, "bytes of memory");
+}
+
+#[test]
+fn a_view_beyond_its_storage_is_refused() {
+    for place in [
+        &b"K\x0fK\x02\x85K\x01\x85"[..],
+        b"K\x00K\x02\x85K\x10\x85",
+        b"K\x10K\x01\x85K\x01\x85",
+        b"K\x00K\x02K\x02\x86K\x0fK\x01\x86",
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7fK\x02\x85K\x01\x85",
+        b"K\x00K\x02\x85\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85",
+    ] {
+        let pickle = [
+            b"\x80\x02}".to_vec(),
+            text("w"),
+            b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec(),
+            storage("0", 16),
+            place.to_vec(),
+            b"tRs.".to_vec(),
+        ];
+        refused_with(&torch(&pickle.concat(), false), 101, "beyond its storage");
+    }
+}
+
+#[test]
+fn a_zip_entry_that_was_damaged_is_refused() {
+    let good = torch(b"\x80\x02}.", false);
+    let at = good
+        .windows(3)
+        .position(|bytes| bytes == b"\x80\x02}")
+        .unwrap();
+    let mut file = good.clone();
+    file[at + 2] = b']';
+    refused_with(&file, 101, "check sum");
+    // The directory says one byte more than a deflated entry unpacks to.
+    let mut file = torch(&[b'N'; 100], true);
+    let end = file.len() - 22;
+    let directory = u32::from_le_bytes(file[end + 16..end + 20].try_into().unwrap()) as usize;
+    file[directory + 24] += 1;
+    refused_with(&file, 101, "does not unpack");
 }
 
 #[test]

@@ -264,6 +264,19 @@ void rollouts(const std::string &assets) {
     TAKE(bounded(predict, x.view, step, batch.targets, gradient.view));
     check(std::abs(length(gradient) - 0.25 * free) < 1e-4 * free, "a quarter of the main loss's gradient");
 
+    // The detector sees no face in noise: after one such rollout too few are found.
+    facegrad::Detector detector =
+        TAKE(facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
+    facegrad::Loss looking = TAKE(facegrad::Loss::make(host.context, &detector, &host.backbone, &host.vae,
+                                                       Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none"})")));
+    auto strict = TAKE(Rollout::make(host.context, looking, options));
+    facegrad::Targets unseen = batch.targets;
+    unseen.landmarks.reset();
+    x.data = start;
+    const facegrad::RolloutReport nobody = TAKE(strict(predict, x.view, step, unseen, gradient.view));
+    check(std::abs(nobody.found - 0.9) < 1e-6 && nobody.paused && nobody.ramp == 0 && length(gradient) == 0, "a pause while faces vanish");
+    check(!report.paused && report.found == 1, "no pause while they are there");
+
     // NaN out of the host's model: the sample fails, and no NaN comes back.
     x.data = start;
     const auto broken = [&](const std::vector<double> &, bool) { prediction.data[3] = std::nanf(""); };

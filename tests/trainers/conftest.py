@@ -85,7 +85,9 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     """What every case must show, as a row of the table."""
     calls = [call for call in with_face["calls"] if "convention" in call]
     assert len(with_face["steps"]) == steps and calls, with_face
-    assert all(call["convention"].startswith(formula) for call in calls), [call["convention"] for call in calls]
+    # In bfloat16 a batch with hardly any noise allows more than one name.
+    assert all(call["convention"].startswith(formula) or bf16 and formula in call["names"] for call in calls), [call["convention"] for call in calls]
+    assert any(call["convention"].startswith(formula) for call in calls)
     error = max(call["error"] for call in calls)
     assert error < (2e-2 if bf16 else 1e-4)
     counted = sum(call["logs"].get("face/counted", 0) for call in calls)
@@ -98,6 +100,20 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     moved = f"{with_face['steps'][-1]['moved']} of {with_face['steps'][-1]['tensors']}"
     assert with_face["steps"][-1]["moved"] > 0
     ROWS.append(f"| {trainer} | {case} | {formula}, {residual} | {error:.0e} | {counted:.0f} | {f'{before[0]:.4g}' if before else '–'} → {norms[0]:.4g} | {moved} |")
+
+
+def with_rollouts(face: Path, folder: Path) -> Path:
+    """The same section with rollouts of two predictions without a gradient."""
+    path = folder / "rollouts.json"
+    path.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}}}))
+    return path
+
+
+def rolled_out(report: dict) -> None:
+    """Every step that got a face loss had its rollout, and faces in them were pushed."""
+    logs = [call["logs"] for call in report["calls"] if "convention" in call]
+    assert logs and all(log["rollout/predictions_without_gradient"] == 2 for log in logs), logs
+    assert sum(log["rollout/counted"] for log in logs) > 0, logs
 
 
 @pytest.fixture(scope="session")

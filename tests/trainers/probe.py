@@ -16,6 +16,7 @@ import json
 import random
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def watch_face() -> None:
         one, two = a * x_t.double(), b * target.double()
         # Relative to the largest term: where little signal is left, rounding in x_t and target grows with them.
         error = (one + two - latents.double()).norm() / max(latents.double().norm(), one.norm(), two.norm())
-        report["calls"].append({"convention": str(found), "error": float(error), "dtype": str(x_t.dtype), "shape": list(x_t.shape), "levels": found.level.tolist()})
+        report["calls"].append({"convention": str(found), "names": [replace(found, kind=kind, negated=negated).formula for kind, negated in found.names], "error": float(error), "dtype": str(x_t.dtype), "shape": list(x_t.shape), "levels": found.level.tolist()})
         return found
 
     def step(self, **arguments):

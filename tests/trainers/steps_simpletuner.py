@@ -70,6 +70,9 @@ def main() -> None:
     )  # fmt: skip
     model = made(config, Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no"))
     model.vae, model.model = vae, made.MODEL_CLASS(**arguments).to(dtype)
+    for parameter_name, parameter in model.model.named_parameters():
+        if parameter_name.endswith("pad_token"):  # Z-Image leaves these to its weights' file
+            torch.nn.init.normal_(parameter, std=0.02)
     optimizer = torch.optim.AdamW(model.model.parameters(), lr=1e-4)
     register_optimizer_step_pre_hook(on_step)
     n = len(latents)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import HERE, Trainer, compare
+from conftest import HERE, Trainer, compare, rolled_out, with_rollouts
 
 FLOW, AWAY = "x0 = x_t - t·v", "x0 = x_t + t·v"
-CACHED, PRIOR = ["--cache_latents"], "prior preservation"
+CACHED, PRIOR, ROLLOUTS = ["--cache_latents"], "prior preservation", "rollouts"
 
 #: case → family of tiny.py, the script's ending, its further arguments, the convention
 CASES = {
@@ -26,12 +26,16 @@ CASES = {
     "SD3": ("sd3", "_sd3", CACHED, "x0 = prediction"),
     "SD3, flow": ("sd3", "_sd3", ["--precondition_outputs", "0"], FLOW),
     "Lumina 2": ("lumina2", "_lumina2", CACHED, AWAY),
-    "HiDream": ("hidream", "_hidream", [], FLOW),
+    # The scripts of HiDream and Sana hand one prompt's embedding to a batch of any size.
+    "HiDream": ("hidream", "_hidream", ["--train_batch_size", "1"], FLOW),
     "Qwen-Image": ("qwen_image", "_qwen_image", CACHED, FLOW),
-    # The script hands one prompt to a batch of any size.
     "Sana": ("sana", "_sana", ["--train_batch_size", "1"], FLOW),
     "Z-Image": ("z_image", "_z_image", CACHED, FLOW),
     "Krea 2": ("krea2", "_krea2", [], FLOW),
+    "FLUX, prior preservation, rollouts": ("flux", "_flux", [PRIOR, ROLLOUTS], FLOW),
+    "SDXL, rollouts": ("sdxl", "_sdxl", [ROLLOUTS], "x0 = (x_t - q·eps)/p"),
+    "SD3, rollouts": ("sd3", "_sd3", [*CACHED, ROLLOUTS], "x0 = prediction"),
+    "Z-Image, rollouts": ("z_image", "_z_image", [*CACHED, ROLLOUTS], FLOW),
 }  # fmt: skip
 
 
@@ -58,7 +62,8 @@ def test_script(trainer: Trainer, case: str, pipelines: Path, photos: Path, face
         for part in ("tokenizer_4", "text_encoder_4"):
             extra = [*extra, f"--pretrained_{part}_name_or_path", pipeline / "pipeline" / part]
     bf16, prior = "bf16" in extra, PRIOR in extra
-    extra = [x for x in extra if x != PRIOR]
+    rollouts = ROLLOUTS in extra
+    extra = [x for x in extra if x not in (PRIOR, ROLLOUTS)]
     if prior:
         extra += ["--with_prior_preservation", "--class_data_dir", photos, "--class_prompt", "a person", "--num_class_images", "4"]
     arguments = [
@@ -67,7 +72,10 @@ def test_script(trainer: Trainer, case: str, pipelines: Path, photos: Path, face
         "--seed", "1", *extra,
     ]  # fmt: skip
     plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0") if case in ("FLUX", "SDXL") else None
-    with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1")
+    section = with_rollouts(face, tmp_path) if rollouts else face
+    with_face = trainer.probe(tmp_path / "1.json", section, script, *arguments, "--output_dir", tmp_path / "1")
     compare("diffusers", case, plain, with_face, formula, bf16)
+    if rollouts:
+        rolled_out(with_face)
     if prior:
         assert all(call["shape"][0] == 2 for call in with_face["calls"])

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import HERE, Trainer, compare
+from conftest import HERE, Trainer, compare, rolled_out, with_rollouts
 
 CASES = {
     "plain": {},
@@ -34,8 +34,7 @@ def model(trainer: Trainer, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_train(trainer: Trainer, case: str, model: Path, photos: Path, face: Path, tmp_path: Path):
     bf16, prior = "bf16" in case, "prior" in case
-    section = json.loads(face.read_text())["face_loss"] | ({"rollouts": {"steps": 2, "levels": [0.3, 0.3]}} if "rollouts" in case else {})
-    (tmp_path / "face.json").write_text(json.dumps({"face_loss": section}))
+    section = with_rollouts(face, tmp_path) if "rollouts" in case else face
     concepts = []
     for name, kind in [("one", "STANDARD")] + [("two", "PRIOR_PREDICTION")] * prior:
         shutil.copytree(photos, tmp_path / name)
@@ -47,19 +46,22 @@ def test_train(trainer: Trainer, case: str, model: Path, photos: Path, face: Pat
         work = tmp_path / f"work{with_face}"
         work.mkdir()
         config = {
-            "model_type": "STABLE_DIFFUSION_15", "training_method": "LORA", "base_model_name": str(model / "pipeline"), "concepts": concepts,
+            "__version": 11, "model_type": "STABLE_DIFFUSION_15", "training_method": "LORA", "base_model_name": str(model / "pipeline"),
+            "concepts": concepts, "samples": [], "output_model_format": "KOHYA_LORA",
             "workspace_dir": str(work), "cache_dir": str(work / "cache"), "output_model_destination": str(work / "lora.safetensors"),
             "train_device": "cpu", "temp_device": "cpu", "train_dtype": "FLOAT_32", "fallback_train_dtype": "FLOAT_32", "resolution": "64",
             "aspect_ratio_bucketing": False, "latent_caching": False, "batch_size": 2, "epochs": 1, "learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 4.0,
             "dataloader_threads": 1, "tensorboard": False, "seed": 1, "text_encoder": {"train": False}, "unet": {"gradient_checkpointing": False},
+            # OneTrainer's own step of AdamW calls a method that torch 2.11 has renamed.
+            "optimizer": {"optimizer": "SGD", "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0},
             "backup_before_save": False, "offline_mode": True, **CASES[case],
         }  # fmt: skip
         (work / "config.json").write_text(json.dumps(config))
         out = tmp_path / f"{with_face}.json"
-        reports.append(trainer.probe(out, tmp_path / "face.json" if with_face else None, trainer.folder / "scripts/train.py", "--config-path", work / "config.json"))
+        reports.append(trainer.probe(out, section if with_face else None, trainer.folder / "scripts/train.py", "--config-path", work / "config.json"))
     compare("OneTrainer", f"SD 1.5, {case}", reports[0] if len(reports) > 1 else None, reports[-1], "x0 = (x_t - q·eps)/p", bf16)
     logs = [call["logs"] for call in reports[-1]["calls"]]
     if prior:
         assert sum(log.get("face/skipped_prior_prediction", 0) for log in logs) > 0
     if "rollouts" in case:
-        assert all(log["rollout/predictions_without_gradient"] == 2 for log in logs) and sum(log["rollout/counted"] for log in logs) > 0
+        rolled_out(reports[-1])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ASSETS, HERE, Trainer, compare
+from conftest import ASSETS, HERE, Trainer, compare, rolled_out, with_rollouts
 
 EPSILON = "x0 = (x_t - q·eps)/p"
 STEPS = {"flux": "x0 = x_t - t·v", "flux-sigma_scaled": "x0 = x_t - t·v", "sd3": "x0 = prediction", "lumina": "x0 = x_t + t·v", "anima": "x0 = x_t - t·v"}
@@ -26,7 +26,7 @@ def model(trainer: Trainer, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("case", ["plain", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
+@pytest.mark.parametrize("case", ["plain", "rollouts", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
 def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, face: Path, tmp_path: Path):
     data = tmp_path / "data/1_a person"
     data.mkdir(parents=True)
@@ -49,8 +49,11 @@ def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, f
     ]  # fmt: skip
     script, small = trainer.folder / "train_network.py", HERE / "tiny_sd_scripts.py"
     plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
-    with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1", before=small)
+    section = with_rollouts(face, tmp_path) if case == "rollouts" else face
+    with_face = trainer.probe(tmp_path / "1.json", section, script, *arguments, "--output_dir", tmp_path / "1", before=small)
     compare("sd-scripts", f"SD 1.5, {case}", plain, with_face, EPSILON, "bf16" in case)
+    if case == "rollouts":
+        rolled_out(with_face)
     if plain:
         # Without a weight the adapter changes nothing: the two gradients above differ by the face loss alone.
         light = tmp_path / "light.json"

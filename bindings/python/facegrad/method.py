@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,29 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
     section = content["model"] if isinstance(content.get("model"), dict) else content
-    known = [*build_info()["loss_keys"], *_METHOD]
-    for key in section:
-        if key not in known and str(key).startswith(_OURS):
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{file}: unknown key `{key}`{hint}; known are {', '.join(known)}")
+    check_keys((key for key in section if str(key).startswith(_OURS)), f"{file}: ")
+    known = _known()
     ours = {key: value for key, value in section.items() if key in known}
     log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
     return ours
+
+
+def check_keys(keys: Iterable[Any], where: str = "") -> None:
+    """Refuses keys that are neither the loss's nor the method's.
+
+    Raises:
+        ValueError: names the first such key, with the nearest that is known
+    """
+    known = _known()
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise ValueError(f"{where}unknown key `{key}`{hint}; known are {', '.join(known)}")
+
+
+def _known() -> list[str]:
+    return [*build_info()["loss_keys"], *_METHOD]
 
 
 class Method:
@@ -64,10 +78,12 @@ class Method:
         score: ``face_loss_type`` is ``non_differentiable``: the value counts and there is no gradient
 
     Raises:
-        ValueError: for keys that contradict each other
+        ValueError: for a key that is unknown, and for keys that contradict each other
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        # Before any model is looked for: a misspelt key is the nearer cause.
+        check_keys(config)
         keys = dict(config)
         self.root: str | None = keys.pop("arcface_root", None)
         if _flag(keys, "use_t_aware_weighting"):

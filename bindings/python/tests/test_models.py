@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
+import onnx2torch
 import pytest
 import torch
 from conftest import ROOT
@@ -16,6 +18,8 @@ from PIL import Image
 import facegrad
 from facegrad import packs
 
+#: Five landmarks of a 112-pixel crop, where ArcFace has them.
+TEMPLATE = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -126,3 +130,44 @@ def test_exit_is_clean_after_work(data):
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_batchs_gradient_differs_from_eager_pytorch_only_at_kinks(data, tmp_path):
+    """Eight faces at once were 4.5e-3 off. In float32 a unit so near the kink of its ReLU6 that rounding decides may be on in one
+    engine and off in the other, which changes the gradient of that one face."""
+    source = data / "models/foamliu_mobilefacenet_128d_112.onnx"
+    torch.manual_seed(0)
+    faces, references = (
+        torch.nn.functional.interpolate(torch.rand(8, 3, 14, 14), size=(112, 112), mode="bicubic").clamp(0, 1) for _ in range(2)
+    )
+
+    def errors(smooth):
+        def file(batch):
+            model = onnx.load(source)
+            for node in model.graph.node:
+                if node.op_type == "Reshape":
+                    shape = next(n for n in model.graph.node if n.output[0] == node.input[1])
+                    value = onnx.numpy_helper.to_array(shape.attribute[0].t).copy()
+                    value[0] = batch
+                    shape.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(value))
+                if smooth and node.op_type in ("Clip", "Relu"):
+                    node.op_type = "Elu"
+                    del node.attribute[:], node.input[1:]
+            return model
+
+        # onnx2torch takes the batch of the file at its word.
+        net = onnx2torch.convert(file(8)).eval().requires_grad_(False).double()
+        x = faces.double().requires_grad_()
+        with torch.no_grad():
+            known = torch.nn.functional.normalize(net(references.double() * 2 - 1))
+        (1 - (torch.nn.functional.normalize(net(x * 2 - 1)) * known).sum(1)).mean().backward()
+        onnx.save(file(1), tmp_path / "net.onnx")
+        loss = facegrad.FaceLoss({"face_align_mode": "kps", "face_loss_weight": 1.0}, recogniser=facegrad.Recogniser(tmp_path / "net.onnx"))
+        points = torch.tensor(TEMPLATE).expand(8, 5, 2)
+        own = faces.clone().requires_grad_()
+        loss(own, references, landmarks=points, reference_landmarks=points)[0].backward()
+        difference = (own.grad.double() - x.grad).flatten(1).norm(dim=1)
+        return difference / x.grad.flatten(1).norm(dim=1)
+
+    assert errors(smooth=True).max() < 5e-5, "without kinks every face agrees"
+    assert errors(smooth=False).median() < 5e-5, "a kink concerns single faces"

@@ -16,7 +16,7 @@ from facegrad.trainers import Rollout
 PAIR = {"landmarks": "reference", "face_align_mode": "kps", "every_n_steps": 7, "t_max": 0.1}
 #: A picture of noise has no face: where it is is told.
 PLACES = torch.tensor([[[22.0, 26], [42, 26], [32, 36], [24, 46], [40, 46]]]).expand(2, 5, 2)
-FREE = {"ramp": 0, "gradient_limit": None, "min_score": 0.0, "target_similarity": 1.0}
+FREE = {"ramp": 0, "gradient_limit": None, "min_score": 0.0, "target_similarity": 1.0, "min_found": 0.0}
 
 
 class Model(torch.nn.Module):
@@ -186,7 +186,7 @@ def test_accumulated_state_goes_on(pair, step, noise):
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"every_n_steps": 0}, "every_n_steps"),
         ({"ramp": -1}, "ramp"),
-        ({"min_score": 1.5}, "min_score: expected a detection score from 0 to 1, got 1.5"),
+        ({"min_score": 1.5}, "min_score: expected a number from 0 to 1, got 1.5"),
         ({"min_score": float("nan")}, "min_score"),
     ],
 )
@@ -258,3 +258,33 @@ def test_a_floor_that_stops_everything_is_said_once(pair, caplog):
     said = [r.message for r in caplog.records]
     assert len(said) == 1 and "the guard has stopped the last 3 rollouts wholly" in said[0] and "min_score 0.50" in said[0]
     assert rollout.summary()["low_score"] == 16
+
+
+def test_nothing_is_pushed_while_faces_vanish(pair):
+    """The running share of faces decides; it falls with every rollout without one, and the push comes back with the faces."""
+    from dataclasses import replace
+
+    from facegrad.report import Outcome, Report
+
+    both = found([0.9, 0.9])
+    one = Report(0.1, 0.8, 1, (both.samples[0], replace(both.samples[1], outcome=Outcome.NO_FACE)))
+    reports = [both, one, one, both, both, both, both]
+
+    class Loss:
+        loss, config = object(), {"prediction": {"kind": "flow"}}
+
+        def __call__(self, **arguments):
+            return arguments["prediction"].sum(), reports.pop(0)
+
+    rollout = Rollout(pair, levels=(1, 1), **FREE | {"min_found": 0.95})
+    rollout._loss = Loss()
+    shares, paused, pushed = [], [], []
+    while reports:
+        model = Model()
+        rollout(model, torch.ones(2, 4, 8, 8)).backward()
+        shares.append(rollout.report.found), paused.append(rollout.report.paused), pushed.append(model.w.grad.item() != 0)
+    assert shares[:3] == pytest.approx([1, 0.95, 0.905]) and shares[3] == pytest.approx(0.9145)
+    assert paused == [False, False, True, True, True, True, True] and pushed == [not p for p in paused]
+    other = Rollout(pair, **FREE)
+    other.load_state_dict(rollout.state_dict())
+    assert other._found == rollout.report.found < 0.95

@@ -575,3 +575,23 @@ def test_the_ten_lines_of_the_readme_run(data, tmp_path, monkeypatch, capsys):
     lines = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     exec(compile(lines, "README.md", "exec"), {})
     assert "counted: [True]" in capsys.readouterr().out
+
+
+def test_a_misspelt_key_of_a_dict_is_named_before_models_are_looked_for(tmp_path):
+    with pytest.raises(ValueError, match="unknown key `face_los_weight` \\(did you mean `face_loss_weight`"):
+        facegrad.FaceIdentityLoss({"face_los_weight": 0.1}, root=tmp_path)
+
+
+def test_time_weights_of_a_sample_do_not_depend_on_its_batch(root, weights, photos):
+    """The method weights a batch by the mean noise level; a weight per sample is the same for any batch."""
+    a, b = photos
+    keys = config(root, weights, use_t_aware_weighting=True, face_loss_weight=1.0, prediction={"kind": "sample"})
+    face = facegrad.FaceIdentityLoss(keys, vae=lambda x0: (x0 + 1) / 2, device="cpu")
+
+    def run(times):
+        prediction = (b * 2 - 1).repeat(len(times), 1, 1, 1)
+        return face(prediction=prediction, t=times, references=a.repeat(len(times), 1, 1, 1))[0].item()
+
+    alone = {t: run([t]) for t in (0.1, 0.8)}
+    assert alone[0.8] / alone[0.1] == pytest.approx(0.2 / 0.9, rel=1e-4)
+    assert run([0.1, 0.8]) == pytest.approx(sum(alone.values()) / 2, rel=1e-5)

@@ -267,6 +267,65 @@ def test_the_trainers_own_vae_is_used(world):
         gradient(TrainerFace(without), world)
 
 
+class Foreign(torch.nn.Module):
+    """A VAE of a class that the library does not know: its decoder runs as it is."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.inner = vae
+        self.config = SimpleNamespace(scaling_factor=vae.config.scaling_factor, shift_factor=vae.config.shift_factor, latent_channels=16)
+        self.decoded = 0
+
+    def decode(self, z, return_dict=True):
+        self.decoded += len(z)
+        return self.inner.decode(z, return_dict=return_dict)
+
+
+def test_a_vae_that_the_library_cannot_read_decodes_by_itself(world):
+    """For the estimate, with a gradient, and for the clean latents."""
+    without = {k: v for k, v in SECTION.items() if k != "vae"}
+    named = {**without, "latent_format": {"custom": {"scale": world.vae.config.scaling_factor, "shift": world.vae.config.shift_factor}}}
+    foreign = Foreign(world.vae)
+    face = TrainerFace(named)
+    value, found = gradient(face, world, vae=foreign)
+    want, right = gradient(TrainerFace(SECTION), world)
+    assert not face.term.loss.vae.native and foreign.decoded == 4
+    assert value == pytest.approx(want, rel=1e-3) and relative(found, right) <= 1e-2
+
+
+def test_a_model_of_pixels_needs_no_vae(world):
+    """`vae: pixels`: the latents are pictures in [-1, 1]."""
+    pixels = SimpleNamespace(**vars(world))
+    pixels.x0 = world.pictures * 2 - 1
+    g = torch.Generator().manual_seed(5)
+    pixels.n, pixels.wrong = torch.randn(pixels.x0.shape, generator=g), 0.2 * torch.randn(pixels.x0.shape, generator=g)
+    pixels.x_t, pixels.v = torch.lerp(pixels.x0, pixels.n, pixels.t.view(-1, 1, 1, 1)), pixels.n - pixels.x0
+    face = TrainerFace({**SECTION, "vae": "pixels"})
+    value, found = gradient(face, pixels)
+    assert face.logs()["face/counted"] == 2
+    parts = {"detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[192]), "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors")}
+    loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps", "latent_format": "none"}, vae=lambda x: x / 2 + 0.5, **parts)
+    _, prediction = told(pixels)
+    plain, report = loss(prediction=prediction, x_t=pixels.x_t, t=pixels.t, references=pixels.pictures)
+    assert report.counted == 2 and value == pytest.approx(plain.item(), rel=1e-3)
+    assert relative(found, torch.autograd.grad(plain, prediction)[0]) <= 1e-2
+
+
+def test_buckets_have_sizes_of_their_own(world):
+    """Batches of another size between the others, with the references of each found once."""
+    face, wide = TrainerFace(SECTION), SimpleNamespace(**vars(world))
+    pictures = torch.nn.functional.pad(world.pictures * 2 - 1, (16, 16, 0, 32))
+    wide.x0 = (world.vae.encode(pictures).latent_dist.mean - world.vae.config.shift_factor) * world.vae.config.scaling_factor
+    g = torch.Generator().manual_seed(6)
+    wide.n, wide.wrong = torch.randn(wide.x0.shape, generator=g), torch.randn(wide.x0.shape, generator=g)
+    wide.x_t, wide.v = torch.lerp(wide.x0, wide.n, wide.t.view(-1, 1, 1, 1)), wide.n - wide.x0
+    first = gradient(face, world)[0]
+    other = gradient(face, wide)[0]
+    assert face.logs()["face/counted"] == 2 and face._places.decoded == 4
+    assert gradient(face, world)[0] == pytest.approx(first, rel=1e-5) and face._places.decoded == 4
+    assert other == pytest.approx(gradient(TrainerFace(SECTION), wide)[0], rel=1e-5)
+
+
 # The adapters, each on a stand-in with its trainer's signatures and order of calls.
 
 
@@ -341,6 +400,9 @@ def test_ai_toolkit(world):
     control = torch.cat([world.x_t, world.x0], 1)
     value = trainer.calculate_loss(noise_pred=prediction, noise=world.n, noisy_latents=control, timesteps=world.t * 1000, batch=batch, prior_pred=world.n)
     assert value.item() == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and trainer.additional_logs["face/counted"] == 2
+    # A mask weighs the trainer's own loss only.
+    masked = trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch, mask_multiplier=torch.zeros(2, 1, 8, 8))
+    assert masked.item() == pytest.approx(value.item(), rel=1e-5)
     batch.get_is_reg_list = lambda: [False, True]
     trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch)
     assert trainer.additional_logs["face/skipped_regularisation"] == 1

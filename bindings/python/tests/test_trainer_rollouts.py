@@ -13,7 +13,19 @@ from test_trainer_face import SECTION
 from test_trainer_face import world as world  # the fixture
 
 import facegrad
-from facegrad.trainers import ConventionError, Rollout, TrainerFace, ai_toolkit, diffusion_pipe, fit, musubi_tuner, onetrainer, read_section, sd_scripts, simpletuner
+from facegrad.trainers import (
+    ConventionError,
+    Rollout,
+    TrainerFace,
+    ai_toolkit,
+    diffusion_pipe,
+    fit,
+    musubi_tuner,
+    onetrainer,
+    read_section,
+    sd_scripts,
+    simpletuner,
+)
 from facegrad.trainers import diffusers as scripts
 from facegrad.trainers.layout import LAYOUTS, layout_of, patches
 from facegrad.trainers.recall import Recall
@@ -111,6 +123,26 @@ def test_the_models_clock_is_read_from_its_times(scale, offset, dtype):
             schedule.observe(found(0.2, 0.9)[0], torch.tensor([0.2, 0.4]))
 
 
+def test_a_step_with_little_noise_does_not_decide_between_epsilon_and_v():
+    """In bfloat16 both fit there; the next step tells."""
+    g = torch.Generator().manual_seed(2)
+    x0, n = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, 4, 16, 16, generator=g)
+
+    def observe(*times):
+        rows = torch.tensor(times)
+        p, q = (c.view(-1, 1, 1, 1).float() for c in (scaled_linear()[rows].sqrt(), (1 - scaled_linear()[rows]).sqrt()))
+        found = fit(*(x.to(torch.bfloat16) for x in (x0, p * x0 + q * n, n, n)))
+        schedule.observe(found, rows)
+        return found
+
+    schedule = Schedule()
+    assert {("epsilon", False), ("v", False)} <= set(observe(3, 5).names) and not schedule.ready
+    assert observe(700, 500).names == (("epsilon", False),) and schedule.ready
+    observe(3, 5)
+    point = schedule.at(0.5)
+    assert schedule.ready and point.a == pytest.approx(1 / point.signal)
+
+
 def test_levels_without_a_name_are_refused():
     g = torch.Generator().manual_seed(2)
     x0, n = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
@@ -172,6 +204,21 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
     face = again
     call([None, None])
     assert face.rollouts.rollout.summary()["rollouts"] == 2
+
+
+def test_pictures_that_come_later_are_known_to_rollouts(world):
+    """The rollouts' loss takes over the references there are, and gets those of later pictures as they are found."""
+    face, mirrored = TrainerFace(ON), SimpleNamespace(**vars(world))
+    mirrored.x0 = world.vae.encode(world.pictures.flip(-1) * 2 - 1).latent_dist.mean
+    mirrored.x0 = (mirrored.x0 - world.vae.config.shift_factor) * world.vae.config.scaling_factor
+    mirrored.x_t, mirrored.v = torch.lerp(mirrored.x0, world.n, world.t.view(-1, 1, 1, 1)), world.n - mirrored.x0
+    for pictures in (world, mirrored):
+        model = Model(pictures)
+        v = model(pictures.x_t, pictures.t)
+        recall = Recall(model, pictures.t, ((v - pictures.v).square().mean(), v))
+        face.step(prediction=v, latents=pictures.x0, noise=pictures.n, x_t=pictures.x_t, target=pictures.v, recall=recall)
+        assert face.logs()["rollout/counted"] == 2 and face.logs()["rollout/similarity"] > 0.5
+    assert face._places.decoded == 4
 
 
 def test_sd_scripts(world, wanted, monkeypatch):
@@ -352,7 +399,7 @@ def test_a_diffusers_script(world, wanted, monkeypatch):
     transformer.control = patches(world.x0)
 
     def script():
-        model_input, noise, noisy_model_input = world.x0, world.n, world.x_t
+        model_input, noise, noisy_model_input = world.x0, world.n, world.x_t  # noqa: F841
         sigmas = world.t.view(-1, 1, 1, 1)
         torch.manual_seed(3)
         packed = torch.cat([patches(noisy_model_input), patches(world.x0)], 1)

@@ -19,6 +19,7 @@ pub const OPERATORS: &[Operator] = &[
     op("Floor", &[], same, |c| one(c.input(0)?.f_floor())),
     op("Ceil", &[], same, |c| one(c.input(0)?.f_ceil())),
     op("Reciprocal", &[], same, |c| one(c.input(0)?.f_reciprocal())),
+    op("Not", &[], truth, |c| one(c.input(0)?.f_logical_not())),
     op("Erf", &[], same, |c| one(c.input(0)?.f_erf())),
     op("Softplus", &[], same, |c| one(c.input(0)?.f_softplus())),
     op("Softsign", &[], same, softsign),
@@ -50,6 +51,15 @@ pub const OPERATORS: &[Operator] = &[
     ),
     op("Cast", &["to", "saturate"], cast_cost, cast),
 ];
+
+/// Truth values.
+fn truth(call: &Call) -> Result<Cost> {
+    let x = call.full(0)?;
+    if class(x) != Class::Truth {
+        bail!(Format, "input 0: expected truth values, got {:?}", x.kind());
+    }
+    Ok(Cost::of(elements(x)))
+}
 
 /// Floats or integers.
 fn signed(call: &Call) -> Result<Cost> {

@@ -19,6 +19,7 @@ mod pick;
 mod pool;
 mod reduce;
 mod resize;
+mod scatter;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use tch::{Device, Kind, Tensor};
 
 /// The tables of operators, one a file.
-const TABLES: [&[Operator]; 8] = [
+const TABLES: [&[Operator]; 9] = [
     activation::OPERATORS,
     arithmetic::OPERATORS,
     conv::OPERATORS,
@@ -43,6 +44,7 @@ const TABLES: [&[Operator]; 8] = [
     pool::OPERATORS,
     reduce::OPERATORS,
     resize::OPERATORS,
+    scatter::OPERATORS,
     shape::OPERATORS,
 ];
 

@@ -173,11 +173,10 @@ fn family_of(tensors: &BTreeMap<String, Tensor>) -> Result<VaeFamily> {
     if tensors.keys().any(|n| n.starts_with("decoder.layers.")) {
         return Ok(VaeFamily::Tiny);
     }
-    let shown: Vec<&str> = tensors.keys().take(6).map(String::as_str).collect();
     bail!(
         Weights,
-        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, Wan 2.2, HunyuanImage 2.1, DC-AE, TAESD): its tensors are {}, …; {INSTEAD}",
-        shown.join(", ")
+        "the decoder is of no known family (AutoencoderKL, FLUX.2, Qwen-Image/Wan 2.1, Wan 2.2, HunyuanImage 2.1, DC-AE, TAESD): it has {}; {INSTEAD}",
+        weights::listed(tensors.keys().map(String::as_str), 6)
     )
 }
 

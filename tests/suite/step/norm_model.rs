@@ -41,7 +41,7 @@ fn how(report: &Report) -> Vec<Decoded> {
 fn trained(case: &Case) -> StepLoss {
     let mut loss = predicted(case);
     for seed in 0..16 {
-        run(&mut loss, &varied(case, seed), &case.targets());
+        let _learned = run(&mut loss, &varied(case, seed), &case.targets());
     }
     loss
 }

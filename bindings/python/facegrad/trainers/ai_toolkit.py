@@ -40,7 +40,7 @@ class FaceTrainerExtension:
                 self.face = TrainerFace(section)
 
             def predict_noise(self, *args: Any, **options: Any) -> torch.Tensor:
-                return _noted(self, super().predict_noise, *args, **options)
+                return _noted(self.face, self, super().predict_noise, *args, **options)
 
             def calculate_loss(self, *args: Any, **options: Any) -> torch.Tensor:
                 loss: torch.Tensor = _with_face(self.face, super().calculate_loss, self, *args, **options)
@@ -59,7 +59,7 @@ def install(face: TrainerFace, trainer: type) -> None:
         return _with_face(face, lambda *a, **o: before(self, *a, **o), self, *args, **options)
 
     def predict_noise(before: Any, _: dict[str, Any], self: Any, *args: Any, **options: Any) -> torch.Tensor:
-        return _noted(self, lambda *a, **o: before(self, *a, **o), *args, **options)
+        return _noted(face, self, lambda *a, **o: before(self, *a, **o), *args, **options)
 
     around(trainer, "calculate_loss", calculate_loss)
     around(trainer, "predict_noise", predict_noise)
@@ -73,10 +73,10 @@ def find(_: dict[str, Any]) -> type:
     return found
 
 
-def _noted(trainer: Any, before: Any, *args: Any, **options: Any) -> torch.Tensor:
+def _noted(face: TrainerFace, trainer: Any, before: Any, *args: Any, **options: Any) -> torch.Tensor:
     """A prediction of the trainer's, with how to make it again."""
     prediction: torch.Tensor = before(*args, **options)
-    if torch.is_grad_enabled() and prediction.requires_grad:
+    if face.rollouts is not None and torch.is_grad_enabled() and prediction.requires_grad:
         trainer.face_call = (prediction, before, args, options)
     return prediction
 

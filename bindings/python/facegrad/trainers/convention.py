@@ -41,6 +41,8 @@ class Convention:
         residual: the largest relative residual of all fits
         kind: ``flow``, ``epsilon``, ``v``, ``sample`` or ``custom``, as the configuration's ``prediction.kind``
         negated: the prediction has the opposite sign of that kind
+        names: all pairs of kind and sign that rounding allows, the nearest first; where nearly no noise is in x_t, epsilon and v are
+            hard to tell apart
     """
 
     a: torch.Tensor
@@ -51,6 +53,7 @@ class Convention:
     residual: float
     kind: str
     negated: bool
+    names: tuple[tuple[str, bool], ...] = ()
 
     @property
     def coefficients(self) -> torch.Tensor:
@@ -83,7 +86,7 @@ class Convention:
         turned = kind in ("z_image", "lumina2", "hidream")
         negated = bool(stated.get("negated", False)) != turned
         named = "flow" if turned else kind
-        if named == "custom" or _fits(named, negated, self, near=_near(self.residual) * 2):
+        if named == "custom" or _distance(named, negated, self) <= 2 * _near(self.residual):
             return
         raise ConventionError(
             f"prediction: the configuration says {kind}{', negated' if stated.get('negated') else ''}, the trainer's tensors say "
@@ -159,11 +162,9 @@ def through(found: Convention, x_t: torch.Tensor, output: torch.Tensor, predicti
 
 
 def _named(found: Convention) -> Convention:
-    for kind in ("flow", "v", "epsilon", "sample"):
-        for negated in (False, True):
-            if _fits(kind, negated, found, _near(found.residual)):
-                return replace(found, kind=kind, negated=negated)
-    return found
+    every = {(kind, negated): _distance(kind, negated, found) for kind in ("flow", "v", "epsilon", "sample") for negated in (False, True)}
+    fits = tuple(sorted((name for name in every if every[name] <= _near(found.residual)), key=lambda name: every[name]))
+    return replace(found, kind=fits[0][0], negated=fits[0][1], names=fits) if fits else replace(found, names=())
 
 
 def _mixture(y: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -202,8 +203,8 @@ def _near(residual: float) -> float:
     return min(max(10 * residual, 1e-5), 2 * TOLERANCE)
 
 
-def _fits(kind: str, negated: bool, found: Convention, near: float) -> bool:
-    """Whether a named convention has these coefficients at these levels."""
+def _distance(kind: str, negated: bool, found: Convention) -> float:
+    """How far the coefficients and levels are from those of a named convention, relative to 1 and themselves."""
     p, q = found.signal, found.noise
     one, zero = torch.ones_like(p), torch.zeros_like(p)
     a, b, path = {
@@ -214,4 +215,4 @@ def _fits(kind: str, negated: bool, found: Convention, near: float) -> bool:
     }[kind]
     b = -b if negated else b
     pairs = ((found.a, a), (found.b, b), (path, one))
-    return all(bool(((x - y).abs() <= near * (1 + y.abs())).all()) for x, y in pairs)
+    return max((float(((x - y).abs() / (1 + y.abs())).max()) for x, y in pairs if len(x)), default=0.0)

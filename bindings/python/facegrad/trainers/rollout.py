@@ -34,6 +34,8 @@ class RolloutReport:
         with_gradient: predictions of the whole batch with one
         low_score: samples whose detection score was below the floor
         ramp: the share of λ that late start and ramp let through
+        found: the running share of samples that show a face with a sufficient score
+        paused: whether too few show one (``min_found``), so that nothing was pushed
     """
 
     face: Report
@@ -43,6 +45,8 @@ class RolloutReport:
     with_gradient: int
     low_score: int
     ramp: float
+    found: float = 1.0
+    paused: bool = False
 
 
 class Rollout:
@@ -56,7 +60,7 @@ class Rollout:
     pictures are best. ``x`` has the layout and dtype of ``noise``; ``t`` is ``[N]`` as the loss's ``prediction.time`` says.
 
     A loss that is followed too far is won without a face that a person would see. The guard against it is on by default:
-    the bound on the gradient, the floor of the detection score, ``target_similarity`` and the ramp.
+    the bound on the gradient, the floor of the detection score, ``target_similarity``, the ramp, and the pause while faces vanish.
 
     Every random number follows from ``seed`` and the step, so all processes of a training go down to the same level, and
     a training that was stopped goes on with the same ones. A call that is not due costs nothing.
@@ -74,6 +78,8 @@ class Rollout:
             respect to its own prediction, which ``main`` gives; None: no bound
         min_score: a face that the detector gives a lower score is not pushed
         target_similarity: cosine beyond which there is no push
+        min_found: while the running share of samples that show a face (the last rollout's counts a tenth) is smaller, nothing is
+            pushed; 0: never. It limits the damage and does not undo it
         start: the first step with a rollout
         ramp: so many steps from ``start`` on λ grows from 0
         times: turns the noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
@@ -97,6 +103,7 @@ class Rollout:
         gradient_limit: float | None = 0.25,
         min_score: float = 0.6,
         target_similarity: float = 0.8,
+        min_found: float = 0.95,
         start: int = 0,
         ramp: int = 20,
         times: Callable[[float], float] | None = None,
@@ -110,8 +117,9 @@ class Rollout:
             raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight: expected a number >= 0, got {weight}")
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_score: expected a detection score from 0 to 1, got {min_score}")
+        for name, share in (("min_score", min_score), ("min_found", min_found)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {share}")
         for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
@@ -119,11 +127,12 @@ class Rollout:
         self._loss: FaceIdentityLoss | None = None
         self._keys: dict[str, Any] = {"face_loss_weight": weight, "gradient_limit": gradient_limit, "target_similarity": target_similarity}
         self.steps, self.levels, self.every_n_steps = steps, (low, high), every_n_steps
-        self.min_score, self.start, self.ramp, self.seed = min_score, start, ramp, seed
+        self.min_score, self.min_found, self.start, self.ramp, self.seed = min_score, min_found, start, ramp, seed
         self.warn_after, self.enabled = warn_after, enabled
         self.step = 0
         self.report: RolloutReport | None = None
         self._quiet = self._stopped = 0
+        self._found = 1.0
         self._said = False
         self._reasons: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
@@ -195,9 +204,13 @@ class Rollout:
             weights = torch.ones(len(low)) if given is None else torch.as_tensor(given).detach().float().cpu()
             arguments["sample_weights"] = weights * ~torch.tensor(low)
             value, report = loss(x_t=x, prediction=prediction, t=t, **arguments)
-        ramp = self._ramp(number)
+        looked = sum(s.outcome in (Outcome.COUNTED, Outcome.NO_FACE) for s in report.samples) + sum(low)
+        if looked:
+            self._found = 0.9 * self._found + 0.1 * report.counted / looked
+        paused = self._found < self.min_found - 1e-9
+        ramp = 0.0 if paused else self._ramp(number)
         value = value * ramp
-        self.report = RolloutReport(report, report.loss * ramp, level, made, 1, sum(low), ramp)
+        self.report = RolloutReport(report, report.loss * ramp, level, made, 1, sum(low), ramp, self._found, paused)
         self._remember(self.report)
         return value
 
@@ -261,7 +274,7 @@ class Rollout:
         self._totals["predictions_with_gradient"] += report.with_gradient
         counted = [s for s in report.face.samples if s.outcome is Outcome.COUNTED]
         target = float(self._keys["target_similarity"])
-        pushed = any(s.similarity < target for s in counted)
+        pushed = not report.paused and any(s.similarity < target for s in counted)
         seen = bool(counted) or report.low_score > 0
         self._quiet = 0 if seen else self._quiet + 1
         self._stopped = 0 if pushed or not seen else self._stopped + 1
@@ -275,8 +288,9 @@ class Rollout:
         if self._stopped >= self.warn_after and not self._said:
             self._said = True
             log.warning(
-                "the guard has stopped the last %d rollouts wholly: every face is below min_score %.2f or beyond target_similarity %.2f",
-                self._stopped, self.min_score, target,
+                "the guard has stopped the last %d rollouts wholly: every face is below min_score %.2f or beyond target_similarity %.2f, "
+                "or too few samples show a face (%.2f of them, min_found %.2f)",
+                self._stopped, self.min_score, target, self._found, self.min_found,
             )  # fmt: skip
 
     def logs(self) -> dict[str, float]:
@@ -286,7 +300,7 @@ class Rollout:
         r = self.report
         figures = {
             "rollout/loss": r.loss, "rollout/counted": float(r.face.counted), "rollout/level": r.level, "rollout/low_score": float(r.low_score),
-            "rollout/predictions_without_gradient": float(r.without_gradient), "rollout/predictions_with_gradient": float(r.with_gradient),
+            "rollout/found": r.found, "rollout/predictions_without_gradient": float(r.without_gradient), "rollout/predictions_with_gradient": float(r.with_gradient),
         }  # fmt: skip
         return figures | ({"rollout/similarity": r.face.similarity} if r.face.counted else {})
 
@@ -296,7 +310,7 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.save`` keeps with the rest of a checkpoint. Persons are registered anew by the host."""
-        return {"step": self.step, "quiet": self._quiet, "stopped": self._stopped, "said": self._said,
+        return {"step": self.step, "quiet": self._quiet, "stopped": self._stopped, "said": self._said, "found": self._found,
                 "reasons": dict(self._reasons), "totals": dict(self._totals)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -305,6 +319,7 @@ class Rollout:
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
         self.step, self._quiet, self._stopped, self._said = int(state["step"]), int(state["quiet"]), int(state["stopped"]), bool(state["said"])
+        self._found = float(state.get("found", 1.0))
         self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
 
 

@@ -46,6 +46,7 @@ class Schedule:
     """Learns from every step; :attr:`ready` once one clock fits."""
 
     def __init__(self) -> None:
+        self._names: tuple[tuple[str, bool], ...] | None = None
         self._kind, self._negated, self._flow = "", False, True
         self._alphas = scaled_linear()
         self._errors = torch.zeros(len(CLOCKS), dtype=torch.float64)
@@ -71,8 +72,12 @@ class Schedule:
                 f"rollouts: the trainer's noise levels are neither those of flow matching nor of a variance-preserving schedule ({found}; x_t = "
                 f"{float(p[0]):.3g}·x0 + {float(q[0]):.3g}·noise), so a rollout does not know its way; take `rollouts` out of the section"
             )
-        self._kind, self._negated = found.kind, found.negated
-        self._flow = found.kind == "flow" or (found.kind == "sample" and straight <= round_)
+        # What every step so far allows.
+        self._names = found.names if self._names is None else tuple(name for name in found.names if name in self._names)
+        if not self._names:
+            raise ConventionError(f"rollouts: the trainer's prediction means something else than in the steps before ({found}); take `rollouts` out of the section")
+        self._kind, self._negated = self._names[0]
+        self._flow = self._kind == "flow" or (self._kind == "sample" and straight <= round_)
         self._seen += len(times)
         if self._flow:
             for at, (scale, offset) in enumerate(CLOCKS):
@@ -94,7 +99,9 @@ class Schedule:
 
     @property
     def ready(self) -> bool:
-        """Whether one clock fits and those that run otherwise do not: a single step at level 0.5 fits two."""
+        """Whether one kind and one clock fit and the others do not: a single step at level 0.5 fits two clocks."""
+        if self._names is None or len(self._names) > 1:
+            return False
         if not self._seen or not self._flow:
             return self._seen > 0
         best = int(self._errors.argmin())
