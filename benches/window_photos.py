@@ -2,10 +2,11 @@
 every policy of `norm_stats`, with a KL decoder that was trained on photographs.
 
     PYTHONPATH=bindings/python python benches/window_photos.py [--levels 0.05 0.2 …] [--faces 10] [--size 256]
-    PYTHONPATH=bindings/python python benches/window_photos.py --share     how many steps of a training pay for a whole image
+
+`benches/window_average.py` counts the exact passes of a training.
 
 The estimate of x0 is that of the linear denoiser with the least mean square error, from the latents' mean power spectrum.
-`cached` and `auto` remember what they met in a training: so many steps with every picture, noise levels uniform in [0, 1].
+`cached` and `predicted` use what they met in a training: so many steps with every picture, noise levels uniform in [0, 1].
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 import facegrad
 
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
-POLICIES = ("window", "exact", "cached", "auto")
+POLICIES = ("window", "exact", "cached", "predicted")
 
 
 def encode(x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -74,26 +75,6 @@ class Denoiser:
         return torch.fft.ifft2(gain * torch.fft.fft2(x_t - (1 - t) * self.mean)).real + self.mean
 
 
-def share(pictures: int = 20, steps: int = 2000) -> None:
-    """Counts the exact passes of a training whose noise levels are uniform, or logit-normal as FLUX's are; the decoder is a
-    small one of random weights, since the policy does not look at it."""
-    fixtures = Path(__file__).resolve().parent.parent / "target/fixtures/step"
-    vae = facegrad.Vae(fixtures / "kl.safetensors", config={"norm_num_groups": 8})
-    recogniser = facegrad.Recogniser(fixtures / "recogniser.safetensors")
-    template = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]])[None] / 112 * 16
-    keys = {"face_align_mode": "kps", "prediction": {"kind": "sample"}, "latent_format": "none", "landmarks": "reference", "decode": "window_only"}
-    references = torch.rand(pictures, 3, 16, 16)
-    for name, level in (("uniform", torch.rand(steps)), ("logit-normal", torch.randn(steps).sigmoid())):
-        loss = facegrad.FaceLoss(keys, recogniser=recogniser, vae=vae)
-        order = torch.cat([torch.randperm(pictures) for _ in range(steps // pictures)])
-        exact = {True: 0, False: 0}
-        for at, t in zip(order.tolist(), level.tolist(), strict=True):
-            _, report = loss.step(torch.randn(1, 4, 8, 8), None, t, references[at : at + 1], reference_landmarks=template)
-            exact[t <= 0.6] += report.exact_passes
-        low = int((level <= 0.6).sum())
-        print(f"{pictures} pictures, {steps} steps, {name} t: exact passes in {exact[True] / low:.1%} of the {low} steps with t <= 0.6, in all {steps}: {sum(exact.values()) / steps:.1%}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95])
@@ -101,11 +82,7 @@ def main() -> None:
     parser.add_argument("--visits", type=int, default=100, help="steps with every picture before anything is measured")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--halo", type=int, help="window_halo")
-    parser.add_argument("--share", action="store_true", help="count exact passes instead")
     args = parser.parse_args()
-    if args.share:
-        share()
-        return
     detector = facegrad.Detector(DATA / "models/det_500m.onnx", det_sizes=[128, 640])
     recogniser = facegrad.Recogniser(
         DATA / "models/foamliu_mobilefacenet_128d_112.onnx", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -147,7 +124,7 @@ def main() -> None:
             for at, (picture, points) in enumerate(found):
                 t = float(torch.rand((), generator=noise))
                 x0 = estimate(latents[at : at + 1], t)
-                for policy in ("cached", "auto"):
+                for policy in ("cached", "predicted"):
                     policies[policy].step(x0, None, t, picture, reference_landmarks=points)
     print(f"{len(found)} faces, {args.size} pixels, halo {args.halo}; mean (least) cosine, mean ratio of norms")
     print("   t   loss " + "".join(f"{policy:>24}" for policy in POLICIES))

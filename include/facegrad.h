@@ -165,6 +165,11 @@
 #define FACEGRAD_DECODED_WINDOW 4
 
 /**
+ * A window of it with GroupNorm's statistics that a model predicted.
+ */
+#define FACEGRAD_DECODED_WINDOW_PREDICTED 5
+
+/**
  * Something was lost or refused that the caller may not see otherwise.
  */
 #define FACEGRAD_LOG_ERROR 1

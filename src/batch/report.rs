@@ -80,6 +80,8 @@ pub enum Decoded {
     WindowCached = 3,
     /// A window with GroupNorm statistics of the window itself.
     Window = 4,
+    /// A window with GroupNorm statistics that are predicted.
+    WindowPredicted = 5,
 }
 
 /// A comparison of a sample's gradient through a window with its gradient through the whole image.

@@ -62,8 +62,7 @@ pub enum DecodeMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum NormStats {
-    /// `cached` where sample and noise level are known and the level is at most `norm_stats_t_max`, else
-    /// `exact`.
+    /// As `predicted`.
     #[default]
     Auto,
     /// From decoding the whole image without a gradient in the same step, as detection needs it anyway.
@@ -71,6 +70,10 @@ pub enum NormStats {
     /// From an earlier step with the same sample at a near noise level; from this step where there was
     /// none, or above `norm_stats_t_max`. An error where sample or noise level are not known.
     Cached,
+    /// Predicted from what the decoder's first blocks make of the same latents, by a model that is fitted to the exact
+    /// passes of all samples. From this step where the model is not good by its own measure, or above
+    /// `norm_stats_t_max`.
+    Predicted,
     /// From the window itself: nothing else is decoded, and the gradient is the least exact.
     Window,
 }
@@ -170,8 +173,8 @@ pub struct LossConfig {
     pub window_halo: Option<i64>,
     /// Where the GroupNorms of a window get their statistics from.
     pub norm_stats: NormStats,
-    /// Noise level above which statistics are never remembered ones.
-    pub norm_stats_t_max: f64,
+    /// Noise level above which statistics are those of the same step. Left out: 0.6 for `cached`, none for `predicted`.
+    pub norm_stats_t_max: Option<f64>,
     /// How often statistics are used before they are taken anew.
     pub norm_stats_refresh: u64,
     /// How many samples' statistics are remembered, those used last; some ten kilobytes each.
@@ -224,7 +227,7 @@ impl Default for LossConfig {
             decode: DecodeMode::default(),
             window_halo: None,
             norm_stats: NormStats::default(),
-            norm_stats_t_max: 0.6,
+            norm_stats_t_max: None,
             norm_stats_refresh: 32,
             norm_stats_cache: 4096,
             audit_every: 0,

@@ -109,6 +109,8 @@ pub const FACEGRAD_DECODED_WINDOW_EXACT: i32 = 2;
 pub const FACEGRAD_DECODED_WINDOW_CACHED: i32 = 3;
 /// A window of it with GroupNorm's statistics from that window.
 pub const FACEGRAD_DECODED_WINDOW: i32 = 4;
+/// A window of it with GroupNorm's statistics that a model predicted.
+pub const FACEGRAD_DECODED_WINDOW_PREDICTED: i32 = 5;
 
 /// Something was lost or refused that the caller may not see otherwise.
 pub const FACEGRAD_LOG_ERROR: i32 = 1;

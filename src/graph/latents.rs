@@ -4,7 +4,7 @@ use super::{Local, Operation};
 use crate::config::{ClampPolicy, LatentFormat, Packing, Rect};
 use crate::error::{Result, bail};
 use crate::latent;
-use crate::nets::vae::{Decoder, Recording, Statistics};
+use crate::nets::vae::{Begun, Decoder, Recording, Statistics};
 use crate::shared::{Shared, lock};
 use crate::tensor::{place_rows, select_rows, vjp};
 use tch::Tensor;
@@ -80,6 +80,8 @@ pub struct Windows {
     pub halo: Option<i64>,
     /// GroupNorm statistics of the whole maps; `None`: those of the windows.
     pub statistics: Option<Statistics>,
+    /// What has been decoded of the latents already.
+    pub begun: Option<Begun>,
 }
 
 /// VAE-space latents → images in [0, 1], or windows of them.
@@ -136,7 +138,10 @@ impl Decode {
                 rects,
                 halo,
                 statistics,
-            }) => decoder.record_windows(latents, rects, *halo, statistics.as_ref()),
+                begun,
+            }) => {
+                decoder.record_windows(latents, rects, *halo, statistics.as_ref(), begun.as_ref())
+            }
         }
     }
 
@@ -147,7 +152,10 @@ impl Decode {
                 rects,
                 halo,
                 statistics,
-            }) => decoder.decode_windows(latents, rects, *halo, statistics.as_ref()),
+                begun,
+            }) => {
+                decoder.decode_windows(latents, rects, *halo, statistics.as_ref(), begun.as_ref())
+            }
         }
     }
 }

@@ -37,6 +37,11 @@ impl LatentImages {
         (size[2], size[3])
     }
 
+    /// The latents of some images.
+    pub(super) fn latents(&self, rows: &[usize]) -> Result<Tensor> {
+        select_rows(&self.latents, rows)
+    }
+
     /// Whether the statistics of an image are there.
     pub(super) fn has_statistics(&self, row: usize) -> bool {
         self.statistics[row].is_some()

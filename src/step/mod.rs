@@ -9,8 +9,10 @@ mod images;
 mod input;
 mod noise;
 mod norm_cache;
+mod norm_model;
 mod norm_stats;
 mod pass;
+mod ridge;
 mod run;
 mod state;
 mod windows;
@@ -22,12 +24,16 @@ use crate::nets::vae::Decoder;
 use crate::shared::{Shared, lock};
 use audit::AuditPolicy;
 use norm_cache::NormCache;
+use norm_model::NormModel;
 
 /// A loss with the VAE of its training steps, and what these keep from one step to the next.
 pub struct StepLoss {
     loss: Shared<Loss>,
     decoder: Option<Shared<Decoder>>,
     norm_cache: NormCache,
+    norm_model: NormModel,
+    /// Whether the host was told that the decoder has no GroupNorm.
+    told_no_norms: bool,
     audits: AuditPolicy,
 }
 
@@ -46,6 +52,8 @@ impl StepLoss {
             loss,
             decoder,
             norm_cache,
+            norm_model: NormModel::default(),
+            told_no_norms: false,
             audits,
         }
     }

@@ -7,78 +7,159 @@ use super::norm_cache::{Identity, SampleKey};
 use crate::batch::{Decoded, Sample};
 use crate::config::NormStats;
 use crate::error::{Result, bail};
+use crate::log::{Level, emit};
 use crate::loss::{FaceCrop, GeneratedImages};
-use crate::nets::vae::Statistics;
+use crate::nets::vae::{Begun, Statistics};
 use crate::shared::lock;
 use crate::tensor::content_hash;
 
-/// Statistics of exact passes are kept up to this far above `norm_stats_t_max`, because averages just below the
-/// limit draw on them.
+/// The noise level above which cached statistics are taken anew, where the configuration names none.
+const CACHED_MAX: f64 = 0.6;
+/// Cached statistics of exact passes are kept up to this far above their limit, because averages just below it draw on
+/// them.
 const KEPT_ABOVE_MAX: f64 = 0.1;
 
+/// The statistics for the window of every face, for all of them or for none.
+pub(super) struct FaceStatistics {
+    pub statistics: Vec<Option<Statistics>>,
+    /// What the decoder's first blocks made of the faces' samples, one row per face, where it was needed.
+    pub begun: Option<Begun>,
+}
+
 impl StepLoss {
-    /// The statistics for the window of every face: for all of them or for none. Sets `decoded` of their samples.
+    /// The statistics for the window of every face. Sets `decoded` of their samples.
     pub(super) fn norm_statistics(
         &mut self,
         chunk: &Chunk,
         images: &mut LatentImages,
         faces: &[FaceCrop],
         samples: &mut [Sample],
-    ) -> Result<Vec<Option<Statistics>>> {
+    ) -> Result<FaceStatistics> {
         let policy = self.audits.norm_stats();
         let needed = lock(chunk.decoder).needs_statistics();
-        if !needed || policy == NormStats::Window {
-            let decoded = match needed {
-                true => Decoded::Window,
-                false => Decoded::WindowExact,
-            };
+        if policy == NormStats::Predicted && !needed && !self.told_no_norms {
+            self.told_no_norms = true;
+            emit(
+                Level::Info,
+                "norm_stats: the decoder has no GroupNorm, so its windows are exact without statistics",
+            );
+        }
+        let none = |decoded: Decoded, samples: &mut [Sample]| {
             for face in faces {
                 samples[face.sample].decoded = decoded;
             }
-            return Ok(faces.iter().map(|_| None).collect());
+            FaceStatistics {
+                statistics: faces.iter().map(|_| None).collect(),
+                begun: None,
+            }
+        };
+        match policy {
+            _ if faces.is_empty() || !needed => Ok(none(Decoded::WindowExact, samples)),
+            NormStats::Window => Ok(none(Decoded::Window, samples)),
+            NormStats::Exact => {
+                let mut found = none(Decoded::WindowExact, samples);
+                take_exact(images, faces, &mut found.statistics)?;
+                Ok(found)
+            }
+            NormStats::Cached => {
+                let statistics = self.cached_statistics(chunk, images, faces, samples)?;
+                Ok(FaceStatistics {
+                    statistics,
+                    begun: None,
+                })
+            }
+            NormStats::Auto | NormStats::Predicted => {
+                self.predicted_statistics(chunk, images, faces, samples)
+            }
         }
+    }
+
+    /// Statistics that the model predicts. Those of this step where it refuses to, which it then learns from.
+    fn predicted_statistics(
+        &mut self,
+        chunk: &Chunk,
+        images: &mut LatentImages,
+        faces: &[FaceCrop],
+        samples: &mut [Sample],
+    ) -> Result<FaceStatistics> {
         let t_max = lock(&self.loss).config().norm_stats_t_max;
+        let rows: Vec<usize> = faces.iter().map(|face| face.sample).collect();
+        let begun = lock(chunk.decoder).begin(&images.latents(&rows)?)?;
+        let features = begun.features()?;
+        let level = |at: usize| chunk.levels.as_ref().map(|levels| levels[at]);
+        let mut statistics: Vec<Option<Statistics>> = faces.iter().map(|_| None).collect();
+        let mut learn = vec![];
+        for (slot, &at) in rows.iter().enumerate() {
+            let own = features.f_select(0, slot as i64)?;
+            samples[at].decoded = Decoded::WindowExact;
+            if images.has_statistics(at) {
+                if self.norm_model.wants() {
+                    learn.push((slot, own));
+                }
+                continue;
+            }
+            let above = matches!((level(at), t_max), (Some(level), Some(most)) if level > most);
+            let device = lock(chunk.decoder).device();
+            let predicted = match above {
+                true => None,
+                false => self.norm_model.predict(&own, level(at), device)?.ok(),
+            };
+            match predicted {
+                Some(predicted) => {
+                    samples[at].decoded = Decoded::WindowPredicted;
+                    statistics[slot] = Some(predicted);
+                }
+                None => learn.push((slot, own)),
+            }
+        }
+        take_exact(images, faces, &mut statistics)?;
+        for (slot, features) in learn {
+            if let Some(exact) = &statistics[slot] {
+                let level = level(rows[slot]);
+                self.norm_model.learn(&features, exact, level)?;
+            }
+        }
+        Ok(FaceStatistics {
+            statistics,
+            begun: Some(begun),
+        })
+    }
+
+    /// Statistics that are remembered of the same sample at near noise levels. Those of this step where there are none,
+    /// which are then remembered.
+    fn cached_statistics(
+        &mut self,
+        chunk: &Chunk,
+        images: &mut LatentImages,
+        faces: &[FaceCrop],
+        samples: &mut [Sample],
+    ) -> Result<Vec<Option<Statistics>>> {
+        let t_max = lock(&self.loss).config().norm_stats_t_max;
+        let t_max = t_max.unwrap_or(CACHED_MAX);
         let mut statistics: Vec<Option<Statistics>> = faces.iter().map(|_| None).collect();
         let mut keys = vec![];
         for (slot, face) in faces.iter().enumerate() {
             let at = face.sample;
-            let key = match policy {
-                NormStats::Exact => None,
-                _ => cache_key(chunk, at, images.latent_size())?,
-            };
-            if key.is_none() && policy == NormStats::Cached {
+            let Some((key, level)) = cache_key(chunk, at, images.latent_size())? else {
                 bail!(
                     Argument,
                     "sample {}: `norm_stats` is \"cached\", which needs its time, and its reference image or \
                      a name of its own in `sample_ids`",
                     chunk.targets.number(at)
                 );
-            }
+            };
             samples[at].decoded = Decoded::WindowExact;
-            if let Some((key, level)) = &key
-                && !images.has_statistics(at)
-                && *level <= t_max
-            {
-                statistics[slot] = self.norm_cache.recall(key, *level)?;
+            if !images.has_statistics(at) && level <= t_max {
+                statistics[slot] = self.norm_cache.recall(&key, level)?;
                 if statistics[slot].is_some() {
                     samples[at].decoded = Decoded::WindowCached;
                 }
             }
-            keys.push(key);
+            let exact = statistics[slot].is_none();
+            keys.push(exact.then_some((key, level)));
         }
-        let missing: Vec<usize> = (0..faces.len())
-            .filter(|&slot| statistics[slot].is_none())
-            .map(|slot| faces[slot].sample)
-            .filter(|&at| !images.has_statistics(at))
-            .collect();
-        if !missing.is_empty() {
-            let _images = images.decoded(&missing)?;
-        }
-        for ((slot, face), key) in faces.iter().enumerate().zip(keys) {
-            if statistics[slot].is_some() {
-                continue;
-            }
-            statistics[slot] = images.take_statistics(face.sample);
+        take_exact(images, faces, &mut statistics)?;
+        for (slot, key) in keys.into_iter().enumerate() {
             if let (Some((key, level)), Some(own)) = (key, &statistics[slot])
                 && level <= t_max + KEPT_ABOVE_MAX
             {
@@ -87,6 +168,28 @@ impl StepLoss {
         }
         Ok(statistics)
     }
+}
+
+/// Fills the gaps with statistics of this step. Decodes the images that were not decoded yet.
+fn take_exact(
+    images: &mut LatentImages,
+    faces: &[FaceCrop],
+    statistics: &mut [Option<Statistics>],
+) -> Result<()> {
+    let missing: Vec<usize> = (0..faces.len())
+        .filter(|&slot| statistics[slot].is_none())
+        .map(|slot| faces[slot].sample)
+        .filter(|&at| !images.has_statistics(at))
+        .collect();
+    if !missing.is_empty() {
+        let _images = images.decoded(&missing)?;
+    }
+    for (own, face) in statistics.iter_mut().zip(faces) {
+        if own.is_none() {
+            *own = images.take_statistics(face.sample);
+        }
+    }
+    Ok(())
 }
 
 /// What a sample's statistics are kept by, and its noise level; `None` where the sample cannot be identified or

@@ -4,6 +4,7 @@
 use super::StepLoss;
 use super::audit::WindowTrust;
 use super::norm_cache::SavedNormCache;
+use super::norm_model::{NormModel, SavedNormModel};
 use crate::error::{Error, Result, bail, shorten};
 use crate::nets::Recogniser;
 use crate::nets::vae::{Decoder, Statistics};
@@ -22,7 +23,8 @@ const MAX_INDEX: usize = 16 << 20;
 /// devices make a smaller difference, another network makes a larger one.
 const MAX_DISTANCE: f64 = 0.1;
 
-/// The file's JSON part. Its tensors are `embeddings` `[M,D]`, `statistics` `[norms,2,M,groups]`, and the outputs of
+/// The file's JSON part. Its tensors are `embeddings` `[M,D]`, `statistics` `[norms,2,M,groups]`, those of
+/// the model of statistics, `passes` `[norms,2,M,groups]` with `features` `[M,F]`, and the outputs of
 /// the networks for a test input, `recogniser` and `vae`.
 #[derive(Serialize, Deserialize)]
 struct Index {
@@ -33,11 +35,14 @@ struct Index {
     trust: WindowTrust,
     references: SavedReferences,
     statistics: SavedNormCache,
+    /// Version 0.1 wrote none.
+    #[serde(default)]
+    model: Option<SavedNormModel>,
 }
 
 impl StepLoss {
-    /// Writes registered references, cached faces of reference images, GroupNorm statistics and the trust in windows
-    /// to a file.
+    /// Writes registered references, cached faces of reference images, GroupNorm statistics, the model that predicts them
+    /// and the trust in windows to a file.
     ///
     /// # Errors
     /// `Io`.
@@ -45,12 +50,14 @@ impl StepLoss {
         let loss = lock(&self.loss);
         let (references, embeddings) = loss.references().save()?;
         let (statistics, all) = self.norm_cache.save()?;
+        let (model, passes) = self.norm_model.save()?;
         let index = Index {
             version: VERSION,
             width: Some(loss.pipeline().levels.width()),
             trust: self.audits.trust,
             references,
             statistics,
+            model: Some(model),
         };
         let data = serde_json::to_vec(&index)
             .map_err(|e| Error::Internal(format!("the state of a loss: {e}")))?;
@@ -73,6 +80,10 @@ impl StepLoss {
         }
         if let Some(all) = all {
             file.insert("statistics".into(), to_array(all.tensor())?);
+        }
+        if let Some((features, passes)) = passes {
+            file.insert("features".into(), to_array(&features)?);
+            file.insert("passes".into(), to_array(passes.tensor())?);
         }
         weights::write(path, &file)
     }
@@ -141,15 +152,17 @@ impl StepLoss {
                 found.map(|t| t.size())
             ),
         };
-        let entries = index.statistics.entries();
-        let statistics = match tensor(&file, "statistics", device)? {
-            None if entries == 0 => None,
-            Some(found) if matches!(*found.size(), [_, 2, count, _] if count == entries) => {
-                Some(Statistics::from_tensor(found))
+        let statistics = statistics_of(&file, "statistics", index.statistics.entries(), device)?;
+        let model = index.model.as_ref().map_or(0, SavedNormModel::passes);
+        let passes = statistics_of(&file, "passes", model, device)?;
+        let features = match tensor(&file, "features", device)? {
+            None if model == 0 => None,
+            Some(found) if matches!(*found.size(), [count, width] if count == model && width > 0) => {
+                Some(found)
             }
             found => bail!(
                 Format,
-                "a damaged state: statistics: expected [norms, 2, {entries}, groups], got {:?}",
+                "a damaged state: features: expected [{model}, F], got {:?}",
                 found.map(|t| t.size())
             ),
         };
@@ -161,13 +174,46 @@ impl StepLoss {
                 "the state was saved with another VAE; make the loss with that one, or go on without the state"
             );
         }
+        let known = match &passes {
+            Some(passes) => fits(&file, passes, self.decoder.as_ref())?,
+            None => true,
+        };
         lock(&self.loss)
             .references_mut()
             .restore(index.references, &embeddings)?;
         self.norm_cache
             .restore(index.statistics, statistics.as_ref())?;
+        match index.model {
+            Some(model) if known => self
+                .norm_model
+                .restore(model, features.as_ref().zip(passes.as_ref()))?,
+            Some(_) => self
+                .norm_model
+                .forget("the state was saved with another VAE"),
+            None => self.norm_model = NormModel::default(),
+        }
         self.audits.trust = index.trust;
         Ok(())
+    }
+}
+
+/// The statistics of `count` samples in the file.
+fn statistics_of(
+    file: &Weights,
+    name: &str,
+    count: i64,
+    device: Device,
+) -> Result<Option<Statistics>> {
+    match tensor(file, name, device)? {
+        None if count == 0 => Ok(None),
+        Some(found) if matches!(*found.size(), [_, 2, found, _] if found == count) => {
+            Ok(Some(Statistics::from_tensor(found)))
+        }
+        found => bail!(
+            Format,
+            "a damaged state: {name}: expected [norms, 2, {count}, groups], got {:?}",
+            found.map(|t| t.size())
+        ),
     }
 }
 

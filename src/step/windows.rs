@@ -3,6 +3,7 @@
 use super::StepLoss;
 use super::chunk::{Chunk, DecodedGroup, LatentGraph};
 use super::images::LatentImages;
+use super::norm_stats::FaceStatistics;
 use crate::align::Frame;
 use crate::batch::{Decoded, Sample};
 use crate::config::Rect;
@@ -31,12 +32,12 @@ impl StepLoss {
         let clamp = lock(&self.loss).config().clamp;
         let mut images = LatentImages::new(chunk.decoder.clone(), clamp, latents);
         let faces = lock(&self.loss).find_faces(&mut images, &chunk.targets, samples)?;
-        let statistics = self.norm_statistics(chunk, &mut images, &faces, samples)?;
+        let found = self.norm_statistics(chunk, &mut images, &faces, samples)?;
         for (sample, &exact) in samples.iter_mut().zip(images.exact_passes()) {
             sample.exact_pass = exact;
         }
         let mut groups = vec![];
-        for (group, windows) in self.planned(chunk, &images, faces, &statistics, samples)? {
+        for (group, windows) in self.planned(chunk, &images, faces, &found, samples)? {
             let rows = group.faces.iter().map(|face| face.sample).collect();
             let decode = self.decode(chunk).of_rows(rows).of_windows(windows);
             let images = graph.graph.apply(Box::new(decode), &[graph.latents])?;
@@ -51,7 +52,7 @@ impl StepLoss {
         chunk: &Chunk,
         images: &LatentImages,
         faces: Vec<FaceCrop>,
-        statistics: &[Option<Statistics>],
+        found: &FaceStatistics,
         samples: &[Sample],
     ) -> Result<Vec<(FaceGroup, Windows)>> {
         let (input_size, halo) = {
@@ -72,8 +73,9 @@ impl StepLoss {
             let rects = decoder.windows(&wanted, latent);
             let own: Option<Vec<Statistics>> = members
                 .iter()
-                .map(|&at| statistics[at].as_ref().map(Statistics::share))
+                .map(|&at| found.statistics[at].as_ref().map(Statistics::share))
                 .collect();
+            let begun = found.begun.as_ref().map(|begun| begun.select(&members));
             let inexact = members
                 .iter()
                 .all(|&at| samples[faces[at].sample].decoded != Decoded::WindowExact);
@@ -93,6 +95,7 @@ impl StepLoss {
                 rects,
                 halo: halo.or(inexact.then_some(INEXACT_HALO)),
                 statistics: own.map(|all| Statistics::join(&all)).transpose()?,
+                begun: begun.transpose()?,
             };
             groups.push((group, windows));
         }

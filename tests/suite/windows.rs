@@ -110,14 +110,14 @@ fn windows_are_the_whole_image_there() {
         for wanted in &places(plain.scale_factor())[..count] {
             let windows = plain.windows(wanted, LATENT);
             let there = cut(&image, &windows);
-            let alone = plain.decode_windows(&x, &windows, None, statistics.as_ref());
+            let alone = plain.decode_windows(&x, &windows, None, statistics.as_ref(), None);
             let error = relative(&alone.unwrap(), &there);
             assert!(error <= 1e-5, "{case}: {error}");
             let grad = randn(8, &there.size());
             let want = exact.then(|| plain.vjp(&x, &around(&windows, &grad, &image.size())));
             for decoder in &decoders {
                 let recording = decoder
-                    .record_windows(&x, &windows, None, statistics.as_ref())
+                    .record_windows(&x, &windows, None, statistics.as_ref(), None)
                     .unwrap();
                 let error = relative(recording.image(), &there);
                 assert!(error <= 1e-5, "{case}: {error}");
@@ -140,14 +140,15 @@ fn the_gradient_of_a_window_is_its_values() {
         let (_, statistics) = decoder.decode_with_statistics(&x).unwrap();
         let windows = decoder.windows(&places(8)[0], LATENT);
         let recording = decoder
-            .record_windows(&x, &windows, Some(2), statistics.as_ref())
+            .record_windows(&x, &windows, Some(2), statistics.as_ref(), None)
             .unwrap();
         let grad = randn(8, &recording.image().size());
         let got = decoder.backward(recording, &grad).unwrap();
         let direction = &got / got.norm();
         let value = |step: f64| {
             let moved = &x + &direction * step;
-            let window = decoder.decode_windows(&moved, &windows, Some(2), statistics.as_ref());
+            let window =
+                decoder.decode_windows(&moved, &windows, Some(2), statistics.as_ref(), None);
             (window.unwrap().to_kind(Kind::Double) * &grad)
                 .sum(Kind::Double)
                 .double_value(&[])
@@ -166,7 +167,7 @@ fn a_wider_halo_is_nearer() {
     let (image, statistics) = decoder.decode_with_statistics(&x).unwrap();
     let windows = decoder.windows(&[rect(80, 64, 48, 48)], LATENT);
     let errors = [Some(0), Some(1), Some(2), Some(4), Some(13), None].map(|halo| {
-        let window = decoder.decode_windows(&x, &windows, halo, statistics.as_ref());
+        let window = decoder.decode_windows(&x, &windows, halo, statistics.as_ref(), None);
         relative(&window.unwrap(), &cut(&image, &windows))
     });
     println!("{errors:?}");
@@ -183,7 +184,7 @@ fn sixteen_bits_are_near() {
         let (image, statistics) = decoder.decode_with_statistics(&x).unwrap();
         let windows = decoder.windows(&[rect(80, 64, 48, 48)], LATENT);
         let recording = decoder
-            .record_windows(&x, &windows, None, statistics.as_ref())
+            .record_windows(&x, &windows, None, statistics.as_ref(), None)
             .unwrap();
         let error = relative(recording.image(), &cut(&image, &windows));
         println!("{case} {dtype:?}: {error}");
@@ -204,7 +205,7 @@ fn torchscript_has_no_windows() {
     let x = Tensor::zeros([1, 16, 6, 8], (Kind::Float, Device::Cpu));
     let windows = decoder.windows(&[rect(0, 0, 8, 8)], (6, 8));
     let error = decoder
-        .decode_windows(&x, &windows, None, None)
+        .decode_windows(&x, &windows, None, None, None)
         .unwrap_err();
     assert_eq!(error.status(), 3, "{error}");
     assert!(error.message().contains("TorchScript"), "{error}");

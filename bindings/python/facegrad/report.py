@@ -54,6 +54,7 @@ class Decoded(IntEnum):
     WINDOW_EXACT = 2
     WINDOW_CACHED = 3
     WINDOW = 4
+    WINDOW_PREDICTED = 5
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 //! Frozen VAE decoders: latents → image, differentiable with respect to the latents.
 
+mod begun;
 mod block;
 mod dc;
 mod dialect;
@@ -19,6 +20,7 @@ mod wan22;
 mod window;
 mod window_plan;
 
+pub use begun::Begun;
 pub use host::HostFunctions;
 pub use statistics::Statistics;
 
@@ -64,7 +66,7 @@ enum Tape {
     Graph(Tensor),
     /// The inputs of the blocks, for every slice of the batch.
     Inputs(Vec<Vec<Tensor>>),
-    /// The inputs of the blocks for windows.
+    /// Of windows.
     Windows(window::WindowTape),
     /// What the host keeps, for every slice of the batch.
     Host(Vec<host::Ticket>),
@@ -204,7 +206,7 @@ impl Decoder {
                 }
                 join(grads)?
             }
-            Tape::Windows(tape) => self.replay_windows(tape, &self.image_vjp(&grad)?)?,
+            Tape::Windows(tape) => self.replay_windows(tape, &grad)?,
         };
         Ok(result
             .f_to_kind(Kind::Float)?

@@ -1,17 +1,28 @@
 //! Windows of a decoder's image. What lies around them is neither computed nor kept, except in the blocks up to the
 //! last attention, where every pixel depends on all others.
 
+use super::begun::Begun;
 use super::statistics::{Norms, Recorder};
-use super::window_plan::{WindowPlan, rounded};
+use super::window_plan::{Head, WindowPlan, rounded};
 use super::*;
 
-/// What the backward pass of windows needs with `recompute: blocks`.
+/// What the backward pass of windows needs.
 pub(super) struct WindowTape {
     plan: WindowPlan,
-    statistics: Option<Statistics>,
-    inputs: Vec<Tensor>,
-    /// The shape of the last block's output.
-    size: Vec<i64>,
+    begun: Begun,
+    rest: Rest,
+}
+
+/// What is kept of the blocks behind the [`Begun`] ones.
+enum Rest {
+    /// The output of the begun blocks as a leaf, and the windows with their graph.
+    Graph { leaf: Tensor, windows: Tensor },
+    /// With `recompute: blocks`: the inputs of the blocks, and the shape of the last block's output.
+    Inputs {
+        statistics: Option<Statistics>,
+        inputs: Vec<Tensor>,
+        size: Vec<i64>,
+    },
 }
 
 impl Decoder {
@@ -59,7 +70,8 @@ impl Decoder {
 
     /// Decodes one window per sample without a gradient: `[B,3,height,width]`. The windows come from
     /// [`Decoder::windows`]. `halo`: the most latent pixels that are computed around a window; `None`: all that have an
-    /// influence. `statistics`: GroupNorm statistics of the whole maps; `None`: those of the windows are used.
+    /// influence. `statistics`: GroupNorm statistics of the whole maps; `None`: those of the windows are used. `begun`:
+    /// what [`Decoder::begin`] made of the same latents; `None`: it is made.
     ///
     /// # Errors
     /// As [`Decoder::decode`]; `Unsupported` without [`Decoder::has_windows`].
@@ -69,10 +81,12 @@ impl Decoder {
         windows: &[Rect],
         halo: Option<i64>,
         statistics: Option<&Statistics>,
+        begun: Option<&Begun>,
     ) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let plan = self.plan(latents, windows, halo)?;
-        let y = self.run(&plan, latents, &norms(statistics), None)?;
+        let begun = self.begun(latents, begun)?;
+        let y = self.run(&plan, begun.output()?, &norms(statistics), None)?;
         self.image(&plan.cut(&y)?)
     }
 
@@ -88,52 +102,68 @@ impl Decoder {
         windows: &[Rect],
         halo: Option<i64>,
         statistics: Option<&Statistics>,
+        begun: Option<&Begun>,
     ) -> Result<Recording> {
         let plan = self.plan(latents, windows, halo)?;
-        let latents = latents.f_detach()?;
-        if self.recompute == Recompute::None {
+        let begun = self.begun(latents, begun)?;
+        let (image, rest) = if self.recompute == Recompute::None {
             let _grad_mode = tensor::GradGuard::new();
-            let leaf = latents.f_set_requires_grad(true)?;
+            let leaf = begun.output()?.f_detach()?.f_set_requires_grad(true)?;
             let y = self.run(&plan, &leaf, &norms(statistics), None)?;
-            let image = self.image(&plan.cut(&y)?)?;
-            return Ok(Recording {
-                image: image.f_detach()?,
-                latents: leaf,
-                tape: Tape::Graph(image),
-            });
-        }
-        let _no_grad = tch::no_grad_guard();
-        let mut inputs = vec![];
-        let y = self.run(&plan, &latents, &norms(statistics), Some(&mut inputs))?;
-        Ok(Recording {
-            image: self.image(&plan.cut(&y)?)?,
-            latents,
-            tape: Tape::Windows(WindowTape {
-                plan,
+            let windows = self.image(&plan.cut(&y)?)?;
+            (windows.f_detach()?, Rest::Graph { leaf, windows })
+        } else {
+            let _no_grad = tch::no_grad_guard();
+            let mut inputs = vec![];
+            let y = self.run(
+                &plan,
+                begun.output()?,
+                &norms(statistics),
+                Some(&mut inputs),
+            )?;
+            let rest = Rest::Inputs {
                 statistics: statistics.map(Statistics::share),
                 inputs,
                 size: y.size(),
-            }),
+            };
+            (self.image(&plan.cut(&y)?)?, rest)
+        };
+        Ok(Recording {
+            image,
+            latents: latents.f_detach()?,
+            tape: Tape::Windows(WindowTape { plan, begun, rest }),
         })
     }
 
-    /// The gradient of recorded windows from the gradient of the last block's output, last block first.
+    /// The gradient of recorded windows from the gradient of their image, last block first.
     pub(super) fn replay_windows(&self, tape: WindowTape, grad: &Tensor) -> Result<Tensor> {
-        let WindowTape {
-            plan,
-            statistics,
-            inputs,
-            size,
-        } = tape;
-        let norms = norms(statistics.as_ref());
-        let mut grad = plan.uncut(grad, &size)?;
+        let WindowTape { plan, begun, rest } = tape;
         let blocks = self.chain.flat();
-        for (at, x) in inputs.into_iter().enumerate().rev() {
-            let norms = if at < plan.head { &Norms::Own } else { &norms };
-            grad = match &plan.regions[at] {
-                None => blocks[at].vjp(&x, &grad, norms)?,
-                Some(regions) => blocks[at].vjp_region(&x, &grad, regions, norms)?,
-            };
+        let whole = begun.blocks();
+        let mut grad = match rest {
+            Rest::Graph { leaf, windows } => {
+                tensor::vjp(&windows, &[&leaf], grad, false)?.swap_remove(0)
+            }
+            Rest::Inputs {
+                statistics,
+                inputs,
+                size,
+            } => {
+                let given = norms(statistics.as_ref());
+                let mut grad = plan.uncut(&self.image_vjp(grad)?, &size)?;
+                for (at, x) in inputs.into_iter().enumerate().rev() {
+                    let at = whole + at;
+                    let norms = if at < plan.head { &Norms::Own } else { &given };
+                    grad = match &plan.regions[at] {
+                        None => blocks[at].vjp(&x, &grad, norms)?,
+                        Some(regions) => blocks[at].vjp_region(&x, &grad, regions, norms)?,
+                    };
+                }
+                grad
+            }
+        };
+        for (block, x) in blocks.iter().zip(&begun.inputs[..whole]).rev() {
+            grad = block.vjp(x, &grad, &Norms::Own)?;
         }
         Ok(grad)
     }
@@ -157,16 +187,17 @@ impl Decoder {
         Ok(WindowPlan::new(&self.chain.flat(), map, windows, halo))
     }
 
-    /// The last block's output. `keep` collects the input of every block.
+    /// The last block's output for the output `x` of the begun blocks. `keep` collects the input of every block.
     fn run(
         &self,
         plan: &WindowPlan,
-        latents: &Tensor,
+        x: &Tensor,
         norms: &Norms,
         mut keep: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let mut x = latents.f_to_kind(self.kind)?;
-        for (at, block) in self.chain.flat().into_iter().enumerate() {
+        let mut x = x.shallow_clone();
+        let blocks = self.chain.flat();
+        for (at, block) in blocks.iter().enumerate().skip(Head::of(&blocks).whole()) {
             let norms = if at < plan.head { &Norms::Own } else { norms };
             let y = match &plan.regions[at] {
                 None => block.forward(&x, norms)?,

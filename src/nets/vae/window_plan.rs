@@ -13,6 +13,35 @@ pub(super) struct WindowPlan {
     pub regions: Vec<Option<Regions>>,
 }
 
+/// The first blocks of a decoder, which see whole maps whatever the windows are.
+pub(super) struct Head {
+    blocks: usize,
+    /// Whether the last of them computes only a region of its output.
+    attends: bool,
+}
+
+impl Head {
+    pub(super) fn of(blocks: &[&dyn Block]) -> Head {
+        let far =
+            |block: &&dyn Block| !matches!(block.receptive_field(), ReceptiveField::Near { .. });
+        match blocks.iter().rposition(far) {
+            None => Head {
+                blocks: 0,
+                attends: false,
+            },
+            Some(last) => Head {
+                blocks: last + 1,
+                attends: blocks[last].receptive_field() == ReceptiveField::Attends,
+            },
+        }
+    }
+
+    /// How many of them also compute their whole output.
+    pub(super) fn whole(&self) -> usize {
+        self.blocks - usize::from(self.attends)
+    }
+}
+
 impl WindowPlan {
     /// The plan for `windows` of one size in the image of `map` (height, width) latent pixels. Every block computes
     /// only what the blocks after it need. The margins shrink towards the image, so even the whole receptive field
@@ -37,12 +66,11 @@ impl WindowPlan {
             let around = |window: &Rect| grown(&shrunk(window, scales[blocks.len()]), halo);
             windows.iter().map(around).collect()
         });
-        let (mut head, mut attends) = (0, false);
+        let head = Head::of(blocks);
         // The regions of the map before a block that are needed, last block first.
         let mut seen = vec![windows.to_vec()];
         for (at, block) in blocks.iter().enumerate().rev() {
             let ReceptiveField::Near { margin, scale } = block.receptive_field() else {
-                (head, attends) = (at + 1, block.receptive_field() == ReceptiveField::Attends);
                 break;
             };
             let size = (map.0 * scales[at], map.1 * scales[at]);
@@ -66,17 +94,20 @@ impl WindowPlan {
         let mut regions: Vec<Option<Regions>> = vec![None; blocks.len() + 1];
         for at in 1..seen.len() {
             // The output of the block before is what it saw, enlarged.
-            let scale = scales[head + at] / scales[head + at - 1];
+            let scale = scales[head.blocks + at] / scales[head.blocks + at - 1];
             let inside = seen[at].iter().zip(&seen[at - 1]);
             let inside = inside.map(|(rect, of)| Rect {
                 x: rect.x - of.x * scale,
                 y: rect.y - of.y * scale,
                 ..*rect
             });
-            regions[head + at] = Some(Regions(inside.collect()));
+            regions[head.blocks + at] = Some(Regions(inside.collect()));
         }
-        regions[head - usize::from(attends)] = Some(Regions(seen.swap_remove(0)));
-        WindowPlan { head, regions }
+        regions[head.whole()] = Some(Regions(seen.swap_remove(0)));
+        WindowPlan {
+            head: head.blocks,
+            regions,
+        }
     }
 }
 

@@ -12,11 +12,17 @@ use facegrad::pipeline::Pipeline;
 use facegrad::shared::Shared;
 use facegrad::step::{Step, StepLoss};
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tch::{Device, Tensor};
 
 pub fn shared<T>(value: T) -> Shared<T> {
     Arc::new(Mutex::new(value))
+}
+
+/// The library has one receiver of messages: tests that set it take turns.
+pub fn lock_log() -> MutexGuard<'static, ()> {
+    static LOG: Mutex<()> = Mutex::new(());
+    LOG.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 pub fn decoder(name: &str, more: Value) -> Result<Decoder> {

@@ -2,6 +2,7 @@
 //! about what counts.
 
 mod case;
+mod norm_model;
 mod windows;
 
 use crate::common::{cosine, numbers, relative};

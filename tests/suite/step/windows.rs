@@ -158,7 +158,7 @@ fn windows_follow_references_of_any_size() {
 fn statistics_are_remembered_by_sample_and_noise() {
     let case = Case::named("flow");
     // The whole receptive field, so that statistics of the same step make the same gradient.
-    let policy = json!({"decode": "window", "norm_stats_t_max": 0.6, "norm_stats_refresh": 2, "window_halo": 64});
+    let policy = json!({"decode": "window", "norm_stats": "cached", "norm_stats_refresh": 2, "window_halo": 64});
     let mut loss = loss(&case.with(policy), &case.vae(json!({})));
     let mut run = |times: [f64; 3], change: &dyn Fn(&mut Targets)| {
         let mut targets = case.targets();
@@ -322,6 +322,7 @@ fn torchscript_is_decoded_whole_or_refused() {
             sink.lock().unwrap().push(text.to_string());
         }
     };
+    let _alone = lock_log();
     set_sink(Some((facegrad::log::Level::Info, Arc::new(keep))));
     let at = || Step {
         prediction: randn(1, &[3, 16, 12, 10]),
