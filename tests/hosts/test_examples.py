@@ -90,9 +90,9 @@ def test_cmake_says_what_it_looks_for(installed: Path, tmp_path: Path) -> None:
     fake.mkdir(parents=True)
     (fake / "TorchConfigVersion.cmake").write_text('set(PACKAGE_VERSION "2.10.0")\n')
     projects = {
-        "find_package(facegrad 0.1 CONFIG REQUIRED COMPONENTS torch)": ("parts for torch 2.11, found 2.10.0", f"-DTorch_DIR={fake}"),
-        "find_package(facegrad 0.1 CONFIG REQUIRED COMPONENTS flow)": ("no component flow", ""),
-        "find_package(facegrad 0.9 CONFIG REQUIRED)": ("version: 0.1", ""),
+        "find_package(facegrad 0.2 CONFIG REQUIRED COMPONENTS torch)": ("parts for torch 2.11, found 2.10.0", f"-DTorch_DIR={fake}"),
+        "find_package(facegrad 0.2 CONFIG REQUIRED COMPONENTS flow)": ("no component flow", ""),
+        "find_package(facegrad 0.9 CONFIG REQUIRED)": ("version: 0.2", ""),
     }
     for at, (line, (words, flag)) in enumerate(projects.items()):
         source = tmp_path / str(at)
@@ -111,4 +111,4 @@ def test_a_linked_host_by_cmake(installed: Path, tmp_path: Path) -> None:
     )
     run(cmake, "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={installed}", f"-DCMAKE_C_FLAGS={' '.join(WARNINGS)}")
     run(cmake, "--build", tmp_path / "b")
-    assert run(tmp_path / "b/host").startswith("facegrad/0.1")
+    assert run(tmp_path / "b/host").startswith("facegrad/0.2")

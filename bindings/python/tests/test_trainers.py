@@ -178,7 +178,7 @@ def test_a_restored_term_goes_on(parts, step, tmp_path):
 
 def test_statistics_and_persons_are_restored(parts, step, tmp_path):
     """Windows go by statistics of earlier steps, so a run that forgot them would have other gradients and more exact passes."""
-    config = {**FLOW, "decode": "window_only", "landmarks": "reference"}
+    config = {**FLOW, "decode": "window_only", "landmarks": "reference", "norm_stats": "cached"}
     through = term(parts, config)
     levels = [0.3, 0.35, 0.38, 0.22, 0.33]
 
