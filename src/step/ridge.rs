@@ -55,9 +55,10 @@ impl Ridge {
             return Ok(None);
         };
         // Not the largest: one picture unlike the others must not make all such pictures look known.
-        let mut variances: Vec<f64> = (0..count)
-            .map(|at| 1.0 / inverse[at * count + at])
-            .collect();
+        // The rows add up to zero, by which every row would follow from the others; 1/(λn) takes that out.
+        let centre = 1.0 / (PENALTY * count as f64);
+        let left = |at: usize| (inverse[at * count + at] - centre).max(f64::MIN_POSITIVE);
+        let mut variances: Vec<f64> = (0..count).map(|at| 1.0 / left(at)).collect();
         variances.sort_by(f64::total_cmp);
         let variance = variances[(count - 1) * 9 / 10];
         let side = count as i64;
