@@ -7,7 +7,7 @@
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
-/// λ. `benches/window_average.py` chose it on photographs that its figures do not show.
+/// λ, chosen on photographs that the figures of `benches/window_average.py` do not show.
 const PENALTY: f64 = 1e-3;
 /// A feature with a smaller deviation than this part of the others' is scaled as if it had this one.
 const LEAST_SPREAD: f64 = 1e-2;
