@@ -1,5 +1,6 @@
 """ComfyUI's entry: the nodes of `facegrad_nodes`."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,6 +9,15 @@ _package = Path(__file__).resolve().parents[1] / "python"
 if (_package / "facegrad").is_dir() and str(_package) not in sys.path:
     sys.path.append(str(_package))
 
-from .facegrad_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS  # noqa: E402
+if importlib.util.find_spec("facegrad") is None:
+    raise ImportError(
+        "The Python package facegrad is missing. Install this pack's requirements with ComfyUI's own Python: "
+        f"{sys.executable} -m pip install -r {Path(__file__).resolve().parent / 'requirements.txt'}"
+    )
 
-__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+from .facegrad_nodes import comfy_entrypoint  # noqa: E402
+
+#: Help pages, and what shows text and warnings on the nodes.
+WEB_DIRECTORY = "./web"
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

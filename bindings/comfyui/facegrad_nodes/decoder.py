@@ -9,6 +9,9 @@ import torch
 import facegrad
 
 from .layout import probe
+from .models import FaceModel
+
+_TINY = "taesd_decoder."
 
 
 class FaceDecoder:
@@ -33,14 +36,34 @@ class FaceDecoder:
             )
         if dtype == "auto" and device.type == "cpu":
             dtype = "f32"
-        weights = module.state_dict()
+        names = module.state_dict()
         self.device = device
         #: The TAESD family decodes the model's latents, all others those of the VAE.
-        self.tiny = any(name.startswith("taesd_decoder.") for name in weights)
-        if self.tiny:
-            # What ComfyUI keeps beside the network: the model's own latents need neither.
-            weights = {name.removeprefix("taesd_decoder."): tensor for name, tensor in weights.items() if name.startswith("taesd_decoder.")}
-        self.vae = facegrad.Vae(weights, device=device, dtype=None if dtype == "auto" else dtype, recompute=recompute, slicing=slicing)
+        self.tiny = any(name.startswith(_TINY) for name in names)
+        options: dict[str, Any] = {"dtype": None if dtype == "auto" else dtype, "recompute": recompute, "slicing": slicing}
+
+        def make() -> facegrad.Vae:
+            weights = module.state_dict()
+            if self.tiny:
+                # What ComfyUI keeps beside the network: the model's own latents need neither.
+                weights = {name.removeprefix(_TINY): tensor for name, tensor in weights.items() if name.startswith(_TINY)}
+            return facegrad.Vae(weights, device=device, **options)
+
+        self._model = FaceModel(make, device, sum(t.numel() * t.element_size() for t in names.values()))
+        self.channels = self.vae.channels
+
+    @property
+    def vae(self) -> facegrad.Vae:
+        """The decoder, in memory."""
+        return self._model.get()
+
+    def release(self) -> None:
+        """Lets go of the decoder until its next use; the weights are ComfyUI's."""
+        self._model.drop()
+
+    def packing(self, channels: int) -> str:
+        """How latents with so many channels are packed."""
+        return "flux2" if (channels, self.channels) == (128, 32) else "none"
 
     def latents(self, latent_format: Any, in_vae_space: bool = False) -> dict[str, Any]:
         """How a model's latents become the decoder's: `packing` and `latent_format` of the loss's configuration.
@@ -53,11 +76,11 @@ class FaceDecoder:
             ValueError: the latents cannot be this VAE's
         """
         channels = int(latent_format.latent_channels)
-        if (channels, self.vae.channels) == (128, 32):  # FLUX.2: 2×2 patches as channels; its VAE holds the statistics.
+        if self.packing(channels) == "flux2":  # 2×2 patches as channels; the VAE holds the statistics.
             return {"packing": "flux2", "latent_format": "none" if self.tiny else "flux2"}
-        if channels != self.vae.channels:
+        if channels != self.channels:
             raise ValueError(
-                f"the model's latents ({type(latent_format).__name__}) have {channels} channels, this VAE's {self.vae.channels}; connect the VAE that belongs to the model"
+                f"the model's latents ({type(latent_format).__name__}) have {channels} channels, this VAE's {self.channels}; connect the VAE that belongs to the model"
             )
         to_vae = probe(latent_format.process_out, channels, int(getattr(latent_format, "latent_dimensions", 2)))
         if self.tiny == in_vae_space:

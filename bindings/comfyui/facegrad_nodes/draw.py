@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -58,6 +59,45 @@ def write(
     y = min(max(0.0, corner[1] - height), max(0, size[1] - height))
     draw.rectangle((x, y, x + width, y + height), fill=INK)
     draw.text((x + 3 - left, y + 3 - top), text, font=font, fill=PAPER)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a grid.
+
+    Attributes:
+        image: IMAGE `[H,W,3]`
+        face: to be marked, if there is one
+        caption: below the picture
+        good: whether it is drawn as one that is kept
+    """
+
+    image: torch.Tensor
+    face: facegrad.Face | None
+    caption: str
+    good: bool
+
+
+def grid(cells: Sequence[Cell], columns: int, side: int = 224) -> torch.Tensor:
+    """Pictures in rows, each with a caption, as IMAGE `[1,H,W,3]`; those that are not good are pale."""
+    rows = -(-len(cells) // columns)
+    columns = max(1, min(columns, len(cells)))
+    gap, caption = 8, 24
+    picture = Image.new("RGB", (columns * (side + gap) + gap, max(1, rows) * (side + caption + gap) + gap), PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    for at, cell in enumerate(cells):
+        x, y = gap + at % columns * (side + gap), gap + at // columns * (side + caption + gap)
+        shown = to_pil(cell.image)
+        if cell.face is not None:
+            stroke = max(1, round(max(shown.size) / 120))
+            ImageDraw.Draw(shown).rectangle(cell.face.bbox, outline=GREEN if cell.good else ORANGE, width=stroke)
+        shown.thumbnail((side, side))
+        if not cell.good:
+            shown = Image.blend(shown, Image.new("RGB", shown.size, PAPER), 0.55)
+        picture.paste(shown, (x + (side - shown.width) // 2, y + (side - shown.height) // 2))
+        draw.rectangle((x, y + side, x + side, y + side + caption), fill=GREEN if cell.good else PALE)
+        draw.text((x + side / 2, y + side + caption / 2), cell.caption, font=font, fill=PAPER if cell.good else INK, anchor="mm")
+    return from_pil(picture)
 
 
 def curves(log: Log, width: int = 900) -> Image.Image:

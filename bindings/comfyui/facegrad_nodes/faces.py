@@ -1,174 +1,224 @@
-"""Nodes that look at faces, without a gradient."""
+"""Nodes that find faces and cut them out, without a gradient."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from comfy_api.latest import io
 
 import facegrad
 
-from . import host, references
+from . import models
 from .draw import overlay
 from .layout import pixels, planes
-from .sockets import CATEGORY, DETECTOR, FACES, RECOGNISER, REFERENCE, Faces, Reference
+from .sockets import CATEGORY, FACES, ORDERS, Faces, detector_input, recogniser_input
+
+#: Where a widget chooses among the faces of an image.
+FACE_TIP = "Which face of an image counts, where it has several: the face with this number (0 is the first) in this order."
 
 
 def detect(detector: facegrad.Detector, images: torch.Tensor) -> Faces:
     """The faces of `[B,3,H,W]`."""
-    return Faces(detector.detect(images), images.shape[2], images.shape[3])
+    return Faces(detector.detect(images.to(detector.device)), images.shape[2], images.shape[3])
 
 
-def on_device(images: torch.Tensor, owner: facegrad.Detector | facegrad.Recogniser) -> torch.Tensor:
-    """The images where the network is."""
-    return images.to(owner.device)
+def order_input() -> Any:
+    return io.Combo.Input(
+        "order", options=ORDERS, default=ORDERS[0], optional=True, tooltip="The order in which the faces of an image are counted."
+    )
 
 
-class DetectFaces:
+def index_input() -> Any:
+    return io.Int.Input("face_index", default=0, min=0, max=99, optional=True, tooltip=FACE_TIP)
+
+
+def chosen(faces: Faces, order: str, index: int) -> list[facegrad.Face | None]:
+    """Per image the face with this number, or none."""
+    return [row[index] if index < len(row) else None for row in faces.ordered(order)]
+
+
+def box(face: facegrad.Face, width: int, height: int, margin: float = 0.0) -> dict[str, Any]:
+    """ComfyUI's BOUNDING_BOX of a face: whole pixels inside the image.
+
+    Args:
+        margin: in sides of the box, added on every side
+    """
+    x1, y1, x2, y2 = face.bbox
+    dx, dy = margin * (x2 - x1), margin * (y2 - y1)
+    left, top = max(0, round(x1 - dx)), max(0, round(y1 - dy))
+    right, bottom = min(width, round(x2 + dx)), min(height, round(y2 + dy))
+    return {"x": left, "y": top, "width": max(1, right - left), "height": max(1, bottom - top), "label": "face", "score": face.score}
+
+
+def mask_of(boxes: Sequence[dict[str, Any]], width: int, height: int) -> torch.Tensor:
+    """MASK `[1,H,W]`: 1 inside the boxes."""
+    mask = torch.zeros(1, height, width)
+    for b in boxes:
+        mask[:, b["y"] : b["y"] + b["height"], b["x"] : b["x"] + b["width"]] = 1
+    return mask
+
+
+def inside(faces: Faces, boxes: Any, mask: torch.Tensor | None) -> Faces:
+    """Only the faces whose centre lies in a box and in the mask.
+
+    Args:
+        boxes: BOUNDING_BOX as ComfyUI's nodes give it: one box, the boxes of all images, or a list of them for each image
+        mask: MASK `[1 or B,H,W]`; above 0.5 counts
+    """
+    areas = _per_image(boxes, len(faces.found))
+    if mask is not None and (mask.shape[-2:] != (faces.height, faces.width) or len(mask) not in (1, len(faces.found))):
+        raise ValueError(
+            f"mask: expected {faces.width}x{faces.height} and one mask, or one for each of the {len(faces.found)} image(s); "
+            f"got {len(mask)} of {mask.shape[-1]}x{mask.shape[-2]}"
+        )
+
+    def kept(face: facegrad.Face, image: int) -> bool:
+        x, y = (face.bbox[0] + face.bbox[2]) / 2, (face.bbox[1] + face.bbox[3]) / 2
+        if mask is not None:
+            row, column = min(faces.height - 1, max(0, int(y))), min(faces.width - 1, max(0, int(x)))
+            if mask[image % len(mask), row, column] <= 0.5:
+                return False
+        return areas is None or any(a["x"] <= x <= a["x"] + a["width"] and a["y"] <= y <= a["y"] + a["height"] for a in areas[image])
+
+    return Faces([[face for face in row if kept(face, at)] for at, row in enumerate(faces.found)], faces.height, faces.width)
+
+
+def _per_image(boxes: Any, images: int) -> list[list[dict[str, Any]]] | None:
+    if boxes is None:
+        return None
+    if isinstance(boxes, dict):
+        boxes = [boxes]
+    if not boxes or isinstance(boxes[0], dict):
+        boxes = [boxes] * images
+    if len(boxes) != images:
+        raise ValueError(f"bboxes: expected boxes for {images} image(s), got them for {len(boxes)}")
+    return [list(row) for row in boxes]
+
+
+class DetectFaces(io.ComfyNode):
     """Boxes and landmarks."""
 
-    DESCRIPTION = "Finds the faces of every image: boxes, five landmarks and scores, and a picture of them."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (FACES, "IMAGE", "INT", "STRING")
-    RETURN_NAMES = ("faces", "overlay", "count", "boxes_json")
-    FUNCTION = "detect"
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="FacegradDetectFaces",
+            display_name="Detect Faces",
+            category=CATEGORY,
+            description="Finds the faces of every image: boxes, five landmarks and scores, and a picture of them. The boxes and the mask fit ComfyUI's own nodes.",
+            search_aliases=["face detection", "scrfd", "arcface", "insightface", "face box", "face mask"],
+            inputs=[
+                io.Image.Input("image", tooltip="The images to look at."),
+                detector_input(),
+                io.BoundingBox.Input(
+                    "bboxes", optional=True, force_input=True, tooltip="Only faces whose centre lies in one of these boxes are kept."
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Only faces whose centre lies in the mask are kept."),
+            ],
+            outputs=[
+                FACES.Output("faces", tooltip="The faces, for this pack's nodes."),
+                io.Image.Output("overlay", tooltip="The images with boxes, landmarks and scores."),
+                io.Int.Output("count", tooltip="How many faces there are in all images."),
+                io.String.Output("boxes_json", tooltip="For each image its boxes, scores and landmarks, as JSON."),
+                io.BoundingBox.Output("boxes", "bboxes", tooltip="For each image a list of boxes, by falling score."),
+                io.Mask.Output("face_mask", "mask", tooltip="For each image a mask: 1 inside the boxes."),
+            ],
+        )
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "detector": (DETECTOR,)}}
-
-    def detect(self, image: torch.Tensor, detector: facegrad.Detector) -> tuple[Faces, torch.Tensor, int, str]:
-        faces = detect(detector, on_device(planes(image), detector))
+    def execute(cls, image: torch.Tensor, detector: Any, bboxes: Any = None, mask: torch.Tensor | None = None) -> Any:
+        faces = inside(detect(models.detector(detector), planes(image)), bboxes, mask)
         shown = [overlay(one[..., :3], found, [f"{face.score:.2f}" for face in found]) for one, found in zip(image, faces.found)]
         listed = [[{"bbox": face.bbox, "score": face.score, "landmarks": face.landmarks} for face in found] for found in faces.found]
-        return faces, torch.cat(shown), sum(map(len, faces.found)), json.dumps(listed)
+        boxes = [[box(face, faces.width, faces.height) for face in found] for found in faces.found]
+        masks = torch.cat([mask_of(row, faces.width, faces.height) for row in boxes])
+        count = sum(map(len, faces.found))
+        text = f"{count} face(s) in {len(image)} image(s)"
+        return io.NodeOutput(faces, torch.cat(shown), count, json.dumps(listed), boxes, masks, ui={"text": [text]})
 
 
-class AlignedFaceCrops:
+class PickFace(io.ComfyNode):
+    """One face of every image."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="FacegradPickFace",
+            display_name="Pick Face",
+            category=CATEGORY,
+            description="Picks one face of every image, and gives its box and mask to ComfyUI's own crop and mask nodes. Images that have no such face are left out of every output.",
+            search_aliases=["face index", "crop face", "face box", "face mask", "select face"],
+            inputs=[
+                io.Image.Input("image", tooltip="The images that Detect Faces got."),
+                FACES.Input("faces", tooltip="From Detect Faces."),
+                order_input(),
+                index_input(),
+                io.Float.Input(
+                    "margin",
+                    default=0.25,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Room around the face, in sides of its box, added on every side.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", is_output_list=True, tooltip="The images that have such a face, one by one."),
+                io.BoundingBox.Output("box", "bbox", is_output_list=True, tooltip="The face's box in each of them, for Crop Image."),
+                io.Mask.Output("mask", is_output_list=True, tooltip="The same as a mask."),
+                FACES.Output("picked", "faces", is_output_list=True, tooltip="The same for this pack's nodes."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, faces: Faces, order: str = ORDERS[0], face_index: int = 0, margin: float = 0.25) -> Any:
+        check_image(image, faces)
+        rows = [(one, face) for one, face in zip(image, chosen(faces, order, face_index)) if face is not None]
+        if not rows:
+            raise ValueError(f"face_index: no image has a face with the number {face_index}; 0 is the first")
+        boxes = [box(face, faces.width, faces.height, margin) for _, face in rows]
+        return io.NodeOutput(
+            [one[None] for one, _ in rows],
+            boxes,
+            [mask_of([b], faces.width, faces.height) for b in boxes],
+            [Faces([[face]], faces.height, faces.width) for _, face in rows],
+        )
+
+
+def check_image(image: torch.Tensor, faces: Faces) -> None:
+    """Raises where the faces are not this image's."""
+    if (len(image), *image.shape[1:3]) != (len(faces.found), faces.height, faces.width):
+        raise ValueError(
+            f"faces were found in {len(faces.found)} image(s) of {faces.width}x{faces.height}, but image has {len(image)} of {image.shape[2]}x{image.shape[1]}; connect the image that Detect Faces got"
+        )
+
+
+class AlignedFaceCrops(io.ComfyNode):
     """What the recogniser sees."""
 
-    DESCRIPTION = "Cuts every face out as the recogniser and the loss see it, aligned by its landmarks."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("crops",)
-    FUNCTION = "crop"
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="FacegradAlignedFaceCrops",
+            display_name="Aligned Face Crops",
+            category=CATEGORY,
+            description="Cuts every face out as the recogniser and the loss see it, aligned by its landmarks.",
+            search_aliases=["crop face", "align face", "arcface", "face crop"],
+            inputs=[
+                io.Image.Input("image", tooltip="The images that Detect Faces got."),
+                FACES.Input("faces", tooltip="From Detect Faces or Pick Face."),
+                recogniser_input(),
+            ],
+            outputs=[io.Image.Output("crops", tooltip="One crop for each face, all of the recogniser's size.")],
+        )
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "faces": (FACES,), "recogniser": (RECOGNISER,)}}
-
-    def crop(self, image: torch.Tensor, faces: Faces, recogniser: facegrad.Recogniser) -> tuple[torch.Tensor]:
-        if (len(image), *image.shape[1:3]) != (len(faces.found), faces.height, faces.width):
-            raise ValueError(
-                f"faces were found in {len(faces.found)} image(s) of {faces.width}x{faces.height}, but image has {len(image)} of {image.shape[2]}x{image.shape[1]}; connect the image that Detect Faces got"
-            )
+    def execute(cls, image: torch.Tensor, faces: Faces, recogniser: Any) -> Any:
+        check_image(image, faces)
         if not any(faces.found):
             raise ValueError("there is no face to crop: Detect Faces found none; lower its detector's threshold or add a smaller det_size")
-        return (pixels(recogniser.align(on_device(planes(image), recogniser), faces.found)),)
-
-
-class FaceReference:
-    """Who the person is."""
-
-    DESCRIPTION = (
-        "One person from one or several pictures: the largest face of each, and their mean embedding. Pictures without a face are left out."
-    )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (REFERENCE, "IMAGE", "INT")
-    RETURN_NAMES = ("reference", "crops", "count")
-    FUNCTION = "make"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "detector": (DETECTOR,), "recogniser": (RECOGNISER,)}}
-
-    def make(
-        self, image: torch.Tensor, detector: facegrad.Detector, recogniser: facegrad.Recogniser
-    ) -> tuple[Reference, torch.Tensor, int]:
-        images = planes(image)
-        largest = detect(detector, on_device(images, detector)).largest()
-        reference = references.make(images, largest, recogniser, recogniser.device)
-        rows, _ = references.stacked(reference)
-        crops = recogniser.align(on_device(rows, recogniser), [[face] for face in reference.faces])
-        return reference, pixels(crops), len(reference.images)
-
-
-class SaveFaceReference:
-    """A person as a file."""
-
-    DESCRIPTION = "Saves a face reference to output/face_references. The file holds the pictures: treat it as you treat them."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("path",)
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"reference": (REFERENCE,), "name": ("STRING", {"default": "person"})}}
-
-    def save(self, reference: Reference, name: str) -> dict[str, Any]:
-        if not name or any(mark in name for mark in '/\\:*?"<>|') or name.startswith("."):
-            raise ValueError(f"name: expected a plain file name, got {name!r}")
-        path = host.references_folder() / f"{name}.safetensors"
-        references.save(reference, path)
-        return {"ui": {"text": [str(path)]}, "result": (str(path),)}
-
-
-class LoadFaceReference:
-    """A person from a file."""
-
-    DESCRIPTION = "Loads a face reference from output/face_references or models/face_references."
-    CATEGORY = CATEGORY + "/loaders"
-    RETURN_TYPES = (REFERENCE,)
-    RETURN_NAMES = ("reference",)
-    FUNCTION = "load"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"file": (host.files("face_references", (".safetensors",)) or ["(none saved)"],)}}
-
-    @classmethod
-    def IS_CHANGED(cls, file: str) -> float:
-        """A file that was saved anew is loaded anew."""
-        return host.file("face_references", file).stat().st_mtime
-
-    def load(self, file: str) -> tuple[Reference]:
-        return (references.load(host.file("face_references", file)),)
-
-
-class FaceSimilarity:
-    """How much a face is the person's."""
-
-    DESCRIPTION = (
-        "Cosine similarity of the largest face of every image to a reference, in [-1, 1]; nan where an image has no face. With a usual "
-        "recogniser two photographs of one person lie near 0.5 and above, two persons near 0."
-    )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("FLOAT", "FLOAT", "IMAGE")
-    RETURN_NAMES = ("mean", "per_image", "overlay")
-    OUTPUT_IS_LIST = (False, True, False)
-    FUNCTION = "compare"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "reference": (REFERENCE,), "detector": (DETECTOR,), "recogniser": (RECOGNISER,)}}
-
-    def compare(
-        self, image: torch.Tensor, reference: Reference, detector: facegrad.Detector, recogniser: facegrad.Recogniser
-    ) -> tuple[float, list[float], torch.Tensor]:
-        images = on_device(planes(image), detector)
-        largest = detect(detector, images).largest()
-        if not any(largest):
-            raise ValueError(
-                f"no face was found in any of the {len(image)} image(s); lower the detector's threshold or add a smaller det_size"
-            )
-        rows = [[face] if face else [] for face in largest]
-        person = references.embedding(reference, recogniser, recogniser.device)
-        found = iter((recogniser.embed(on_device(images, recogniser), rows).float().cpu() @ person).tolist())
-        scores = [next(found) if face else math.nan for face in largest]
-        shown = [overlay(one[..., :3], faces, [f"{score:.3f}"] * len(faces)) for one, faces, score in zip(image, rows, scores)]
-        known = [score for score in scores if not math.isnan(score)]
-        return sum(known) / len(known), scores, torch.cat(shown)
+        network = models.recogniser(recogniser)
+        return io.NodeOutput(pixels(network.align(planes(image).to(network.device), faces.found)))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,11 @@ def add_folders() -> None:
     paths.add_model_folder_path("face_references", str(references_folder()))
 
 
+def models_folder(kind: str) -> Path:
+    """ComfyUI's own folder of one kind of model."""
+    return Path(_module("folder_paths").models_dir) / kind
+
+
 def roots(kind: str) -> list[Path]:
     """The folders of one kind of model; none outside ComfyUI."""
     if not present():
@@ -50,13 +57,17 @@ def roots(kind: str) -> list[Path]:
 
 def files(kind: str, suffixes: Sequence[str]) -> list[str]:
     """Files of one kind of model, named relative to their folder, sorted."""
-    found = {
-        path.relative_to(root).as_posix()
-        for root in roots(kind)
-        if root.is_dir()
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes
-    }
+    found: set[str] = set()
+    for root in roots(kind):
+        seen = set()
+        for folder, below, names in os.walk(root, followlinks=True):
+            # A link to a folder above would never end.
+            real = os.path.realpath(folder)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            found.update((Path(folder) / name).relative_to(root).as_posix() for name in names if Path(name).suffix.lower() in suffixes)
     return sorted(found)
 
 
@@ -95,6 +106,61 @@ def progress_bar(total: int) -> Any:
     return _module("comfy.utils").ProgressBar(total)
 
 
+def in_training() -> bool:
+    """Whether ComfyUI's trainer holds the card."""
+    return present() and bool(getattr(_module("comfy.model_management"), "in_training", False))
+
+
+def unloadable(model: Any) -> Any:
+    """What ComfyUI's memory management keeps in its list for a face model; None outside ComfyUI.
+
+    Args:
+        model: has `size` in bytes, `device`, `loaded`, `load()` and `drop()`
+    """
+    if not present():
+        return None
+    cpu, device, size, owner = torch.device("cpu"), model.device, model.size, weakref.ref(model)
+
+    class Unloadable(_module("comfy.model_patcher").ModelPatcher):  # type: ignore[misc]
+        """A ModelPatcher whose loading and unloading are the face model's."""
+
+        def loaded_size(self) -> int:
+            return size if self._loaded() else 0
+
+        def model_dtype(self) -> None:
+            return None
+
+        def current_loaded_device(self) -> torch.device:
+            return device if self._loaded() else cpu
+
+        def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> int:
+            before = self.loaded_size()
+            kept = owner()
+            if kept is not None:
+                kept.load()
+            return self.loaded_size() - before
+
+        def partially_unload(self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False) -> int:
+            return 0  # All or nothing: ComfyUI goes on with `detach`.
+
+        def detach(self, unpatch_all: bool = True) -> Any:
+            kept = owner()
+            if kept is not None:
+                kept.drop()
+            return self.model
+
+        def _loaded(self) -> bool:
+            kept = owner()
+            return kept is not None and kept.loaded
+
+    return Unloadable(torch.nn.Module(), device, cpu, size=size)
+
+
+def load(patcher: Any) -> None:
+    """Loads what `unloadable` made, after ComfyUI has made room for it."""
+    _module("comfy.model_management").load_models_gpu([patcher])
+
+
 def add_wrappers(model: Any, sampler_sample: Any, predict_noise: Any) -> Any:
     """A clone of a MODEL that carries the two wrappers."""
     kinds = _module("comfy.patcher_extension").WrappersMP
@@ -107,6 +173,26 @@ def add_wrappers(model: Any, sampler_sample: Any, predict_noise: Any) -> Any:
     clone.add_wrapper_with_key(kinds.SAMPLER_SAMPLE, KEY, sampler_sample)
     clone.add_wrapper_with_key(kinds.PREDICT_NOISE, KEY, predict_noise)
     return clone
+
+
+def or_blocked(values: list[Any]) -> list[Any]:
+    """A list for a list output. Where it is empty, what comes after the output does not run."""
+    if values or not present():
+        return values
+    return [_module("comfy_execution.graph_utils").ExecutionBlocker(None)]
+
+
+def running_node() -> str | None:
+    """The id of the node that runs now."""
+    context = _module("comfy_execution.utils").get_executing_context() if present() else None
+    return context.node_id if context else None
+
+
+def show_text(text: str, node: str | None) -> None:
+    """Shows a line on a node while it runs; nothing where there is no page."""
+    server = getattr(_module("server").PromptServer, "instance", None) if node else None
+    if server is not None:
+        server.send_progress_text(text, node)
 
 
 def preview(images: torch.Tensor) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import facegrad
@@ -23,11 +23,13 @@ _PERSON = "person"
 class OnePerson:
     """The same person for every image of the training set."""
 
+    count: int | None = None
+
     def __init__(self, reference: Reference) -> None:
         self._images, self._landmarks = stacked(reference)
 
-    def check(self, images: int) -> None:
-        """Fits every training."""
+    def begin(self) -> None:
+        """Nothing to prepare."""
 
     def register(self, loss: facegrad.FaceIdentityLoss) -> None:
         loss.set_reference(_PERSON, self._images, self._landmarks)
@@ -40,40 +42,57 @@ class PerImage:
     """A reference image of its own for every image of the training set, or one for all.
 
     Args:
-        images: `[N,3,H,W]` RGB in [0, 1], in the order of the training set, or `[1,3,H,W]`
+        images: `[3,H,W]` RGB in [0, 1], in the order of the training set, or one of them
+        places: whether places in a reference image are taken for places in the training image
+
+    Attributes:
+        count: how many images there are
     """
 
-    def __init__(self, images: torch.Tensor) -> None:
-        self._images = images
+    def __init__(self, images: Sequence[torch.Tensor], places: bool) -> None:
+        self._images, self._places = list(images), places
+        self.count: int | None = len(images)
 
-    def check(self, images: int) -> None:
-        own = len(self._images)
-        if own not in (1, images):
-            raise ValueError(
-                f"Face Identity Loss: {own} reference images for a training set of {images}; give one an image in the same order, or one for all"
-            )
+    def begin(self) -> None:
+        """Nothing to prepare."""
 
     def register(self, loss: facegrad.FaceIdentityLoss) -> None:
         """Nothing: the images go with every batch, and the library remembers their faces."""
 
     def targets(self, indices: Sequence[int], target: torch.Tensor, latents: dict[str, Any]) -> dict[str, Any]:
-        rows = [0] * len(indices) if len(self._images) == 1 else list(indices)
-        return {"references": self._images[rows].to(target.device)}
+        rows = [self._images[0 if self.count == 1 else at] for at in indices]
+        height, width = (max(row.shape[side] for row in rows) for side in (1, 2))
+        return {"references": torch.stack([self._fitted(row, height, width) for row in rows]).to(target.device)}
+
+    def _fitted(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """An image in the size of its batch: scaled where the form is the same, else with black below and to the right."""
+        if image.shape[1:] == (height, width):
+            return image
+        if abs(image.shape[1] / image.shape[2] - height / width) < 0.02 * height / width:
+            return torch.nn.functional.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+        if self._places:
+            raise ValueError(
+                f"Face Identity Loss: reference images of {image.shape[2]}x{image.shape[1]} and {width}x{height} came into one batch; with "
+                "landmarks from the reference they must have the form of the training images: scale them alike, or choose landmarks `detect`"
+            )
+        return torch.nn.functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
 
 
 class TrueLatents:
     """Every image of the training set is its own reference: the decode of its clean latent."""
 
+    count: int | None = None
+
     def __init__(self, decoder: FaceDecoder) -> None:
         self._decoder = decoder
         self._decoded: dict[int, torch.Tensor] = {}
 
-    def check(self, images: int) -> None:
-        """Fits every training."""
-
-    def register(self, loss: facegrad.FaceIdentityLoss) -> None:
+    def begin(self) -> None:
         # A new training may have other latents.
         self._decoded.clear()
+
+    def register(self, loss: facegrad.FaceIdentityLoss) -> None:
+        """Nothing: the images go with every batch."""
 
     def targets(self, indices: Sequence[int], target: torch.Tensor, latents: dict[str, Any]) -> dict[str, Any]:
         for at, latent in zip(indices, target):
@@ -97,8 +116,10 @@ def stacked(reference: Reference) -> tuple[torch.Tensor, torch.Tensor | None]:
     return images, torch.tensor([face.landmarks or unknown for face in reference.faces])
 
 
-def make(images: torch.Tensor, found: Sequence[facegrad.Face | None], recogniser: facegrad.Recogniser, device: torch.device) -> Reference:
-    """One person from the faces of several pictures `[K,3,H,W]`; pictures without a face are left out.
+def make(
+    images: Sequence[torch.Tensor], found: Sequence[facegrad.Face | None], recogniser: facegrad.Recogniser, device: torch.device
+) -> Reference:
+    """One person from the faces of several pictures `[3,H,W]`; pictures without a face are left out.
 
     Raises:
         ValueError: no picture has a face
@@ -108,8 +129,7 @@ def make(images: torch.Tensor, found: Sequence[facegrad.Face | None], recogniser
         raise ValueError(
             f"no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold"
         )
-    rows = torch.stack([image for image, _ in kept]).to(device)
-    embeddings = recogniser.embed(rows, [[face] for _, face in kept]).float().cpu()
+    embeddings = torch.cat([recogniser.embed(image[None].to(device), [[face]]).float().cpu() for image, face in kept])
     return Reference(
         images=[image.float().cpu() for image, _ in kept],
         faces=[face for _, face in kept],
@@ -122,8 +142,38 @@ def embedding(reference: Reference, recogniser: facegrad.Recogniser, device: tor
     """The person's embedding `[D]` in the eyes of `recogniser`: computed anew where another network made the kept one."""
     if reference.recogniser == recogniser.description:
         return reference.embedding
-    images, _ = stacked(reference)
-    return make(images, reference.faces, recogniser, device).embedding
+    return make(reference.images, reference.faces, recogniser, device).embedding
+
+
+def place(reference: Reference, path: Path, if_exists: str) -> Path:
+    """Where a reference may be saved without replacing another one.
+
+    Args:
+        path: the wanted file
+        if_exists: `number it`, `replace` or `refuse`
+
+    Raises:
+        FileExistsError: `refuse`, and another reference has the name
+    """
+    if if_exists == "replace" or _same(path, reference):
+        return path
+    if path.exists() and if_exists == "refuse":
+        raise FileExistsError(f"name: {path} is there already; choose another name, or set if_exists to replace or number it")
+    wanted, number = path, 1
+    while path.exists() and not _same(path, reference):
+        number += 1
+        path = wanted.with_stem(f"{wanted.stem}_{number}")
+    return path
+
+
+def _same(path: Path, reference: Reference) -> bool:
+    """Whether a file holds this reference."""
+    try:
+        kept = load(path)
+    except (OSError, ValueError, SafetensorError):
+        return False
+    same = kept.recogniser == reference.recogniser and kept.faces == reference.faces
+    return same and torch.equal(kept.embedding, reference.embedding)
 
 
 def save(reference: Reference, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What travels along the links: type names as the graph shows them, and the values behind them."""
+"""What travels along the links: socket types as the graph shows them, and the values behind them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy_api.latest import io
 
 import facegrad
 
-DETECTOR = "FACE_DETECTOR"
-RECOGNISER = "FACE_RECOGNISER"
-DECODER = "FACE_VAE"
-FACES = "FACES"
-REFERENCE = "FACE_REFERENCE"
-TAPE = "FACE_TAPE"
-LOG = "FACE_LOSS_LOG"
+DETECTOR = io.Custom("FACE_DETECTOR")
+RECOGNISER = io.Custom("FACE_RECOGNISER")
+DECODER = io.Custom("FACE_VAE")
+FACES = io.Custom("FACES")
+REFERENCE = io.Custom("FACE_REFERENCE")
+TAPE = io.Custom("FACE_TAPE")
+LOG = io.Custom("FACE_LOSS_LOG")
+LOSS_MAP = io.Custom("LOSS_MAP")
+#: Links of other packs. Their objects name the files that they were loaded from, and those files are read here.
+FOREIGN = [io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")]
 
 CATEGORY = "facegrad"
+
+
+def detector_input() -> Any:
+    """The socket of every node that finds faces."""
+    return io.MultiType.Input(
+        "detector",
+        [DETECTOR, *FOREIGN],
+        tooltip="Finds the faces. From Load Face Pack or Load Face Detector; InsightFace links of other packs fit too.",
+    )
+
+
+def recogniser_input() -> Any:
+    """The socket of every node that compares faces."""
+    return io.MultiType.Input(
+        "recogniser",
+        [RECOGNISER, *FOREIGN],
+        tooltip="Compares the faces (ArcFace). From Load Face Pack or Load Face Recogniser; InsightFace links of other packs fit too.",
+    )
 
 
 @dataclass(frozen=True)
@@ -33,14 +55,31 @@ class Faces:
     height: int
     width: int
 
+    def ordered(self, by: str) -> list[list[facegrad.Face]]:
+        """Per image its faces, the first one first.
+
+        Args:
+            by: `largest` box, best `score`, or `left to right`
+        """
+        return [sorted(faces, key=_ORDERS[by]) for faces in self.found]
+
     def largest(self) -> list[facegrad.Face | None]:
         """Per image the face with the largest box."""
+        return [faces[0] if faces else None for faces in self.ordered("largest")]
 
-        def area(face: facegrad.Face) -> float:
-            x1, y1, x2, y2 = face.bbox
-            return (x2 - x1) * (y2 - y1)
 
-        return [max(faces, key=area) if faces else None for faces in self.found]
+def _area(face: facegrad.Face) -> float:
+    x1, y1, x2, y2 = face.bbox
+    return (x2 - x1) * (y2 - y1)
+
+
+_ORDERS = {
+    "largest": lambda face: -_area(face),
+    "score": lambda face: -face.score,
+    "left to right": lambda face: face.bbox[0],
+}
+#: What the faces of an image can be ordered by.
+ORDERS = list(_ORDERS)
 
 
 @dataclass(frozen=True)
@@ -99,6 +138,7 @@ class Record:
         identity: the weighted identity loss in it
         similarity: mean cosine of the counted samples; NaN where none counts
         outcomes: per sample why it counts or not
+        rollout: figures of the step's rollout; empty where it had none
     """
 
     step: int
@@ -106,6 +146,7 @@ class Record:
     identity: float
     similarity: float
     outcomes: list[str] = field(default_factory=list)
+    rollout: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,3 +171,20 @@ class Log:
     def counted(self) -> int:
         """How many samples counted."""
         return sum(outcome == "counted" for record in self.records for outcome in record.outcomes)
+
+    def similarity(self) -> float | None:
+        """The mean similarity over the last tenth of the steps in which a sample counted; None where none counted."""
+        known = [record.similarity for record in self.records if record.similarity == record.similarity]
+        last = known[-max(1, len(known) // 10) :]
+        return sum(last) / len(last) if last else None
+
+    def summary(self) -> str:
+        """The log in one line."""
+        if not self.records:
+            return "no step was taken: no training ran with this Face Identity Loss. Connect its model to Train LoRA"
+        skipped = ", ".join(f"{count} × {reason}" for reason, count in self.skipped().items()) or "none"
+        similarity = self.similarity()
+        end = "no sample counted, so the LoRA was trained without the loss" if similarity is None else f"similarity lately {similarity:.3f}"
+        rolled = sum(bool(record.rollout) for record in self.records)
+        more = f"; {rolled} rollouts" if rolled else ""
+        return f"{len(self.records)} steps; {self.counted()} samples counted; skipped: {skipped}{more}; {end}"

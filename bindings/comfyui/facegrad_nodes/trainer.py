@@ -9,24 +9,37 @@ Sampling an image passes through both untouched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 import facegrad
+from facegrad.trainers import Rollout
 
-from . import host
+from . import host, matching, models, rollouts
 from .decoder import FaceDecoder
+from .draw import curves
 from .layout import frames, noise_levels
 from .sockets import Log, Record
 
+#: The node that trains shows its curves this often.
+SHOW_SECONDS = 1.0
+
 
 class References(Protocol):
-    """Whom a batch is compared with."""
+    """Whom a batch is compared with.
 
-    def check(self, images: int) -> None:
-        """Raises where they do not fit a training of so many images."""
+    Attributes:
+        count: how many images of the training set it has pictures for; None: it fits every training
+    """
+
+    count: int | None
+
+    def begin(self) -> None:
+        """A training begins."""
 
     def register(self, loss: facegrad.FaceIdentityLoss) -> None:
         """Tells a new loss what it has to know."""
@@ -35,10 +48,23 @@ class References(Protocol):
         """The loss's arguments for a batch.
 
         Args:
-            indices: of the images in the training set
+            indices: of the images, in the user's order
             target: their clean latents `[B,C,h,w]`, in the trainer's space
             latents: how the trainer's latents become the decoder's, keys of the loss's configuration
         """
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The loss on what the model makes of noise.
+
+    Attributes:
+        weight: λ; 0: none
+        every_n_steps: only every n-th step has one
+    """
+
+    weight: float = 0.0
+    every_n_steps: int = 4
 
 
 class IdentityTraining:
@@ -47,10 +73,11 @@ class IdentityTraining:
     Args:
         config: keys of :class:`facegrad.FaceIdentityLoss` without those about latents and prediction
         decoder: the VAE
-        detector: finds the faces of references and predictions
-        recogniser: the network whose embeddings are compared
+        detector, recogniser: what came along their links
         references: whom the batches are compared with
         data_types: one an image of the training set, or empty: every image counts
+        connected: the training set's latents `[C,h,w]` in the user's order, or empty: the trainer's order is the user's
+        rollouts: whether and how often there are rollouts
         log: receives every step
     """
 
@@ -58,20 +85,67 @@ class IdentityTraining:
         self,
         config: dict[str, Any],
         decoder: FaceDecoder,
-        detector: facegrad.Detector,
-        recogniser: facegrad.Recogniser,
+        detector: Any,
+        recogniser: Any,
         references: References,
         data_types: Sequence[str],
+        connected: Sequence[torch.Tensor],
+        rollouts: Rollouts,
         log: Log,
     ) -> None:
-        self._config, self._decoder, self._detector, self._recogniser = config, decoder, detector, recogniser
-        self.references, self.data_types, self.log = references, list(data_types), log
+        self._config, self.decoder, self._detector, self._recogniser = config, decoder, detector, recogniser
+        self.references, self.data_types, self.connected = references, list(data_types), list(connected)
+        self.rollouts, self.log = rollouts, log
         self._training: Training | None = None
 
-    def make_loss(self, latents: dict[str, Any]) -> facegrad.FaceIdentityLoss:
-        """The fused step for a trainer that predicts the clean latent itself."""
-        config = {**self._config, **latents, "prediction": {"kind": "sample"}}
-        return facegrad.FaceIdentityLoss(config, vae=self._decoder.vae, detector=self._detector, recogniser=self._recogniser)
+    def make_loss(self, latents: dict[str, Any], kind: str = "sample") -> facegrad.FaceIdentityLoss:
+        """The fused step for a trainer that predicts the clean latent itself, or for a model that predicts another kind."""
+        config = {**self._config, **latents, "prediction": {"kind": kind}}
+        detector, recogniser = models.detector(self._detector), models.recogniser(self._recogniser)
+        loss = facegrad.FaceIdentityLoss(config, vae=self.decoder.vae, detector=detector, recogniser=recogniser)
+        self.references.register(loss)
+        return loss
+
+    def release(self) -> None:
+        """Drops the face models: a training loads them beside ComfyUI's list of what is on the card."""
+        models.release(self._detector, "detection")
+        models.release(self._recogniser, "recognition")
+        self.decoder.release()
+
+    @property
+    def target_similarity(self) -> float:
+        """Beyond which there is no push."""
+        return float(self._config.get("target_similarity", 1.0))
+
+    def order(self, sampler: Any, latent_image: torch.Tensor, images: int, scaled: Callable[[torch.Tensor], torch.Tensor]) -> list[int]:
+        """For every sample of the trainer its number in the user's order.
+
+        Raises:
+            ValueError: what is connected does not fit the training set, or its order cannot be known
+        """
+        own = len(self.connected) or images
+        count = self.references.count
+        if count not in (None, 1, own):
+            raise ValueError(
+                f"Face Identity Loss: {count} reference images for a training set of {own}; give one an image in the same order, or one for all"
+            )
+        if count == 1 and own > 1 and self._config["landmarks"] != "detect":
+            raise ValueError(
+                f"Face Identity Loss: landmarks `{self._config['landmarks']}` takes a face's place from the reference image, but one reference "
+                f"image cannot show all {own} training images; choose landmarks `detect`, or connect one reference image for each"
+            )
+        if self.data_types and len(self.data_types) != own:
+            raise ValueError(
+                f"Face Identity Loss: data_types has {len(self.data_types)} lines, the training set {own} images; give one line an image"
+            )
+        if self.connected:
+            return matching.match(self.connected, matching.samples(sampler, latent_image), scaled)
+        if matching.regrouped(sampler) and (self.data_types or (count or 1) > 1):
+            raise ValueError(
+                "Face Identity Loss: the training set has pictures of several sizes, and Resolution Bucket changes their order; connect "
+                "`latents` as they are before Resolution Bucket, so that every reference image and data type finds its picture"
+            )
+        return list(range(images))
 
     def sampler_sample(
         self,
@@ -92,7 +166,7 @@ class IdentityTraining:
             return executor(*arguments, **more)
         if not hasattr(sampler, "loss_fn"):
             raise ValueError("Face Identity Loss: this trainer has no loss function that can be extended; use ComfyUI's Train LoRA node")
-        training = Training(self, guider, sampler, latent_image)
+        training = Training(self, guider, sampler, latent_image, extra_args or {})
         own = sampler.loss_fn, sampler.loss_callback
         sampler.loss_fn, sampler.loss_callback = training.loss(own[0]), training.step_done(own[1])
         self._training = training
@@ -113,29 +187,45 @@ class IdentityTraining:
 class Training:
     """One run of the trainer."""
 
-    def __init__(self, owner: IdentityTraining, guider: Any, sampler: Any, latent_image: torch.Tensor) -> None:
+    def __init__(self, owner: IdentityTraining, guider: Any, sampler: Any, latent_image: torch.Tensor, extra: dict[str, Any]) -> None:
         conds = guider.conds["positive"]
-        owner.references.check(len(conds))
-        if owner.data_types and len(owner.data_types) != len(conds):
-            raise ValueError(
-                f"Face Identity Loss: data_types has {len(owner.data_types)} lines, the training set {len(conds)} images; give one line an image"
-            )
-        owner._decoder.expect_device(latent_image.device)
+        owner.decoder.expect_device(latent_image.device)
         self._owner, self._guider = owner, guider
         # The trainer picks a batch's conditioning by the index of its images: the same objects, so they tell the index.
         self._index = {id(cond): at for at, cond in enumerate(conds)}
         self._model = guider.inner_model
-        self._latents = owner._decoder.latents(self._model.latent_format, in_vae_space(sampler, latent_image))
+        self._order = owner.order(sampler, latent_image, len(conds), self._scaled)
+        self._latents = owner.decoder.latents(self._model.latent_format, in_vae_space(sampler, latent_image))
+        owner.references.begin()
         self._loss = owner.make_loss(self._latents)
-        owner.references.register(self._loss)
         self._step = 0
         self._parts: list[tuple[float, facegrad.Report]] = []
-        self._bar = host.progress_bar(sampler.total_steps)
+        self._steps = sampler.total_steps
+        self._bar = host.progress_bar(self._steps)
+        self._node, self._shown = host.running_node(), 0.0
+        self._extra = extra
+        self._rollout: Rollout | None = None
+        self._rolling = False
+        if owner.rollouts.weight > 0:
+            self._rollout = rollouts.make(
+                lambda: owner.make_loss(self._latents, "flow"),
+                owner.rollouts.weight,
+                owner.rollouts.every_n_steps,
+                owner.target_similarity,
+                sampler.seed,
+            )
         owner.log.reset()
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `[N,C,h,w]` as the VAE made them, with the model's own scaling."""
+        video = getattr(self._model.latent_format, "latent_dimensions", 2) == 3
+        return frames(self._model.process_latent_in(latents.unsqueeze(2) if video else latents))
 
     def batch(self, sigmas: torch.Tensor) -> None:
         """Notes images and noise levels of the batch that is predicted now."""
-        self._indices = [self._index[id(cond)] for cond in self._guider.conds["positive"]]
+        if self._rolling:
+            return
+        self._indices = [self._order[self._index[id(cond)]] for cond in self._guider.conds["positive"]]
         self._levels = noise_levels(self._model.model_sampling.noise_scaling, sigmas)
 
     def loss(self, own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -143,19 +233,38 @@ class Training:
 
         def both(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             value = own(prediction, target)
-            identity, report = self.identity(prediction, target)
+            who = self._who(target)
+            identity, report = self._loss(prediction=frames(prediction), t=self._levels, step=self._step, sample_ids=self._samples, **who)
             self._parts.append((report.loss, report))
-            return value + identity.to(value)
+            total = value + identity.to(value)
+            return total + self._rolled(value, prediction, target, who).to(value) if self._rollout is not None else total
 
         return both
 
-    def identity(self, prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, facegrad.Report]:
-        """The weighted identity loss of a batch of predicted clean latents."""
+    @property
+    def _samples(self) -> list[str]:
+        """Names of the batch's images: by them the library remembers what does not change."""
+        return [str(at) for at in self._indices]
+
+    def _who(self, target: torch.Tensor) -> dict[str, Any]:
+        """References and data types of the batch."""
         owner = self._owner
         types = [owner.data_types[at] for at in self._indices] if owner.data_types else None
-        who = owner.references.targets(self._indices, frames(target).detach(), self._latents)
-        value, report = self._loss(prediction=frames(prediction), t=self._levels, step=self._step, data_types=types, **who)
-        return value, report
+        return {"data_types": types, **owner.references.targets(self._indices, frames(target).detach(), self._latents)}
+
+    def _rolled(self, value: torch.Tensor, prediction: torch.Tensor, target: torch.Tensor, who: dict[str, Any]) -> torch.Tensor:
+        """The weighted loss of a rollout with the batch's captions; 0 where none is due."""
+        assert self._rollout is not None
+        if not self._rollout.due(self._step):
+            return value.new_zeros(())
+        flow = rollouts.ModelAsFlow(self._guider, self._model.model_sampling, self._extra, target.ndim)
+        noise = rollouts.noise_like(frames(target), self._rollout.seed + self._step)
+        self._rolling = True
+        try:
+            rolled: torch.Tensor = self._rollout(flow, noise, main=(value, prediction), step=self._step, **who)
+        finally:
+            self._rolling = False
+        return rolled
 
     def step_done(self, own: Callable[[float], None] | None) -> Callable[[float], None]:
         """The trainer's callback after a step, which also fills the log."""
@@ -165,10 +274,22 @@ class Training:
                 own(total)
             self._record(total)
             self._step += 1
-            self._bar.update_absolute(self._step)
+            self._show()
             host.interrupt_if_cancelled()
 
         return done
+
+    def _show(self) -> None:
+        """The progress, and every second the curves and the similarity on the trainer's node."""
+        now, last = time.monotonic(), self._step == self._steps
+        if not last and now - self._shown < SHOW_SECONDS:
+            self._bar.update_absolute(self._step)
+            return
+        self._shown = now
+        log = self._owner.log
+        picture = curves(log, 640)
+        self._bar.update_absolute(self._step, preview=("JPEG", picture, max(picture.size)))
+        host.show_text(f"Face Identity Loss, step {self._step}: {log.summary()}", self._node)
 
     def _record(self, total: float) -> None:
         """A step may have been several calls: one an image in the multi-resolution mode."""
@@ -177,11 +298,13 @@ class Training:
         identity = sum(loss for loss, _ in self._parts) / max(1, len(self._parts))
         similarity = sum(counted) / len(counted) if counted else float("nan")
         outcomes = [sample.outcome.name.lower() for sample in samples]
-        self._owner.log.records.append(Record(self._step, total, identity, similarity, outcomes))
+        rolled = self._rollout.logs() if self._rollout is not None and self._rollout.due(self._step) else {}
+        self._owner.log.records.append(Record(self._step, total, identity, similarity, outcomes, rolled))
         self._parts.clear()
 
     def close(self) -> None:
-        """Says so where the loss never did anything."""
+        """Says so where the loss never did anything, and lets go of the face models."""
+        self._owner.release()
         log = self._owner.log
         if log.records and not log.counted():
             reasons = ", ".join(f"{count} × {reason}" for reason, count in log.skipped().items())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 ASSETS = ROOT / "examples/demo_assets"
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ASSETS), str(ROOT / "bindings/python"), str(ROOT / "tests")]
+#: The nodes' schema is ComfyUI's: the real one where there is a ComfyUI, else what `outside` has of it.
+sys.path.insert(0, os.environ.get("COMFYUI_DIR") or str(HERE / "outside"))
+if "COMFYUI_DIR" in os.environ:
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
 
 import faces as drawings  # noqa: E402
 
@@ -26,6 +34,13 @@ def portrait(person: int, look: int = 0, size: int = SIZE) -> torch.Tensor:
     """A drawn person as IMAGE `[1,H,W,3]`."""
     views = [drawings.Look(smile=0.5), drawings.Look(smile=-0.1, yaw=0.15), drawings.Look(smile=0.9, light=(0.4, -0.3))]
     return torch.from_numpy(drawings.portrait(person, size, views[look]).image.copy()).float()[None] / 255
+
+
+def call(node: Any, **given: Any) -> tuple[Any, ...]:
+    """A node's outputs. A node that takes lists gets a list of one where it is given something else."""
+    if node.GET_SCHEMA().is_input_list:
+        given = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return tuple(node.execute(**given).args)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,10 @@ class ComfyUI:
         paths.load_extra_path_config(str(folder / "extra_model_paths.yaml"))
         (folder / "models/insightface/recogniser.safetensors").symlink_to(ASSETS / "recogniser.safetensors")
         extras = Path(nodes.__file__).parent / "comfy_extras"
-        for path, parent in ((extras / "nodes_train.py", "comfy_extras"), (NODES, "custom_nodes")):
+        for path, parent in (
+            *((extras / f"nodes_{name}.py", "comfy_extras") for name in ("train", "dataset", "images", "mask", "rtdetr")),
+            (NODES, "custom_nodes"),
+        ):
             assert asyncio.run(nodes.load_custom_node(str(path), module_parent=parent)), f"{path} did not load"
         import stand_ins
 
@@ -77,6 +80,15 @@ class ComfyUI:
     def newer(self) -> bool:
         """Whether the trainer is the newer one, with buckets."""
         return "bucket_mode" in self.inputs("TrainLoraNode")
+
+    def module(self, name: str) -> Any:
+        """A module of the nodes as ComfyUI has loaded them."""
+        return sys.modules[self.nodes["FacegradFaceIdentityLoss"].__module__.rsplit(".", 1)[0] + "." + name]
+
+    def options(self, node: str, widget: str) -> list[str]:
+        """What a widget lets a user choose, now."""
+        self.nodes[node].GET_SCHEMA()
+        return list(self.inputs(node)[widget][1]["options"])
 
     def inputs(self, node: str) -> dict[str, Any]:
         """The required inputs of a node as the page sees them."""
@@ -108,8 +120,4 @@ def start(folder: Path) -> ComfyUI:
     assert (Path(checkout) / "nodes.py").is_file(), f"COMFYUI_DIR: {checkout} is not a checkout of ComfyUI"
     missing = [name for name in ("aiohttp", "einops", "torchsde", "transformers") if importlib.util.find_spec(name) is None]
     assert not missing, f"COMFYUI_DIR is set, but this Python lacks ComfyUI's requirements: {', '.join(missing)}"
-    sys.path.insert(0, checkout)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
     return ComfyUI(folder)

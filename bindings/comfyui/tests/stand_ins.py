@@ -178,4 +178,45 @@ class LatentList:
         return [latents(each, 5, LATENT), latents(each, 6, LATENT + 4)], [conditioning(each), conditioning(each)]
 
 
-NODE_CLASS_MAPPINGS |= {"Watch": Watch, "LatentList": LatentList}
+class Mixed:
+    """Three latents as a folder gives them: small, large, small."""
+
+    RETURN_TYPES = ("LATENT", "CONDITIONING")
+    OUTPUT_IS_LIST = (True, True)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def run(self) -> tuple[list[Any], list[Any]]:
+        return [latents(1, 5, LATENT), latents(1, 6, LATENT + 4), latents(1, 7, LATENT)], [[one] for one in conditioning(3)]
+
+
+class Order:
+    """MODEL → MODEL: notes the order in which the loss found the samples of a training."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model: Any) -> tuple[Any]:
+        orders: list[list[int]] = KEPT.setdefault("orders", [])
+        owner = model.wrappers["sampler_sample"]["facegrad"][0].__self__
+        find = type(owner).order
+
+        def order(*given: Any) -> list[int]:
+            found = find(owner, *given)
+            orders.append(found)
+            return found
+
+        owner.order = order
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS |= {"Mixed": Mixed, "Order": Order, "Watch": Watch, "LatentList": LatentList}

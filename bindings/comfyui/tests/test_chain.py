@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compare import relative
-from conftest import portrait
+from conftest import call, portrait
 from diffusers import AutoencoderKL
 
 import facegrad
-from facegrad_nodes import chain, faces, host, loaders, training
+from facegrad_nodes import chain, host, loaders, people, training
 from facegrad_nodes.decoder import FaceDecoder
 
 SCALE = 0.18215
@@ -50,11 +50,17 @@ def decoder(vae) -> FaceDecoder:
 
 @pytest.fixture(scope="module")
 def reference(detector, recogniser):
-    return faces.FaceReference().make(portrait(5_000_000), detector, recogniser)[0]
+    return call(people.FaceReference, image=portrait(5_000_000), detector=detector, recogniser=recogniser)[0]
+
+
+def measure(images, reference, detector, recogniser):
+    return call(
+        chain.FaceLossOnTape, images=images, reference=reference, detector=detector, recogniser=recogniser, weight=0.1, align_mode="kps"
+    )
 
 
 def test_the_decoder_shares_the_weights(vae):
-    (decoder,) = loaders.VaeForFaceLoss().make(vae, "none", False, "auto", "cpu")
+    (decoder,) = call(loaders.VaeForFaceLoss, vae=vae, recompute="none", slicing=False, dtype="auto", device="cpu")
     latent = torch.randn(1, 4, 8, 8)
     weight = vae.first_stage_model.decoder.conv_out.bias
     before = decoder.vae.decode(latent)
@@ -90,18 +96,18 @@ def test_the_chain_is_the_fused_step(decoder, detector, recogniser, reference, m
     """Node by node with given faces' places against one call; the gradient arrives at the prediction."""
     torch.manual_seed(5)
     x_t, velocity, sigma = torch.randn(2, 4, 56, 56), torch.randn(2, 4, 56, 56), 0.4
-    start, x0 = chain.PredictX0().predict({"samples": velocity}, "flow", sigma, "cpu", {"samples": x_t})
+    start, x0 = call(chain.PredictX0, prediction={"samples": velocity}, kind="flow", sigma=sigma, device="cpu", x_t={"samples": x_t})
     assert torch.allclose(x0["samples"], x_t - sigma * velocity, atol=1e-6)
     model = SimpleNamespace(model=SimpleNamespace(latent_format=Format()))
-    unpacked, latent = chain.UnpackLatent().unpack(start, decoder, "none", "none", model)
+    unpacked, latent = call(chain.UnpackLatent, x0=start, face_vae=decoder, latent_format="none", packing="none", model=model)
     assert torch.allclose(latent["samples"], x0["samples"] / SCALE, rtol=1e-5)
-    images, picture = chain.DecodeOnTape().decode(unpacked, decoder, "clamp")
+    images, picture = call(chain.DecodeOnTape, vae_latent=unpacked, face_vae=decoder, clamp="clamp")
     assert picture.shape == (2, 112, 112, 3)
     where = torch.tensor([reference.faces[0].landmarks] * 2) * 0.8
     measured = chain.Graph.face_loss
     monkeypatch.setattr(chain.Graph, "face_loss", lambda self, node, loss, **more: measured(self, node, loss, landmarks=where, **more))
-    loss, value, similarity, overlay = chain.FaceLossOnTape().measure(images, reference, detector, recogniser, 0.1, "kps")
-    gradient, shown, norm = chain.GradientOfLoss().walk(loss)
+    loss, value, similarity, overlay = measure(images, reference, detector, recogniser)
+    gradient, shown, norm = call(chain.GradientOfLoss, loss=loss)
     assert overlay.shape == picture.shape and shown.shape[:1] == (2,) and norm == pytest.approx(gradient["samples"].norm().item(), rel=1e-5)
 
     config = {"face_loss_weight": 0.1, "face_align_mode": "kps", "prediction": {"kind": "flow"}, "latent_format": "sd15"}
@@ -114,14 +120,15 @@ def test_the_chain_is_the_fused_step(decoder, detector, recogniser, reference, m
 
 
 def test_a_chain_that_is_wired_wrongly_says_how(decoder, detector, recogniser, reference):
-    start, _ = chain.PredictX0().predict({"samples": torch.randn(1, 4, 8, 8)}, "sample", 0.0, "cpu")
+    start, _ = call(chain.PredictX0, prediction={"samples": torch.randn(1, 4, 8, 8)}, kind="sample", sigma=0.0, device="cpu")
     with pytest.raises(ValueError, match="ends in images, got one that ends in latent"):
-        chain.FaceLossOnTape().measure(start, reference, detector, recogniser, 0.1, "kps")
+        measure(start, reference, detector, recogniser)
     with pytest.raises(ValueError, match="connect it, or choose kind sample"):
-        chain.PredictX0().predict({"samples": torch.randn(1, 4, 8, 8)}, "flow", 0.5, "cpu")
-    images, _ = chain.DecodeOnTape().decode(chain.UnpackLatent().unpack(start, decoder, "none", "none")[0], decoder, "clamp")
+        call(chain.PredictX0, prediction={"samples": torch.randn(1, 4, 8, 8)}, kind="flow", sigma=0.5, device="cpu")
+    unpacked = call(chain.UnpackLatent, x0=start, face_vae=decoder, latent_format="none", packing="none")[0]
+    images, _ = call(chain.DecodeOnTape, vae_latent=unpacked, face_vae=decoder, clamp="clamp")
     with pytest.raises(ValueError, match="no image counts for the loss: no_face"):
-        chain.FaceLossOnTape().measure(images, reference, detector, recogniser, 0.1, "kps")
+        measure(images, reference, detector, recogniser)
 
 
 class Host:
@@ -135,7 +142,10 @@ class Host:
                 noise_scaling=lambda s, noise, x, _: s.view(-1, 1, 1, 1) * noise + (1 - s.view(-1, 1, 1, 1)) * x
             ),
         )
-        monkeypatch.setattr(host, "progress_bar", lambda total: SimpleNamespace(update_absolute=self.progress.append))
+        monkeypatch.setattr(
+            host, "progress_bar", lambda total: SimpleNamespace(update_absolute=lambda step, preview=None: self.progress.append(step))
+        )
+        monkeypatch.setattr(host, "running_node", lambda: None)
         monkeypatch.setattr(host, "interrupt_if_cancelled", self._interrupt)
         monkeypatch.setattr(host, "add_wrappers", lambda model, sample, predict: SimpleNamespace(sample=sample, predict=predict))
 
@@ -178,10 +188,10 @@ class Trainer:
 def apply(decoder, detector, recogniser, **more):
     settings = {
         "weight": 1.0, "align_mode": "kps", "landmarks": "reference", "t_min": 0.0, "t_max": 1.0, "time_weight": "constant", "every_n_steps": 1,
-        "target_similarity": 1.0,
+        "target_similarity": 1.0, "decode": "full",
     } | more  # fmt: skip
     model = SimpleNamespace(model=SimpleNamespace(latent_format=Format()))
-    return training.FaceIdentityLoss().apply(model, decoder, detector, recogniser, **settings)
+    return call(training.FaceIdentityLoss, model=model, face_vae=decoder, detector=detector, recogniser=recogniser, **settings)
 
 
 def latents():
@@ -215,7 +225,7 @@ def test_the_wrappers_add_the_fused_step_to_a_trainers_loss(decoder, detector, r
 
 
 def test_gates_and_schedule_cost_and_change_nothing(decoder, detector, recogniser, monkeypatch):
-    fake, images = Host(monkeypatch), portrait(5_000_000)
+    fake, images = Host(monkeypatch), torch.cat([portrait(5_000_000), portrait(5_000_001)])
     patched, log = apply(decoder, detector, recogniser, reference_images=images, t_max=0.5, every_n_steps=2)
     trainer = Trainer(latents(), torch.tensor([0.9, 0.8]))
     trainer.train(patched, fake)
@@ -224,7 +234,7 @@ def test_gates_and_schedule_cost_and_change_nothing(decoder, detector, recognise
 
 def test_a_cancelled_or_failed_training_leaves_the_trainer_as_it_was(decoder, detector, recogniser, monkeypatch):
     fake = Host(monkeypatch)
-    patched, log = apply(decoder, detector, recogniser, reference_images=portrait(5_000_000))
+    patched, log = apply(decoder, detector, recogniser, reference_images=[portrait(5_000_000), portrait(5_000_001)])
     trainer = Trainer(latents(), torch.tensor([0.5, 0.5]))
     own, fake.cancel_at = (trainer.loss_fn, trainer.loss_callback), 2
     with pytest.raises(KeyboardInterrupt):
@@ -267,6 +277,8 @@ def test_settings_that_cannot_work_are_refused_in_the_node(decoder, detector, re
     for wrong, message in (
         ({"reference_images": torch.cat([portrait(5_000_000)] * 3)}, "3 reference images for a training set of 2"),
         ({"data_types": "person"}, "1 lines, the training set 2 images"),
+        ({"reference_images": portrait(5_000_000)}, "one reference image cannot show all 2 training images"),
+        ({"reference_images": portrait(5_000_000), "landmarks": "detect_or_reference"}, "choose landmarks `detect`"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer.train(apply(decoder, detector, recogniser, **wrong)[0], fake)

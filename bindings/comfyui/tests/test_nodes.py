@@ -4,44 +4,97 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import portrait
+from conftest import call, portrait
 
 import facegrad_nodes
-from facegrad_nodes import faces, references
+from facegrad_nodes import faces, people, references
 from facegrad_nodes.loaders import sizes
 from facegrad_nodes.sockets import Faces
 
+FOLDER = Path(__file__).resolve().parents[1]
 PERSON, OTHER = 5_000_000, 5_000_001
 
 
-@pytest.mark.parametrize("node", facegrad_nodes.NODE_CLASS_MAPPINGS.values(), ids=facegrad_nodes.NODE_CLASS_MAPPINGS)
-def test_schema_and_function_agree(node):
-    inputs = node.INPUT_TYPES()
-    required, optional = inputs["required"], inputs.get("optional", {})
-    parameters = {name: p for name, p in inspect.signature(getattr(node, node.FUNCTION)).parameters.items() if name != "self"}
-    assert list(parameters) == [*required, *optional]
-    assert all(parameters[name].default is inspect.Parameter.empty for name in required)
-    assert all(parameters[name].default is not inspect.Parameter.empty for name in optional)
-    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
-    assert node.DESCRIPTION.endswith(".") and node.CATEGORY.startswith("facegrad")
-    for kind, *options in (required | optional).values():
-        assert isinstance(kind, str) or (kind and all(isinstance(choice, str) for choice in kind))
-        if options and "default" in options[0] and not isinstance(kind, str):
-            assert options[0]["default"] in kind
+SCHEMAS = [node.GET_SCHEMA() for node in facegrad_nodes.NODES]
 
 
-def test_every_node_has_a_name_and_ids_do_not_change():
-    assert facegrad_nodes.NODE_CLASS_MAPPINGS.keys() == facegrad_nodes.NODE_DISPLAY_NAME_MAPPINGS.keys()
-    assert sorted(facegrad_nodes.NODE_CLASS_MAPPINGS) == [
-        "FacegradAlignedFaceCrops", "FacegradDecodeOnTape", "FacegradDetectFaces", "FacegradFaceIdentityLoss", "FacegradFaceLossLog",
-        "FacegradFaceLossOnTape", "FacegradFaceReference", "FacegradFaceSimilarity", "FacegradGradientOfLoss", "FacegradLoadFaceDetector",
-        "FacegradLoadFacePack", "FacegradLoadFaceRecogniser", "FacegradLoadFaceReference", "FacegradPredictX0", "FacegradSaveFaceReference",
-        "FacegradUnpackLatent", "FacegradVaeForFaceLoss",
-    ]  # fmt: skip
+@pytest.mark.parametrize(("node", "schema"), list(zip(facegrad_nodes.NODES, SCHEMAS)), ids=[schema.node_id for schema in SCHEMAS])
+def test_schema_and_function_agree(node, schema):
+    parameters = inspect.signature(node.execute).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        assert sorted(parameters) == sorted(put.id for put in schema.inputs)
+        for put in schema.inputs:
+            assert (parameters[put.id].default is inspect.Parameter.empty) is not put.optional, put.id
+    assert schema.description.endswith(".") and schema.category.startswith("facegrad") and schema.search_aliases
+    for put in schema.inputs:
+        options = getattr(put, "options", None)
+        assert not options or put.default is None or put.default in options
+        assert options is None or all(isinstance(option, str) for option in options)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=[schema.node_id for schema in SCHEMAS])
+def test_every_input_and_output_has_a_tooltip(schema):
+    for put in [*schema.inputs, *schema.outputs]:
+        assert put.tooltip and put.tooltip.endswith((".", ")", "R.")), put.id
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=[schema.node_id for schema in SCHEMAS])
+def test_every_node_has_a_help_page_and_chinese_texts(schema):
+    page = (FOLDER / f"web/docs/{schema.node_id}.md").read_text()
+    assert page.startswith(f"# {schema.display_name}\n")
+    chinese = json.loads((FOLDER / "locales/zh/nodeDefs.json").read_text())[schema.node_id]
+    assert chinese["display_name"] and chinese["description"]
+    assert list(chinese["inputs"]) == [put.id for put in schema.inputs]
+    assert list(chinese["outputs"]) == [str(at) for at in range(len(schema.outputs))]
+    for text in [chinese["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in chinese[part].values())]:
+        assert any("\u4e00" <= mark <= "\u9fff" for mark in text), text
+
+
+def test_arcface_is_found():
+    found = [schema.node_id for schema in SCHEMAS if "arcface" in schema.search_aliases]
+    assert {"FacegradLoadFacePack", "FacegradFaceIdentityLoss", "FacegradFaceSimilarity", "FacegradSortBySimilarity"} <= set(found)
+
+
+#: What saved graphs hold: node ids, and per node the widgets in their order. Both may only grow at their ends.
+SAVED = {
+    "FacegradLoadFacePack": ["pack", "det_sizes", "device"],
+    "FacegradLoadFaceDetector": ["file", "det_sizes", "threshold", "device"],
+    "FacegradLoadFaceRecogniser": ["file", "dtype", "device"],
+    "FacegradVaeForFaceLoss": ["vae", "recompute", "slicing", "dtype", "device"],
+    "FacegradLoadFaceReference": ["file"],
+    "FacegradFaceReference": ["image", "detector", "recogniser"],
+    "FacegradSaveFaceReference": ["reference", "name"],
+    "FacegradDetectFaces": ["image", "detector"],
+    "FacegradAlignedFaceCrops": ["image", "faces", "recogniser"],
+    "FacegradFaceSimilarity": ["image", "reference", "detector", "recogniser"],
+    "FacegradFaceIdentityLoss": [
+        "model", "face_vae", "detector", "recogniser", "weight", "align_mode", "landmarks", "t_min", "t_max", "time_weight", "every_n_steps",
+        "target_similarity", "reference", "reference_images", "data_types", "options",
+    ],
+    "FacegradFaceLossLog": ["log", "loss_map"],
+    "FacegradPredictX0": ["prediction", "kind", "sigma", "device", "x_t"],
+    "FacegradUnpackLatent": ["x0", "face_vae", "latent_format", "packing", "model"],
+    "FacegradDecodeOnTape": ["vae_latent", "face_vae", "clamp"],
+    "FacegradFaceLossOnTape": ["images", "reference", "detector", "recogniser", "weight", "align_mode"],
+    "FacegradGradientOfLoss": ["loss"],
+}  # fmt: skip
+#: And the first outputs.
+SAVED_OUTPUTS = {
+    "FacegradLoadFacePack": 2, "FacegradFaceReference": 3, "FacegradDetectFaces": 4, "FacegradFaceSimilarity": 3, "FacegradFaceIdentityLoss": 2,
+    "FacegradFaceLossLog": 3, "FacegradPredictX0": 2, "FacegradFaceLossOnTape": 4, "FacegradGradientOfLoss": 3,
+}  # fmt: skip
+
+
+def test_graphs_of_the_first_version_go_on_loading():
+    by_id = {schema.node_id: schema for schema in SCHEMAS}
+    for node, inputs in SAVED.items():
+        assert [put.id for put in by_id[node].inputs][: len(inputs)] == inputs, node
+        assert all(put.optional for put in by_id[node].inputs[len(inputs) :]), node
+        assert len(by_id[node].outputs) >= SAVED_OUTPUTS.get(node, 1)
 
 
 def test_detection_sizes_are_read_and_refused():
@@ -53,46 +106,48 @@ def test_detection_sizes_are_read_and_refused():
 
 def test_faces_are_found_drawn_and_cut_out(detector, recogniser):
     image = torch.cat([portrait(PERSON), torch.full((1, 128, 128, 3), 0.5)])
-    found, overlay, count, text = faces.DetectFaces().detect(image, detector)
+    found, overlay, count, text = call(faces.DetectFaces, image=image, detector=detector)[:4]
     assert count == 1 and [len(one) for one in found.found] == [1, 0]
     assert json.loads(text)[0][0]["score"] > 0.5 and json.loads(text)[1] == []
     assert overlay.shape == image.shape and not torch.equal(overlay[0], image[0])
-    (crops,) = faces.AlignedFaceCrops().crop(image, found, recogniser)
+    (crops,) = call(faces.AlignedFaceCrops, image=image, faces=found, recogniser=recogniser)
     assert crops.shape == (1, 112, 112, 3) and 0 <= crops.min() and crops.max() <= 1
     with pytest.raises(ValueError, match="connect the image that Detect Faces got"):
-        faces.AlignedFaceCrops().crop(image[:1], found, recogniser)
+        call(faces.AlignedFaceCrops, image=image[:1], faces=found, recogniser=recogniser)
     with pytest.raises(ValueError, match="no face to crop"):
-        faces.AlignedFaceCrops().crop(image[1:], Faces([[]], 128, 128), recogniser)
+        call(faces.AlignedFaceCrops, image=image[1:], faces=Faces([[]], 128, 128), recogniser=recogniser)
 
 
 def test_an_alpha_channel_does_no_harm(detector):
     image = torch.cat([portrait(PERSON), torch.ones(1, 128, 128, 1)], dim=-1)
-    _, overlay, count, _ = faces.DetectFaces().detect(image, detector)
+    _, overlay, count, _ = call(faces.DetectFaces, image=image, detector=detector)[:4]
     assert count == 1 and overlay.shape == (1, 128, 128, 3)
 
 
 def test_one_person_is_similar_and_another_is_not(detector, recogniser):
     looks = torch.cat([portrait(PERSON, 0), torch.zeros(1, 128, 128, 3), portrait(PERSON, 1)])
-    reference, crops, count = faces.FaceReference().make(looks, detector, recogniser)
+    reference, crops, count = call(people.FaceReference, image=looks, detector=detector, recogniser=recogniser)
     assert count == 2 and crops.shape == (2, 112, 112, 3)
     assert reference.embedding.norm().item() == pytest.approx(1, abs=1e-5)
     images = torch.cat([portrait(PERSON, 2), portrait(OTHER, 2), torch.zeros(1, 128, 128, 3)])
-    mean, scores, overlay = faces.FaceSimilarity().compare(images, reference, detector, recogniser)
-    assert scores[0] > 0.7 > 0.58 > scores[1] and math.isnan(scores[2])
-    assert mean == pytest.approx((scores[0] + scores[1]) / 2) and overlay.shape == images.shape
+    mean, scores, overlay = call(people.FaceSimilarity, image=images, reference=reference, detector=detector, recogniser=recogniser)
+    assert scores[0] > 0.7 > 0.58 > scores[1] and scores[2] == -1
+    assert mean == pytest.approx((scores[0] + scores[1]) / 2) and overlay[0].shape == images.shape
 
 
 def test_where_no_picture_has_a_face_the_node_says_so(detector, recogniser):
     blank = torch.zeros(2, 128, 128, 3)
     with pytest.raises(ValueError, match="no face was found in any of the 2 reference"):
-        faces.FaceReference().make(blank, detector, recogniser)
-    reference, *_ = faces.FaceReference().make(portrait(PERSON), detector, recogniser)
+        call(people.FaceReference, image=blank, detector=detector, recogniser=recogniser)
+    reference, *_ = call(people.FaceReference, image=portrait(PERSON), detector=detector, recogniser=recogniser)
     with pytest.raises(ValueError, match="no face was found in any of the 2 image"):
-        faces.FaceSimilarity().compare(blank, reference, detector, recogniser)
+        call(people.FaceSimilarity, image=blank, reference=reference, detector=detector, recogniser=recogniser)
 
 
 def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
-    reference, *_ = faces.FaceReference().make(torch.cat([portrait(PERSON), portrait(PERSON, 1)]), detector, recogniser)
+    reference, *_ = call(
+        people.FaceReference, image=torch.cat([portrait(PERSON), portrait(PERSON, 1)]), detector=detector, recogniser=recogniser
+    )
     references.save(reference, tmp_path / "deep/person.safetensors")
     back = references.load(tmp_path / "deep/person.safetensors")
     assert back.faces == reference.faces and torch.equal(back.embedding, reference.embedding) and back.recogniser == reference.recogniser
@@ -112,15 +167,15 @@ def test_another_recogniser_computes_the_embedding_anew(detector, recogniser):
     import facegrad
 
     judge = facegrad.Recogniser(ASSETS / "judge.onnx")
-    reference, *_ = faces.FaceReference().make(portrait(PERSON), detector, recogniser)
-    own, *_ = faces.FaceReference().make(portrait(PERSON), detector, judge)
+    reference, *_ = call(people.FaceReference, image=portrait(PERSON), detector=detector, recogniser=recogniser)
+    own, *_ = call(people.FaceReference, image=portrait(PERSON), detector=detector, recogniser=judge)
     assert torch.allclose(references.embedding(reference, judge, judge.device), own.embedding, atol=1e-5)
     assert references.embedding(reference, recogniser, recogniser.device) is reference.embedding
 
 
 def test_pictures_of_different_sizes_make_one_reference(detector, recogniser):
-    small, *_ = faces.FaceReference().make(portrait(PERSON, size=96), detector, recogniser)
-    large, *_ = faces.FaceReference().make(portrait(PERSON, size=160), detector, recogniser)
+    small, *_ = call(people.FaceReference, image=portrait(PERSON, size=96), detector=detector, recogniser=recogniser)
+    large, *_ = call(people.FaceReference, image=portrait(PERSON, size=160), detector=detector, recogniser=recogniser)
     from facegrad_nodes.sockets import Reference
 
     both = Reference(small.images + large.images, small.faces + large.faces, small.embedding, "none")
@@ -128,3 +183,112 @@ def test_pictures_of_different_sizes_make_one_reference(detector, recogniser):
     assert images.shape == (2, 3, 160, 160) and landmarks.shape == (2, 5, 2)
     want = torch.nn.functional.normalize(small.embedding + large.embedding, dim=0)
     assert torch.allclose(references.embedding(both, recogniser, recogniser.device), want, atol=1e-4)
+
+
+def test_a_saved_reference_is_never_replaced_unasked(detector, recogniser, tmp_path, monkeypatch):
+    monkeypatch.setattr(people.host, "references_folder", lambda: tmp_path)
+    one, other = (call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER))
+
+    def save(reference, **more):
+        (path,) = call(people.SaveFaceReference, reference=reference, name="anna", **more)
+        return path
+
+    assert save(one) == str(tmp_path / "anna.safetensors") == save(one), "the same person again is not saved twice"
+    assert save(other) == str(tmp_path / "anna_2.safetensors") == save(other)
+    assert references.load(tmp_path / "anna.safetensors").faces == one.faces
+    third = references.Reference(one.images, one.faces, other.embedding, one.recogniser)
+    with pytest.raises(FileExistsError, match="name: .*anna.safetensors is there already.*if_exists"):
+        save(third, if_exists="refuse")
+    assert save(third, if_exists="replace") == str(tmp_path / "anna.safetensors")
+    assert torch.equal(references.load(tmp_path / "anna.safetensors").embedding, other.embedding)
+
+
+def test_lists_of_pictures_of_several_sizes_are_judged_and_sorted(detector, recogniser, monkeypatch):
+    monkeypatch.setattr(people.host, "preview", lambda picture: [])
+    monkeypatch.setattr(people.host, "or_blocked", lambda values: values)
+    one, other = (call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER))
+    images = [portrait(OTHER, 2), torch.zeros(1, 64, 96, 3), portrait(PERSON, 2, 160), portrait(PERSON, 1)]
+    parts = {"detector": detector, "recogniser": recogniser}
+    mean, scores, overlay = call(people.FaceSimilarity, image=images, reference=one, **parts)
+    assert scores[1] == -1 and min(scores[2:]) > 0.7 > scores[0] and [len(batch) for batch in overlay] == [1] * 4
+    assert mean == pytest.approx((scores[0] + scores[2] + scores[3]) / 3)
+
+    def sort(**more):
+        settings = {"min_similarity": 0.58, "best_n": 0, "sort": people.SORTED[0], "face": "most similar", "face_index": 0, "columns": 2}
+        return call(people.SortBySimilarity, image=images, **parts, **(settings | {"reference": one} | more))
+
+    kept, similarity, index, person, rejected, grid = sort()
+    best = sorted((2, 3), key=lambda at: -scores[at])
+    assert index == best and similarity == pytest.approx([scores[at] for at in best]) and len(rejected) == 2 and person == [0, 0]
+    assert torch.equal(kept[0], images[best[0]]) and grid.shape[0] == 1
+    assert sort(best_n=1)[2] == best[:1] and sort(sort=people.SORTED[1])[2] == best[::-1] and sort(sort=people.SORTED[2])[2] == [2, 3]
+    several = sort(reference=[one, other])
+    assert dict(zip(several[2], several[3])) == {0: 1, 2: 0, 3: 0}, "every picture goes to the person that it shows"
+    assert sort(min_similarity=1.0)[0] == [] and sort(face="largest", face_index=1)[0] == []
+
+
+def two_people() -> torch.Tensor:
+    """Two drawn people side by side, the larger one on the right, as IMAGE `[1,160,320,3]`."""
+    scene = torch.full((1, 160, 320, 3), 0.5)
+    scene[:, 16:144, 16:144] = portrait(PERSON, size=128)
+    scene[:, :, 160:] = portrait(OTHER, size=160)
+    return scene
+
+
+def test_one_of_several_faces_is_chosen_by_order_number_box_or_mask(recogniser):
+    from conftest import ASSETS
+
+    import facegrad
+
+    detector = facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[320])
+    scene = two_people()
+    found, _, count, _, boxes, mask = call(faces.DetectFaces, image=scene, detector=detector)
+    assert count == 2 and len(boxes[0]) == 2 and mask.shape == (1, 160, 320)
+    persons = [call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER)]
+
+    def similarity(person, **more):
+        return call(people.FaceSimilarity, image=scene, reference=persons[person], detector=detector, recogniser=recogniser, **more)[0]
+
+    largest, left = ([similarity(who, **more) for who in (0, 1)] for more in ({}, {"order": "left to right"}))
+    assert largest[1] > largest[0] + 0.2 and left[0] > left[1] + 0.2, "the largest face is the right one"
+    assert [similarity(who, face_index=1) for who in (0, 1)] == left
+    images, box, masks, picked = call(faces.PickFace, image=scene, faces=found, order="left to right", face_index=0, margin=0.0)
+    assert box[0]["x"] + box[0]["width"] < 160 and masks[0][0, :, 160:].sum() == 0 and picked[0].found[0][0].bbox[2] < 160
+    for more in ({"bboxes": box[0]}, {"bboxes": box}, {"bboxes": [box]}, {"mask": masks[0]}):
+        kept = call(faces.DetectFaces, image=scene, detector=detector, **more)[0]
+        assert [face.bbox for face in kept.found[0]] == [picked[0].found[0][0].bbox], more
+    with pytest.raises(ValueError, match="mask: expected 320x160"):
+        call(faces.DetectFaces, image=scene, detector=detector, mask=torch.ones(1, 8, 8))
+    with pytest.raises(ValueError, match="face_index: no image has a face with the number 7"):
+        call(faces.PickFace, image=scene, faces=found, face_index=7)
+
+
+def test_a_sample_is_found_by_its_content_whatever_its_number_format():
+    from facegrad_nodes.matching import match
+
+    torch.manual_seed(3)
+    connected = [torch.randn(4, 8, 8), torch.randn(4, 8, 12), torch.randn(4, 8, 8)]
+    connected.append(connected[0].clone())
+    trained = [connected[2].bfloat16(), connected[0] * 0.18215, connected[3], connected[1]]
+    assert match(connected, trained, lambda latent: latent * 0.18215) == [2, 0, 3, 1]
+    with pytest.raises(ValueError, match="sample 0 of the training set is none of the 4 latents"):
+        match(connected, [torch.randn(4, 8, 8)], lambda latent: latent)
+
+
+def test_the_pack_can_be_published_and_installed():
+    """The registry's fields, and what ComfyUI's manager reads."""
+    import sys
+
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib is Python 3.11's")
+    import tomllib
+
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text())
+    about, comfy = project["project"], project["tool"]["comfy"]
+    assert "comfyui" not in about["name"].lower() and comfy["requires-comfyui"] and comfy["PublisherId"] and comfy["DisplayName"]
+    assert any(line.startswith("Operating System ::") for line in about["classifiers"])
+    assert (FOLDER / comfy["Icon"]).is_file() and (FOLDER / "LICENSE-MIT").is_file() and (FOLDER / "LICENSE-APACHE").is_file()
+    assert (FOLDER / "requirements.txt").read_text().split() == about["dependencies"]
+    assert (FOLDER / "LICENSE-MIT").read_text() == (FOLDER.parents[1] / "LICENSE-MIT").read_text()
+    entry = (FOLDER / "__init__.py").read_text()
+    assert "requirements.txt" in entry and 'WEB_DIRECTORY = "./web"' in entry

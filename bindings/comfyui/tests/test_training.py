@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def identity(graph: Graph, model: str, faces: dict[str, list[Any]], **more: Any)
     """The Face Identity Loss node: own images as references, every step counts."""
     settings = {
         "weight": 1.0, "align_mode": "kps", "landmarks": "reference", "t_min": 0.0, "t_max": 1.0, "time_weight": "constant",
-        "every_n_steps": 1, "target_similarity": 1.0,
+        "every_n_steps": 1, "target_similarity": 1.0, "decode": "full",
     } | more  # fmt: skip
     if "reference_images" not in settings and "reference" not in settings:
         settings["reference_images"] = [graph.add("Portraits", first=0, count=2), 0]
@@ -99,13 +100,13 @@ def watched(comfy, kind: str, weight: float | None, latents: str = "", **more: A
     """What the trainer's first predictions were and which gradients reached them; `weight` None: without the node."""
     graph = Graph()
     model = graph.add("Model", kind=kind)
-    if weight is not None:
-        model = identity(graph, model, models(graph), weight=weight)
-    model = graph.add("Watch", model=[model, 0], cancel_after=0)
-    lists = {}
+    lists, connected = {}, {}
     if latents == "two sizes":
         pair = graph.add("LatentList", each=1)
-        lists = {"latents": [pair, 0], "positive": [pair, 1]}
+        lists, connected = {"latents": [pair, 0], "positive": [pair, 1]}, {"latents": [pair, 0]}
+    if weight is not None:
+        model = identity(graph, model, models(graph), weight=weight, **connected)
+    model = graph.add("Watch", model=[model, 0], cancel_after=0)
     train(comfy, graph, [model, 0], steps=1, **lists, **more)
     return run(comfy, graph)["seen"]
 
@@ -247,7 +248,7 @@ def test_own_images_as_references_are_decoded_and_a_training_without_faces_says_
     for at, name in enumerate(("picture", "similarity", "text")):
         graph.keep(name, shown, at)
     kept = run(comfy, graph)
-    assert "skipped: 6 × no_reference_face" in kept["text"] and math.isnan(kept["similarity"])
+    assert "skipped: 6 × no_reference_face" in kept["text"] and kept["similarity"] == 0
     assert kept["picture"].shape[-1] == 3 and list((comfy.folder / "temp").glob("facegrad_*.png"))
     assert "in 3 steps no sample counted" in caplog.text
     graph = Graph()
@@ -301,7 +302,7 @@ def test_an_unknown_latent_format_is_refused(comfy, monkeypatch):
 @pytest.mark.parametrize("name", ["drawn", "far"])
 def test_packs_are_found_where_face_nodes_and_extra_paths_keep_them(comfy, name):
     graph = Graph()
-    assert comfy.inputs("FacegradLoadFacePack")["pack"][0] == ["drawn", "far"]
+    assert comfy.options("FacegradLoadFacePack", "pack") == ["drawn", "far", "drawn (demo)"]
     pack = graph.add("FacegradLoadFacePack", pack=name, det_sizes="128", device="auto")
     looks = [graph.add("Looks", person=0), 0]
     parts = {"detector": [pack, 0], "recogniser": [pack, 1]}
@@ -314,10 +315,18 @@ def test_packs_are_found_where_face_nodes_and_extra_paths_keep_them(comfy, name)
     kept = run(comfy, graph)
     assert kept["mean"] > 0.7 and kept["crops"].shape == (3, 112, 112, 3)
     assert (comfy.folder / "output/face_references/drawn.safetensors").is_file()
-    assert comfy.inputs("FacegradLoadFaceReference")["file"][0] == ["drawn.safetensors"]
-    node = comfy.nodes["FacegradLoadFacePack"]()
-    with pytest.raises(FileNotFoundError, match="buffalo_l.zip"):
-        node.load("elsewhere", "128", "cpu")
+    assert comfy.options("FacegradLoadFaceReference", "file") == ["drawn.safetensors"]
+    load = comfy.nodes["FacegradLoadFacePack"].execute
+    with pytest.raises(FileNotFoundError, match="pack: there is no InsightFace pack 'elsewhere'.*buffalo_l.zip"):
+        load(pack="elsewhere", det_sizes="128", device="cpu")
+    broken = comfy.folder / "models/insightface/models/half"
+    broken.mkdir(exist_ok=True)
+    (broken / "something.onnx").write_bytes(b"")
+    try:
+        with pytest.raises(FileNotFoundError, match="pack: 'half' holds no face detector that is known .something.onnx."):
+            load(pack="half", det_sizes="128", device="cpu")
+    finally:
+        (broken / "something.onnx").unlink()
 
 
 def test_decoders_are_comfyuis_over_the_same_memory(comfy):
@@ -341,7 +350,9 @@ def test_decoders_are_comfyuis_over_the_same_memory(comfy):
         for parameter in tiny.taesd_decoder.parameters():  # ComfyUI's layers start empty.
             parameter.copy_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02))
         stand_in = type("Vae", (), {"first_stage_model": tiny})
-        made = comfy.nodes["FacegradVaeForFaceLoss"]().make(stand_in, "none", False, "auto", "cpu")[0]
+        made = (
+            comfy.nodes["FacegradVaeForFaceLoss"].execute(vae=stand_in, recompute="none", slicing=False, dtype="auto", device="cpu").args[0]
+        )
         assert torch.allclose(made.vae.decode(latent), tiny.taesd_decoder(latent), atol=1e-4)
         assert made.latents(SD15()) == {"latent_format": "none"}
         assert made.latents(SD15(), in_vae_space=True)["latent_format"]["custom"]["std"] == pytest.approx([0.18215] * 4)
@@ -351,26 +362,248 @@ def test_decoders_are_comfyuis_over_the_same_memory(comfy):
         assert not torch.allclose(made.vae.decode(latent), before), "the weights are shared"
 
 
-@pytest.mark.parametrize("name", ["train_lora_with_identity_loss", "face_similarity", "gradient_chain"])
-def test_example_graphs_fit_the_nodes(comfy, name):
-    """Every node and input of the examples exists, in both forms, and the examples use every kind of node."""
-    import json
+def pictures(comfy, count: int = 3):
+    """A folder of drawn people of several sizes in ComfyUI's input folder; its name."""
+    import folder_paths
+    from conftest import portrait
 
-    from inside import NODES
+    from facegrad_nodes.draw import to_pil
 
-    folder = NODES / "example_workflows"
-    prompt, page = (json.loads((folder / f"{name}{form}.json").read_text()) for form in ("_api", ""))
-    assert sorted(node["class_type"] for node in prompt.values()) == sorted(node["type"] for node in page["nodes"])
-    for node in prompt.values():
-        if node["class_type"].startswith("Facegrad"):
-            inputs = comfy.nodes[node["class_type"]].INPUT_TYPES()
-            known = inputs["required"] | inputs.get("optional", {})
-            assert inputs["required"].keys() <= node["inputs"].keys() <= known.keys(), node
-            for key, value in node["inputs"].items():
-                kind = known[key][0]
-                if isinstance(value, list):
-                    source = prompt[value[0]]["class_type"]
-                    if source.startswith("Facegrad"):
-                        assert comfy.nodes[source].RETURN_TYPES[value[1]] == kind
-                elif isinstance(kind, list) and key not in ("pack", "file"):
-                    assert value in kind
+    folder = comfy.folder / f"input/people_{count}"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder_paths.set_input_directory(str(comfy.folder / "input"))
+    for at in range(count):
+        to_pil(portrait(5_000_000 + at)[0]).save(folder / f"{at}.png")
+    return folder.name
+
+
+def test_a_folder_of_references_is_one_input_and_every_picture_is_trained_towards_its_own(comfy, monkeypatch):
+    """Core's loader gives a list. The node runs once, and sees as many references as there are pictures."""
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda *where: sorted(listdir(*where)))
+    graph = Graph()
+    images = graph.add("LoadImageDataSetFromFolder", folder=pictures(comfy, 2))
+    node = identity(graph, graph.add("Model", kind="FLOW"), models(graph), reference_images=[images, 0])
+    graph.keep("model", node)
+    graph.keep("log", node, 1)
+    train(comfy, graph, [node, 0])
+    kept = run(comfy, graph)
+    training = kept["model"].wrappers["sampler_sample"]["facegrad"][0].__self__
+    assert training.references.count == 2 and len(kept["log"].records) == 3
+    # The same as one batch of the two pictures.
+    assert same(kept["lora"], with_identity(comfy)["lora"])
+
+
+def test_pictures_of_several_sizes_find_their_references_by_content_or_are_refused(comfy):
+    """Resolution Bucket puts pictures of one size together: small, large, small becomes small, small, large."""
+    assert comfy.newer
+
+    def bucketed(connect: bool, references: int = 3, **more: Any):
+        graph = Graph()
+        latents = graph.add("Mixed")
+        bucket = graph.add("ResolutionBucket", latents=[latents, 0], conditioning=[latents, 1])
+        images = {"reference_images": [graph.add("Portraits", first=0, count=references), 0], **more}
+        if connect:
+            images["latents"] = [latents, 0]
+        node = identity(graph, graph.add("Model", kind="FLOW"), models(graph), **images)
+        graph.keep("model", node)
+        graph.keep("log", node, 1)
+        train(comfy, graph, [graph.add("Order", model=[node, 0]), 0], [bucket, 0], [bucket, 1], bucket_mode=True, batch_size=1, steps=6)
+        return graph
+
+    kept = run(comfy, bucketed(True, data_types="person\nobject\nperson"))
+    # The trainer's second sample is the user's third; the user's second, which is no person, is the trainer's last.
+    assert kept["orders"] == [[0, 2, 1]]
+    wide = [record.outcomes == ["data_type"] for record in kept["log"].records]
+    assert any(wide) and not all(wide)
+    assert "connect `latents`" in failing(comfy, bucketed(False))
+    graph = bucketed(True)
+    loss = next(node for node in graph.values() if node["class_type"] == "FacegradFaceIdentityLoss")
+    loss["inputs"]["latents"] = [graph.add("Latents", count=3, seed=77, width=8), 0]
+    assert "is none of the 3 latents" in failing(comfy, graph)
+
+
+def test_one_reference_cannot_tell_where_the_faces_of_many_pictures_are(comfy):
+    graph = Graph()
+    one = [graph.add("Portraits", first=0, count=1), 0]
+    train(
+        comfy,
+        graph,
+        [identity(graph, graph.add("Model", kind="FLOW"), models(graph), reference_images=one, landmarks="detect_or_reference"), 0],
+    )
+    assert "choose landmarks `detect`" in failing(comfy, graph)
+
+
+def test_the_lora_is_saved_where_the_log_is_empty(comfy):
+    """A log of a loss whose model nobody trains: it says so, and the rest of the graph runs."""
+    graph = Graph()
+    model = graph.add("Model", kind="FLOW")
+    node = identity(graph, model, models(graph))
+    key = train(comfy, graph, [model, 0])
+    shown = graph.add("FacegradFaceLossLog", log=[node, 1], loss_map=[key, 1 if comfy.newer else 2])
+    graph.keep("text", shown, 2)
+    graph.keep("similarity", shown, 1)
+    graph.add("SaveLoRA", lora=[key, 0], prefix="loras/empty_log")
+    kept = run(comfy, graph)
+    assert kept["text"].startswith("no step was taken") and kept["similarity"] == 0
+    assert list((comfy.folder / "output/loras").glob("empty_log*"))
+
+
+@pytest.mark.parametrize("kind", ["FLOW", "EPS", "V_PREDICTION"])
+def test_rollouts_push_what_the_model_makes_of_noise(comfy, kind):
+    """They are taken when due, change the LoRA, and leave the trainer's random numbers alone."""
+    settings = {"weight": 0.0, "rollout_weight": 1.0, "rollout_every_n_steps": 2, "landmarks": "detect"}
+    without = with_identity(comfy, kind, settings | {"rollout_weight": 0.0}, steps=4)
+    touched = with_identity(comfy, kind, settings, steps=4)
+    assert [bool(record.rollout) for record in touched["log"].records] == [True, False, True, False]
+    figures = touched["log"].records[0].rollout
+    assert figures["rollout/predictions_with_gradient"] == 1 and figures["rollout/predictions_without_gradient"] >= 4
+    assert touched["loss"]["loss"][0] >= without["loss"]["loss"][0] - 1e-6
+
+
+def test_a_model_as_flow_matching_gives_back_its_own_x0(comfy):
+    """Whatever a model predicts: x − t·velocity is the x0 that ComfyUI's model gives for the same signal-to-noise ratio."""
+    import stand_ins
+
+    from facegrad_nodes.rollouts import ModelAsFlow
+
+    for kind in ("FLOW", "EPS", "V_PREDICTION"):
+        sampling = stand_ins.model(kind).model.model_sampling
+        x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.7])
+        seen = {}
+
+        def guider(x, sigma, seen=seen, x0=x0):
+            seen.update(x=x, sigma=sigma)
+            return x0
+
+        wide = t.view(-1, 1, 1, 1)
+        x = (1 - wide) * x0 + wide * noise
+        velocity = ModelAsFlow(guider, sampling, {}, 4)(x, t)
+        assert torch.allclose(x - wide * velocity, x0, atol=1e-5) and torch.allclose(velocity, noise - x0, atol=1e-4)
+        # The model got what ComfyUI's own sampling would have made of the same picture and noise.
+        assert torch.allclose(seen["x"], sampling.noise_scaling(seen["sigma"], noise, x0, False), atol=1e-4), kind
+
+
+def test_face_models_leave_the_memory_when_comfyui_wants_it(comfy):
+    import comfy.model_management as memory
+
+    graph = Graph()
+    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
+    graph.keep("detector", pack)
+    graph.keep("recogniser", pack, 1)
+    kept = run(comfy, graph)
+    detector, recogniser = kept["detector"], kept["recogniser"]
+    listed = [entry.model for entry in memory.current_loaded_models]
+    assert detector._patcher in listed and recogniser._patcher in listed and detector.loaded
+    memory.unload_all_models()
+    assert not detector.loaded and not recogniser.loaded and detector._patcher.loaded_size() == 0
+    from conftest import portrait
+
+    images = comfy.module("layout").planes(portrait(5_000_000))
+    assert len(comfy.module("models").detector(detector).detect(images)[0]) == 1
+    assert detector.loaded and detector._patcher in [entry.model for entry in memory.current_loaded_models]
+
+
+def test_faces_go_into_comfyuis_crop_and_mask_nodes_and_back(comfy):
+    graph = Graph()
+    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
+    image = [graph.add("Portraits", first=0, count=1), 0]
+    found = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0])
+    picked = graph.add("FacegradPickFace", image=image, faces=[found, 0], margin=0.2)
+    crop = graph.add("ImageCropV2", image=[picked, 0], crop_region=[picked, 1])
+    again = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0], bboxes=[found, 4], mask=[found, 5])
+    inverted = graph.add("InvertMask", mask=[found, 5])
+    nobody = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0], mask=[inverted, 0])
+    for name, key, at in (("box", picked, 1), ("crop", crop, 0), ("count", again, 2), ("none", nobody, 2), ("mask", found, 5)):
+        graph.keep(name, key, at)
+    graph.keep("drawn", graph.add("DrawBBoxes", image=image, bboxes=[found, 4]))
+    kept = run(comfy, graph)
+    box = kept["box"]
+    assert kept["crop"].shape[1:3] == (box["height"], box["width"]) and kept["count"] == 1 and kept["none"] == 0
+    assert 0 < kept["mask"].mean() < 0.9 and kept["drawn"].shape == (1, 128, 128, 3)
+
+
+def test_the_objects_of_other_packs_are_read_by_their_files(comfy):
+    from types import SimpleNamespace
+
+    from conftest import ASSETS, call, portrait
+
+    from facegrad_nodes import people
+
+    part = lambda name, **more: SimpleNamespace(model_file=str(ASSETS / name), **more)  # noqa: E731
+    analysis = SimpleNamespace(models={"detection": part("detector.onnx", input_size=(128, 128)), "recognition": part("judge.onnx")})
+    reference, *_ = call(people.FaceReference, image=portrait(5_000_000), detector=analysis, recogniser=analysis)
+    assert "judge.onnx" in reference.recogniser
+    with pytest.raises(ValueError, match="use Load Face Pack instead"):
+        call(people.FaceReference, image=portrait(5_000_000), detector=SimpleNamespace(models={}), recogniser=analysis)
+    accepted = comfy.inputs("FacegradFaceReference")["detector"][0]
+    assert {"FACE_DETECTOR", "INSIGHTFACE", "FACEANALYSIS"} <= set(accepted.split(","))
+
+
+def test_a_folder_is_sorted_by_who_is_on_its_pictures(comfy):
+    graph = Graph()
+    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
+    parts = {"detector": [pack, 0], "recogniser": [pack, 1]}
+    person = graph.add("FacegradFaceReference", image=[graph.add("Looks", person=1), 0], **parts)
+    images = graph.add("LoadImageDataSetFromFolder", folder=pictures(comfy, 3))
+    sort = graph.add(
+        "FacegradSortBySimilarity", image=[images, 0], reference=[person, 0], **parts, min_similarity=0.6, best_n=1,
+        sort="most similar first", face="most similar", face_index=0, columns=2,
+    )  # fmt: skip
+    for at, name in enumerate(("images", "similarity", "index", "person", "rejected", "grid")):
+        graph.keep(name, sort, at)
+    kept = run(comfy, graph)
+    from conftest import portrait
+
+    assert torch.allclose(kept["images"], portrait(5_000_001), atol=1 / 255)
+    assert kept["similarity"] > 0.6 and kept["index"] in (0, 1, 2) and kept["person"] == 0 and kept["grid"].ndim == 4
+    # Nobody is similar enough: the graph goes on, and what hangs on the list does not run.
+    graph[sort]["inputs"]["min_similarity"] = 1.0
+    assert "images" not in run(comfy, graph)
+
+
+def test_a_pack_is_downloaded_after_its_licence_was_accepted(comfy, monkeypatch):
+    import facegrad.download
+
+    asked = []
+
+    def download(name, root):
+        asked.append((name, root))
+        from types import SimpleNamespace
+
+        return SimpleNamespace(detector=root / "models" / name / "det.onnx")
+
+    monkeypatch.setattr(facegrad.download, "download_pack", download)
+    node = comfy.nodes["FacegradDownloadFacePack"]
+    shown = node.execute(pack="buffalo_l", accept_licence=False)
+    assert not asked and "research" in shown.ui["text"][0] and "accept_licence" in shown.ui["text"][0]
+    assert node.execute(pack="buffalo_l", accept_licence=True).args[0].endswith("models/insightface/models/buffalo_l")
+    assert asked[0][0] == "buffalo_l"
+
+
+def test_linked_folders_are_listed(comfy):
+    host, folder = comfy.module("host"), comfy.folder / "models/insightface"
+    (comfy.folder / "far").mkdir()
+    (comfy.folder / "far/linked.onnx").write_bytes(b"")
+    (folder / "link").symlink_to(comfy.folder / "far")
+    (comfy.folder / "far/up").symlink_to(folder)  # a circle
+    try:
+        assert "link/linked.onnx" in host.files("insightface", (".onnx",))
+    finally:
+        (folder / "link").unlink()
+
+
+def test_the_similarity_is_shown_on_the_node_that_trains(comfy, monkeypatch):
+    host, trainer = comfy.module("host"), comfy.module("trainer")
+    shown, previews = [], []
+    monkeypatch.setattr(trainer, "SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(host, "show_text", lambda text, node: shown.append((text, node)))
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", lambda value, total, preview, node_id=None: previews.append(preview))
+    graph = Graph()
+    faces = models(graph)
+    node = identity(graph, graph.add("Model", kind="FLOW"), faces)
+    key = train(comfy, graph, [node, 0])
+    graph.keep("detector", faces["detector"][0])
+    assert not run(comfy, graph)["detector"].loaded, "after a training the face models are not on the card"
+    assert len(shown) == 3 and all(who == key and "similarity lately" in text for text, who in shown)
+    assert sum(preview is not None for preview in previews) == 3
