@@ -8,9 +8,9 @@ library predicts (`norm_stats: auto`).
 `run` makes all steps of a training of 20 pictures without their gradients, with a small KL decoder that was trained on
 photographs, and counts the exact passes; it goes on where it was stopped. `exactness` then compares gradients with those
 of the whole image. `total` combines these counts with the seconds of single steps of FLUX.1's decoder
-(`benches/window.py --ways "eager,exact,window exact,window predicted"`), and counts multiply-adds: 2,000 real steps of that size take a day.
+(`benches/window.py --ways "eager,exact,window exact,window predicted"`), and counts multiply-adds: 2,000 real steps of that size take too long.
 
-The pictures are cut from photographs that the choice of features, penalty and limits never saw (`--photos choice` shows
+The pictures are cut from photographs that the choice of features and penalty never saw (`--photos choice` shows
 those that it saw). x0 is the estimate of the linear denoiser with the least mean square error.
 """
 

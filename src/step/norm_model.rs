@@ -20,7 +20,6 @@ const NEAREST: usize = 6;
 /// Measured errors before the model is believed.
 const MIN_CHECKS: usize = 4;
 /// The largest mean error of a model that is good: the root mean square difference of the groups' mean/σ and log σ².
-/// `benches/window_average.py` shows the cosines of gradients that belong to it.
 const MAX_ERROR: f64 = 0.25;
 /// Features that are farther from all passes, in units of [`Ridge::predict`], are unlike all before.
 const MAX_NOVELTY: f64 = 4.0;

@@ -7,7 +7,7 @@
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
-/// λ. `benches/window_average.py` chose it on photographs that its figures do not show.
+/// λ, chosen on photographs that the figures of `benches/window_average.py` do not show.
 const PENALTY: f64 = 1e-3;
 /// A feature with a smaller deviation than this part of the others' is scaled as if it had this one.
 const LEAST_SPREAD: f64 = 1e-2;
@@ -55,9 +55,10 @@ impl Ridge {
             return Ok(None);
         };
         // Not the largest: one picture unlike the others must not make all such pictures look known.
-        let mut variances: Vec<f64> = (0..count)
-            .map(|at| 1.0 / inverse[at * count + at])
-            .collect();
+        // The rows add up to zero, by which every row would follow from the others; 1/(λn) takes that out.
+        let centre = 1.0 / (PENALTY * count as f64);
+        let left = |at: usize| (inverse[at * count + at] - centre).max(f64::MIN_POSITIVE);
+        let mut variances: Vec<f64> = (0..count).map(|at| 1.0 / left(at)).collect();
         variances.sort_by(f64::total_cmp);
         let variance = variances[(count - 1) * 9 / 10];
         let side = count as i64;
