@@ -223,7 +223,7 @@ def goal(folder: Path, name: str, wanted: bool = False) -> str:
                  f"{most - start:.3f}; of it the face loss wins {100 * by / (most - start):.0f} %.")
         if wanted and start + .12 > most - .01:
             text += (f" +0.12 would be {start + .12:.3f}, as much as the decoder can draw at all. The goal was set in an earlier world of the demo, "
-                     f"where such a LoRA reached 0.60: it cannot be had from here.")
+                     f"where such a LoRA reached 0.60. It leaves no room for that gain here, as far as that limit is right.")
     return textwrap.fill(text, 124)
 
 
@@ -293,7 +293,8 @@ The same settings, 50 steps:
 
 300 steps. The last two rows have four times the λ of rollouts, {four}; the last one is without the pause while faces vanish
 (`min_found`). That pause was added because of what the last row shows, so the row before it is no independent test. It
-softens the collapse of one person and does not prevent it: in long trainings with a large λ the guard is not enough.
+softens the collapse of one person and does not prevent it: in long trainings with a large λ the guard is not enough. In the
+runs of people 10 and 11 the pause could not act, since every rollout found its face; one run serves both rows.
 
     python examples/demo/results.py long
 
