@@ -5,7 +5,7 @@
 //! variables").
 
 use crate::error::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// λ, chosen on photographs that the figures of `benches/window_average.py` do not show.
 const PENALTY: f64 = 1e-3;
@@ -47,22 +47,23 @@ impl Ridge {
             .f_clamp_min(LEAST_SPREAD * spread)?
             .f_mul_scalar(width.sqrt())?;
         let rows = off.f_div(&scale)?;
-        let mut kernel = values(&rows.f_matmul(&rows.f_transpose(0, 1)?)?)?;
-        for at in 0..count {
-            kernel[at * count + at] += PENALTY;
-        }
-        let Some(inverse) = inverse(&kernel, count) else {
+        let penalty = Tensor::f_eye(count as i64, (Kind::Double, Device::Cpu))?;
+        let kernel = rows.f_matmul(&rows.f_transpose(0, 1)?)?;
+        let kernel = kernel.f_add(&penalty.f_mul_scalar(PENALTY)?)?;
+        // The factor, and 0 where the matrix is positive definite.
+        let (factor, failed) = kernel.f_linalg_cholesky_ex(false, false)?;
+        if number(&failed.f_to_kind(Kind::Double)?)? != 0.0 {
             return Ok(None);
-        };
+        }
+        let inverse = factor.f_cholesky_inverse(false)?;
         // Not the largest: one picture unlike the others must not make all such pictures look known.
         // The rows add up to zero, by which every row would follow from the others; 1/(λn) takes that out.
         let centre = 1.0 / (PENALTY * count as f64);
-        let left = |at: usize| (inverse[at * count + at] - centre).max(f64::MIN_POSITIVE);
-        let mut variances: Vec<f64> = (0..count).map(|at| 1.0 / left(at)).collect();
+        let left = |own: f64| (own - centre).max(f64::MIN_POSITIVE);
+        let own = values(&inverse.f_diagonal(0, 0, 1)?)?;
+        let mut variances: Vec<f64> = own.into_iter().map(|own| 1.0 / left(own)).collect();
         variances.sort_by(f64::total_cmp);
         let variance = variances[(count - 1) * 9 / 10];
-        let side = count as i64;
-        let inverse = Tensor::f_from_slice(&inverse)?.f_view([side, side])?;
         let target = targets.f_mean_dim(batch, false, Kind::Double)?;
         let weights = inverse.f_matmul(&targets.f_sub(&target)?)?;
         Ok(Some(Ridge {
@@ -96,43 +97,6 @@ fn number(tensor: &Tensor) -> Result<f64> {
 
 fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::try_from(tensor.f_reshape(-1)?)?)
-}
-
-/// The inverse of a symmetric positive definite matrix by Cholesky's factors; `None` where it is not one.
-fn inverse(matrix: &[f64], side: usize) -> Option<Vec<f64>> {
-    // Row by row: the factor L in `lower`, and its inverse beside it.
-    let mut lower = vec![0.0; side * side];
-    let mut inverse = vec![0.0; side * side];
-    for row in 0..side {
-        for column in 0..=row {
-            let (a, b) = (row * side, column * side);
-            let done: f64 = (0..column).map(|k| lower[a + k] * lower[b + k]).sum();
-            let left = matrix[a + column] - done;
-            lower[a + column] = match column == row {
-                true if left > 0.0 => left.sqrt(),
-                true => return None,
-                false => left / lower[b + column],
-            };
-        }
-        let pivot = lower[row * side + row];
-        for column in 0..=row {
-            let unit = f64::from(u8::from(column == row));
-            let done: f64 = (column..row)
-                .map(|k| lower[row * side + k] * inverse[k * side + column])
-                .sum();
-            inverse[row * side + column] = (unit - done) / pivot;
-        }
-    }
-    let mut product = vec![0.0; side * side];
-    for row in 0..side {
-        for column in 0..=row {
-            let terms = (row..side).map(|k| inverse[k * side + row] * inverse[k * side + column]);
-            let sum: f64 = terms.sum();
-            product[row * side + column] = sum;
-            product[column * side + row] = sum;
-        }
-    }
-    Some(product)
 }
 
 #[cfg(test)]
@@ -181,20 +145,5 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
-    }
-
-    #[test]
-    fn an_inverse_times_its_matrix_is_one() {
-        let matrix = [4.0, 2.0, 0.6, 2.0, 5.0, 1.0, 0.6, 1.0, 3.0];
-        let inverse = inverse(&matrix, 3).unwrap();
-        for row in 0..3 {
-            for column in 0..3 {
-                let sum: f64 = (0..3)
-                    .map(|k| matrix[row * 3 + k] * inverse[k * 3 + column])
-                    .sum();
-                assert!((sum - f64::from(u8::from(row == column))).abs() < 1e-12);
-            }
-        }
-        assert!(super::inverse(&[1.0, 2.0, 2.0, 1.0], 2).is_none());
     }
 }

@@ -3,6 +3,7 @@
 use super::budget::{Cost, count, limited};
 use super::node::{Call, Class, Operator, class, elements, one, op};
 use crate::error::{Result, bail};
+use crate::tensor::upload;
 use tch::{Device, Kind, Tensor};
 
 /// This file's operators.
@@ -125,7 +126,7 @@ fn scatter(call: &Call) -> Result<Vec<Tensor>> {
     let (x, indices, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let places = Places::read(call)?;
     let mut rows = places.rows(indices)?;
-    let row = Tensor::f_from_slice(&rows)?.f_to_device(x.device())?;
+    let row = upload(&rows, x.device())?;
     let shape = |n: i64| [&[n], places.part.as_slice()].concat();
     let flat = x.f_reshape(shape(count(&places.named) as i64))?;
     let updates = updates
