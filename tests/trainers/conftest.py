@@ -141,3 +141,9 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def sd15(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random SD 1.5, made in the environment of the module's trainer."""
+    folder = tmp_path_factory.mktemp("sd15")
+    trainer.call(HERE / "tiny_sd15.py", folder)
+    return folder

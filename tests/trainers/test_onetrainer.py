@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import HERE, Trainer, compare, rolled_out, with_rollouts
+from conftest import Trainer, compare, rolled_out, with_rollouts
 
 CASES = {
     "plain": {},
@@ -24,15 +24,8 @@ def trainer() -> Trainer:
     return found
 
 
-@pytest.fixture(scope="module")
-def model(trainer: Trainer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sd15")
-    trainer.call(HERE / "tiny_sd15.py", folder)
-    return folder
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_train(trainer: Trainer, case: str, model: Path, photos: Path, face: Path, tmp_path: Path):
+def test_train(trainer: Trainer, case: str, sd15: Path, photos: Path, face: Path, tmp_path: Path):
     bf16, prior = "bf16" in case, "prior" in case
     section = with_rollouts(face, tmp_path) if "rollouts" in case else face
     concepts = []
@@ -46,7 +39,7 @@ def test_train(trainer: Trainer, case: str, model: Path, photos: Path, face: Pat
         work = tmp_path / f"work{with_face}"
         work.mkdir()
         config = {
-            "__version": 11, "model_type": "STABLE_DIFFUSION_15", "training_method": "LORA", "base_model_name": str(model / "pipeline"),
+            "__version": 11, "model_type": "STABLE_DIFFUSION_15", "training_method": "LORA", "base_model_name": str(sd15 / "pipeline"),
             "concepts": concepts, "samples": [], "output_model_format": "KOHYA_LORA",
             "workspace_dir": str(work), "cache_dir": str(work / "cache"), "output_model_destination": str(work / "lora.safetensors"),
             "train_device": "cpu", "temp_device": "cpu", "train_dtype": "FLOAT_32", "fallback_train_dtype": "FLOAT_32", "resolution": "64",

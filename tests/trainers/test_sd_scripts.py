@@ -19,15 +19,8 @@ def trainer() -> Trainer:
     return found
 
 
-@pytest.fixture(scope="module")
-def model(trainer: Trainer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sd15")
-    trainer.call(HERE / "tiny_sd15.py", folder)
-    return folder
-
-
 @pytest.mark.parametrize("case", ["plain", "rollouts", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
-def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, face: Path, tmp_path: Path):
+def test_train_network(trainer: Trainer, case: str, sd15: Path, photos: Path, face: Path, tmp_path: Path):
     data = tmp_path / "data/1_a person"
     data.mkdir(parents=True)
     for file in photos.iterdir():
@@ -42,7 +35,7 @@ def test_train_network(trainer: Trainer, case: str, model: Path, photos: Path, f
     if "bf16" in case:
         extra += ["--mixed_precision", "bf16", "--full_bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--min_snr_gamma", "5"]
     arguments = [
-        "--pretrained_model_name_or_path", model / "pipeline", "--tokenizer_cache_dir", model / "tokenizers", "--train_data_dir", tmp_path / "data",
+        "--pretrained_model_name_or_path", sd15 / "pipeline", "--tokenizer_cache_dir", sd15 / "tokenizers", "--train_data_dir", tmp_path / "data",
         "--output_name", "lora", "--network_module", "networks.lora", "--network_dim", "4", "--resolution", "64,64", "--train_batch_size", "2",
         "--max_train_steps", "2", "--learning_rate", "1e-4", "--seed", "1", "--max_data_loader_n_workers", "0", "--network_train_unet_only",
         "--save_model_as", "safetensors", "--lr_scheduler", "constant", *extra,

@@ -9,7 +9,8 @@ from .chain import DecodeOnTape, FaceLossOnTape, GradientOfLoss, PredictX0, Unpa
 from .examples import ExamplePictures
 from .faces import AlignedFaceCrops, DetectFaces, PickFace
 from .loaders import DownloadFacePack, LoadFaceDetector, LoadFacePack, LoadFaceRecogniser, VaeForFaceLoss
-from .people import FaceReference, FaceSimilarity, LoadFaceReference, SaveFaceReference, SortBySimilarity
+from .people import FaceReference, LoadFaceReference, SaveFaceReference
+from .similarity import FaceSimilarity, SortBySimilarity
 from .training import FaceIdentityLoss, FaceLossLog
 
 #: Their ids are what saved graphs hold; they never change.

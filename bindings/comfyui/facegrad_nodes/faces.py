@@ -16,6 +16,8 @@ from .draw import overlay
 from .layout import pixels, planes
 from .sockets import CATEGORY, FACES, ORDERS, Faces, detector_input, recogniser_input
 
+#: Of an input that takes a list of pictures.
+FOLDER_TIP = "One image, a batch, or the list that a folder loader gives."
 #: Where a widget chooses among the faces of an image.
 FACE_TIP = "Which face of an image counts, where it has several: the face with this number (0 is the first) in this order."
 

@@ -11,7 +11,7 @@ import torch
 from conftest import call, portrait
 
 import facegrad_nodes
-from facegrad_nodes import faces, people, references
+from facegrad_nodes import faces, people, references, similarity
 from facegrad_nodes.loaders import sizes
 from facegrad_nodes.sockets import Faces
 
@@ -130,7 +130,7 @@ def test_one_person_is_similar_and_another_is_not(detector, recogniser):
     assert count == 2 and crops.shape == (2, 112, 112, 3)
     assert reference.embedding.norm().item() == pytest.approx(1, abs=1e-5)
     images = torch.cat([portrait(PERSON, 2), portrait(OTHER, 2), torch.zeros(1, 128, 128, 3)])
-    mean, scores, overlay = call(people.FaceSimilarity, image=images, reference=reference, detector=detector, recogniser=recogniser)
+    mean, scores, overlay = call(similarity.FaceSimilarity, image=images, reference=reference, detector=detector, recogniser=recogniser)
     assert scores[0] > 0.7 > 0.58 > scores[1] and scores[2] == -1
     assert mean == pytest.approx((scores[0] + scores[1]) / 2) and overlay[0].shape == images.shape
 
@@ -141,7 +141,7 @@ def test_where_no_picture_has_a_face_the_node_says_so(detector, recogniser):
         call(people.FaceReference, image=blank, detector=detector, recogniser=recogniser)
     reference, *_ = call(people.FaceReference, image=portrait(PERSON), detector=detector, recogniser=recogniser)
     with pytest.raises(ValueError, match="no face was found in any of the 2 image"):
-        call(people.FaceSimilarity, image=blank, reference=reference, detector=detector, recogniser=recogniser)
+        call(similarity.FaceSimilarity, image=blank, reference=reference, detector=detector, recogniser=recogniser)
 
 
 def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
@@ -209,19 +209,19 @@ def test_lists_of_pictures_of_several_sizes_are_judged_and_sorted(detector, reco
     one, other = (call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER))
     images = [portrait(OTHER, 2), torch.zeros(1, 64, 96, 3), portrait(PERSON, 2, 160), portrait(PERSON, 1)]
     parts = {"detector": detector, "recogniser": recogniser}
-    mean, scores, overlay = call(people.FaceSimilarity, image=images, reference=one, **parts)
+    mean, scores, overlay = call(similarity.FaceSimilarity, image=images, reference=one, **parts)
     assert scores[1] == -1 and min(scores[2:]) > 0.7 > scores[0] and [len(batch) for batch in overlay] == [1] * 4
     assert mean == pytest.approx((scores[0] + scores[2] + scores[3]) / 3)
 
     def sort(**more):
-        settings = {"min_similarity": 0.58, "best_n": 0, "sort": people.SORTED[0], "face": "most similar", "face_index": 0, "columns": 2}
-        return call(people.SortBySimilarity, image=images, **parts, **(settings | {"reference": one} | more))
+        settings = {"min_similarity": 0.58, "best_n": 0, "sort": similarity.SORTED[0], "face": "most similar", "face_index": 0, "columns": 2}
+        return call(similarity.SortBySimilarity, image=images, **parts, **(settings | {"reference": one} | more))
 
-    kept, similarity, index, person, rejected, grid = sort()
+    kept, scored, index, person, rejected, grid = sort()
     best = sorted((2, 3), key=lambda at: -scores[at])
-    assert index == best and similarity == pytest.approx([scores[at] for at in best]) and len(rejected) == 2 and person == [0, 0]
+    assert index == best and scored == pytest.approx([scores[at] for at in best]) and len(rejected) == 2 and person == [0, 0]
     assert torch.equal(kept[0], images[best[0]]) and grid.shape[0] == 1
-    assert sort(best_n=1)[2] == best[:1] and sort(sort=people.SORTED[1])[2] == best[::-1] and sort(sort=people.SORTED[2])[2] == [2, 3]
+    assert sort(best_n=1)[2] == best[:1] and sort(sort=similarity.SORTED[1])[2] == best[::-1] and sort(sort=similarity.SORTED[2])[2] == [2, 3]
     several = sort(reference=[one, other])
     assert dict(zip(several[2], several[3])) == {0: 1, 2: 0, 3: 0}, "every picture goes to the person that it shows"
     assert sort(min_similarity=1.0)[0] == [] and sort(face="largest", face_index=1)[0] == []
@@ -246,12 +246,12 @@ def test_one_of_several_faces_is_chosen_by_order_number_box_or_mask(recogniser):
     assert count == 2 and len(boxes[0]) == 2 and mask.shape == (1, 160, 320)
     persons = [call(people.FaceReference, image=portrait(who), detector=detector, recogniser=recogniser)[0] for who in (PERSON, OTHER)]
 
-    def similarity(person, **more):
-        return call(people.FaceSimilarity, image=scene, reference=persons[person], detector=detector, recogniser=recogniser, **more)[0]
+    def alike(person, **more):
+        return call(similarity.FaceSimilarity, image=scene, reference=persons[person], detector=detector, recogniser=recogniser, **more)[0]
 
-    largest, left = ([similarity(who, **more) for who in (0, 1)] for more in ({}, {"order": "left to right"}))
+    largest, left = ([alike(who, **more) for who in (0, 1)] for more in ({}, {"order": "left to right"}))
     assert largest[1] > largest[0] + 0.2 and left[0] > left[1] + 0.2, "the largest face is the right one"
-    assert [similarity(who, face_index=1) for who in (0, 1)] == left
+    assert [alike(who, face_index=1) for who in (0, 1)] == left
     images, box, masks, picked = call(faces.PickFace, image=scene, faces=found, order="left to right", face_index=0, margin=0.0)
     assert box[0]["x"] + box[0]["width"] < 160 and masks[0][0, :, 160:].sum() == 0 and picked[0].found[0][0].bbox[2] < 160
     for more in ({"bboxes": box[0]}, {"bboxes": box}, {"bboxes": [box]}, {"mask": masks[0]}):

@@ -9,61 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compare import relative
-
-
-class Graph(dict):
-    """A prompt in the API's form, written node by node."""
-
-    def add(self, node: str, **inputs: Any) -> str:
-        key = str(len(self) + 1)
-        self[key] = {"class_type": node, "inputs": inputs}
-        return key
-
-    def keep(self, name: str, key: str, output: int = 0) -> None:
-        self.add("Keep", value=[key, output], name=name)
-
-
-def models(graph: Graph, threshold: float = 0.5) -> dict[str, list[Any]]:
-    """The face models, and the VAE."""
-    detector = graph.add("FacegradLoadFaceDetector", file="models/drawn/det_500m.onnx", det_sizes="128", threshold=threshold, device="auto")
-    recogniser = graph.add("FacegradLoadFaceRecogniser", file="recogniser.safetensors", dtype="f32", device="auto")
-    vae = graph.add("FacegradVaeForFaceLoss", vae=[graph.add("Vae"), 0], recompute="none", slicing=False, dtype="auto", device="auto")
-    return {"detector": [detector, 0], "recogniser": [recogniser, 0], "face_vae": [vae, 0]}
-
-
-def identity(graph: Graph, model: str, faces: dict[str, list[Any]], **more: Any) -> str:
-    """The Face Identity Loss node: own images as references, every step counts."""
-    settings = {
-        "weight": 1.0, "align_mode": "kps", "landmarks": "reference", "t_min": 0.0, "t_max": 1.0, "time_weight": "constant",
-        "every_n_steps": 1, "target_similarity": 1.0, "decode": "full",
-    } | more  # fmt: skip
-    if "reference_images" not in settings and "reference" not in settings:
-        settings["reference_images"] = [graph.add("Portraits", first=0, count=2), 0]
-    return graph.add("FacegradFaceIdentityLoss", model=[model, 0], **faces, **settings)
-
-
-def train(comfy, graph: Graph, model: list[Any], latents: list[Any] | None = None, positive: list[Any] | None = None, **more: Any) -> str:
-    """The Train LoRA node of whichever version."""
-    settings = {
-        "batch_size": 2, "grad_accumulation_steps": 1, "steps": 3, "learning_rate": 0.01, "rank": 4, "optimizer": "AdamW", "loss_function": "MSE",
-        "seed": 3, "training_dtype": "fp32", "lora_dtype": "fp32", "algorithm": "LoRA", "gradient_checkpointing": False, "existing_lora": "[None]",
-        "quantized_backward": False, "checkpoint_depth": 1, "offloading": False, "bucket_mode": False, "bypass_mode": False,
-    } | more  # fmt: skip
-    settings = {name: value for name, value in settings.items() if name in comfy.inputs("TrainLoraNode")}
-    latents = latents or [graph.add("Latents", count=2, seed=5, width=8), 0]
-    positive = positive or [graph.add("Conditioning", count=2), 0]
-    key = graph.add("TrainLoraNode", model=model, latents=latents, positive=positive, **settings)
-    first = 0 if comfy.newer else 1
-    for at, name in enumerate(("lora", "loss", "steps")):
-        graph.keep(name, key, first + at)
-    return key
-
-
-def run(comfy, graph: Graph):
-    torch.manual_seed(11)
-    done = comfy.run(graph)
-    assert done.failed is None, done.failed["exception_message"] + "".join(done.failed["traceback"])
-    return done.kept
+from graphs import Graph, failing, identity, models, pictures, run, train
 
 
 def plain(comfy, kind: str = "FLOW", **more: Any):
@@ -256,14 +202,6 @@ def test_own_images_as_references_are_decoded_and_a_training_without_faces_says_
     assert same(kept["lora"], run(comfy, graph)["lora"])
 
 
-def failing(comfy, graph: Graph) -> str:
-    """The message of the node that fails; the queue must go on."""
-    torch.manual_seed(11)
-    done = comfy.run(graph)
-    assert done.failed is not None, "the graph did not fail"
-    return done.failed["exception_message"]
-
-
 def test_bad_input_ends_in_a_message_of_the_node(comfy):
     before = plain(comfy)
 
@@ -297,84 +235,6 @@ def test_an_unknown_latent_format_is_refused(comfy, monkeypatch):
     graph = Graph()
     train(comfy, graph, [identity(graph, graph.add("Model", kind="EPS"), models(graph)), 0])
     assert "latent format is not a scale and shift" in failing(comfy, graph)
-
-
-@pytest.mark.parametrize("name", ["drawn", "far"])
-def test_packs_are_found_where_face_nodes_and_extra_paths_keep_them(comfy, name):
-    graph = Graph()
-    assert comfy.options("FacegradLoadFacePack", "pack") == ["drawn", "far", "drawn (demo)"]
-    pack = graph.add("FacegradLoadFacePack", pack=name, det_sizes="128", device="auto")
-    looks = [graph.add("Looks", person=0), 0]
-    parts = {"detector": [pack, 0], "recogniser": [pack, 1]}
-    reference = graph.add("FacegradFaceReference", image=looks, **parts)
-    graph.add("FacegradSaveFaceReference", reference=[reference, 0], name="drawn")
-    similarity = graph.add("FacegradFaceSimilarity", image=looks, reference=[reference, 0], **parts)
-    found = graph.add("FacegradDetectFaces", image=looks, detector=[pack, 0])
-    graph.keep("crops", graph.add("FacegradAlignedFaceCrops", image=looks, faces=[found, 0], recogniser=[pack, 1]))
-    graph.keep("mean", similarity)
-    kept = run(comfy, graph)
-    assert kept["mean"] > 0.7 and kept["crops"].shape == (3, 112, 112, 3)
-    assert (comfy.folder / "output/face_references/drawn.safetensors").is_file()
-    assert comfy.options("FacegradLoadFaceReference", "file") == ["drawn.safetensors"]
-    load = comfy.nodes["FacegradLoadFacePack"].execute
-    with pytest.raises(FileNotFoundError, match="pack: there is no InsightFace pack 'elsewhere'.*buffalo_l.zip"):
-        load(pack="elsewhere", det_sizes="128", device="cpu")
-    broken = comfy.folder / "models/insightface/models/half"
-    broken.mkdir(exist_ok=True)
-    (broken / "something.onnx").write_bytes(b"")
-    try:
-        with pytest.raises(FileNotFoundError, match="pack: 'half' holds no face detector that is known .something.onnx."):
-            load(pack="half", det_sizes="128", device="cpu")
-    finally:
-        (broken / "something.onnx").unlink()
-
-
-def test_decoders_are_comfyuis_over_the_same_memory(comfy):
-    """KL as the VAE's latents, TAESD as the model's; both as ComfyUI's own networks decode them."""
-    import stand_ins
-    from comfy.latent_formats import SD15
-    from comfy.taesd.taesd import TAESD
-
-    graph = Graph()
-    decoder = graph.add("FacegradVaeForFaceLoss", vae=[graph.add("Vae"), 0], recompute="blocks", slicing=True, dtype="auto", device="auto")
-    graph.keep("decoder", decoder)
-    ours, latent = run(comfy, graph)["decoder"], torch.randn(2, 4, 8, 8)
-    with torch.no_grad():
-        want = stand_ins.vae().first_stage_model.decode(latent) / 2 + 0.5
-        assert torch.allclose(ours.vae.decode(latent), want, atol=1e-4)
-        assert ours.latents(SD15()) == {"latent_format": {"custom": {"std": pytest.approx([1 / 0.18215] * 4), "mean": [0.0] * 4}}}
-        assert ours.latents(SD15(), in_vae_space=True) == {"latent_format": "none"}
-
-        torch.manual_seed(2)
-        tiny = TAESD(latent_channels=4)
-        for parameter in tiny.taesd_decoder.parameters():  # ComfyUI's layers start empty.
-            parameter.copy_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02))
-        stand_in = type("Vae", (), {"first_stage_model": tiny})
-        made = (
-            comfy.nodes["FacegradVaeForFaceLoss"].execute(vae=stand_in, recompute="none", slicing=False, dtype="auto", device="cpu").args[0]
-        )
-        assert torch.allclose(made.vae.decode(latent), tiny.taesd_decoder(latent), atol=1e-4)
-        assert made.latents(SD15()) == {"latent_format": "none"}
-        assert made.latents(SD15(), in_vae_space=True)["latent_format"]["custom"]["std"] == pytest.approx([0.18215] * 4)
-        last = next(p for name, p in tiny.taesd_decoder.named_parameters() if name.startswith("18"))
-        before = made.vae.decode(latent)
-        last.mul_(1.1)
-        assert not torch.allclose(made.vae.decode(latent), before), "the weights are shared"
-
-
-def pictures(comfy, count: int = 3):
-    """A folder of drawn people of several sizes in ComfyUI's input folder; its name."""
-    import folder_paths
-    from conftest import portrait
-
-    from facegrad_nodes.draw import to_pil
-
-    folder = comfy.folder / f"input/people_{count}"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder_paths.set_input_directory(str(comfy.folder / "input"))
-    for at in range(count):
-        to_pil(portrait(5_000_000 + at)[0]).save(folder / f"{at}.png")
-    return folder.name
 
 
 def test_a_folder_of_references_is_one_input_and_every_picture_is_trained_towards_its_own(comfy, monkeypatch):
@@ -451,7 +311,7 @@ def test_the_lora_is_saved_where_the_log_is_empty(comfy):
 
 @pytest.mark.parametrize("kind", ["FLOW", "EPS", "V_PREDICTION"])
 def test_rollouts_push_what_the_model_makes_of_noise(comfy, kind):
-    """They are taken when due, change the LoRA, and leave the trainer's random numbers alone."""
+    """They are taken when due, and say what they cost."""
     settings = {"weight": 0.0, "rollout_weight": 1.0, "rollout_every_n_steps": 2, "landmarks": "detect"}
     without = with_identity(comfy, kind, settings | {"rollout_weight": 0.0}, steps=4)
     touched = with_identity(comfy, kind, settings, steps=4)
@@ -482,115 +342,6 @@ def test_a_model_as_flow_matching_gives_back_its_own_x0(comfy):
         assert torch.allclose(x - wide * velocity, x0, atol=1e-5) and torch.allclose(velocity, noise - x0, atol=1e-4)
         # The model got what ComfyUI's own sampling would have made of the same picture and noise.
         assert torch.allclose(seen["x"], sampling.noise_scaling(seen["sigma"], noise, x0, False), atol=1e-4), kind
-
-
-def test_face_models_leave_the_memory_when_comfyui_wants_it(comfy):
-    import comfy.model_management as memory
-
-    graph = Graph()
-    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
-    graph.keep("detector", pack)
-    graph.keep("recogniser", pack, 1)
-    kept = run(comfy, graph)
-    detector, recogniser = kept["detector"], kept["recogniser"]
-    listed = [entry.model for entry in memory.current_loaded_models]
-    assert detector._patcher in listed and recogniser._patcher in listed and detector.loaded
-    memory.unload_all_models()
-    assert not detector.loaded and not recogniser.loaded and detector._patcher.loaded_size() == 0
-    from conftest import portrait
-
-    images = comfy.module("layout").planes(portrait(5_000_000))
-    assert len(comfy.module("models").detector(detector).detect(images)[0]) == 1
-    assert detector.loaded and detector._patcher in [entry.model for entry in memory.current_loaded_models]
-
-
-def test_faces_go_into_comfyuis_crop_and_mask_nodes_and_back(comfy):
-    graph = Graph()
-    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
-    image = [graph.add("Portraits", first=0, count=1), 0]
-    found = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0])
-    picked = graph.add("FacegradPickFace", image=image, faces=[found, 0], margin=0.2)
-    crop = graph.add("ImageCropV2", image=[picked, 0], crop_region=[picked, 1])
-    again = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0], bboxes=[found, 4], mask=[found, 5])
-    inverted = graph.add("InvertMask", mask=[found, 5])
-    nobody = graph.add("FacegradDetectFaces", image=image, detector=[pack, 0], mask=[inverted, 0])
-    for name, key, at in (("box", picked, 1), ("crop", crop, 0), ("count", again, 2), ("none", nobody, 2), ("mask", found, 5)):
-        graph.keep(name, key, at)
-    graph.keep("drawn", graph.add("DrawBBoxes", image=image, bboxes=[found, 4]))
-    kept = run(comfy, graph)
-    box = kept["box"]
-    assert kept["crop"].shape[1:3] == (box["height"], box["width"]) and kept["count"] == 1 and kept["none"] == 0
-    assert 0 < kept["mask"].mean() < 0.9 and kept["drawn"].shape == (1, 128, 128, 3)
-
-
-def test_the_objects_of_other_packs_are_read_by_their_files(comfy):
-    from types import SimpleNamespace
-
-    from conftest import ASSETS, call, portrait
-
-    from facegrad_nodes import people
-
-    part = lambda name, **more: SimpleNamespace(model_file=str(ASSETS / name), **more)  # noqa: E731
-    analysis = SimpleNamespace(models={"detection": part("detector.onnx", input_size=(128, 128)), "recognition": part("judge.onnx")})
-    reference, *_ = call(people.FaceReference, image=portrait(5_000_000), detector=analysis, recogniser=analysis)
-    assert "judge.onnx" in reference.recogniser
-    with pytest.raises(ValueError, match="use Load Face Pack instead"):
-        call(people.FaceReference, image=portrait(5_000_000), detector=SimpleNamespace(models={}), recogniser=analysis)
-    accepted = comfy.inputs("FacegradFaceReference")["detector"][0]
-    assert {"FACE_DETECTOR", "INSIGHTFACE", "FACEANALYSIS"} <= set(accepted.split(","))
-
-
-def test_a_folder_is_sorted_by_who_is_on_its_pictures(comfy):
-    graph = Graph()
-    pack = graph.add("FacegradLoadFacePack", pack="drawn", det_sizes="128", device="auto")
-    parts = {"detector": [pack, 0], "recogniser": [pack, 1]}
-    person = graph.add("FacegradFaceReference", image=[graph.add("Looks", person=1), 0], **parts)
-    images = graph.add("LoadImageDataSetFromFolder", folder=pictures(comfy, 3))
-    sort = graph.add(
-        "FacegradSortBySimilarity", image=[images, 0], reference=[person, 0], **parts, min_similarity=0.6, best_n=1,
-        sort="most similar first", face="most similar", face_index=0, columns=2,
-    )  # fmt: skip
-    for at, name in enumerate(("images", "similarity", "index", "person", "rejected", "grid")):
-        graph.keep(name, sort, at)
-    kept = run(comfy, graph)
-    from conftest import portrait
-
-    assert torch.allclose(kept["images"], portrait(5_000_001), atol=1 / 255)
-    assert kept["similarity"] > 0.6 and kept["index"] in (0, 1, 2) and kept["person"] == 0 and kept["grid"].ndim == 4
-    # Nobody is similar enough: the graph goes on, and what hangs on the list does not run.
-    graph[sort]["inputs"]["min_similarity"] = 1.0
-    assert "images" not in run(comfy, graph)
-
-
-def test_a_pack_is_downloaded_after_its_licence_was_accepted(comfy, monkeypatch):
-    import facegrad.download
-
-    asked = []
-
-    def download(name, root):
-        asked.append((name, root))
-        from types import SimpleNamespace
-
-        return SimpleNamespace(detector=root / "models" / name / "det.onnx")
-
-    monkeypatch.setattr(facegrad.download, "download_pack", download)
-    node = comfy.nodes["FacegradDownloadFacePack"]
-    shown = node.execute(pack="buffalo_l", accept_licence=False)
-    assert not asked and "research" in shown.ui["text"][0] and "accept_licence" in shown.ui["text"][0]
-    assert node.execute(pack="buffalo_l", accept_licence=True).args[0].endswith("models/insightface/models/buffalo_l")
-    assert asked[0][0] == "buffalo_l"
-
-
-def test_linked_folders_are_listed(comfy):
-    host, folder = comfy.module("host"), comfy.folder / "models/insightface"
-    (comfy.folder / "far").mkdir()
-    (comfy.folder / "far/linked.onnx").write_bytes(b"")
-    (folder / "link").symlink_to(comfy.folder / "far")
-    (comfy.folder / "far/up").symlink_to(folder)  # a circle
-    try:
-        assert "link/linked.onnx" in host.files("insightface", (".onnx",))
-    finally:
-        (folder / "link").unlink()
 
 
 def test_the_similarity_is_shown_on_the_node_that_trains(comfy, monkeypatch):

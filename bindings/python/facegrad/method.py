@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,22 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
     section = content["model"] if isinstance(content.get("model"), dict) else content
-    check_keys((key for key in section if str(key).startswith(_OURS)), f"{file}: ")
     known = _known()
+    check_keys((key for key in section if str(key).startswith(_OURS)), known, f"{file}: ")
     ours = {key: value for key, value in section.items() if key in known}
     log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
     return ours
 
 
-def check_keys(keys: Iterable[Any], where: str = "") -> None:
-    """Refuses keys that are neither the loss's nor the method's.
+def check_keys(keys: Iterable[Any], known: Collection[str], where: str = "") -> None:
+    """Refuses keys that are not known.
+
+    Args:
+        where: what the error begins with
 
     Raises:
         ValueError: names the first such key, with the nearest that is known
     """
-    known = _known()
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
@@ -83,7 +85,7 @@ class Method:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         # Before any model is looked for: a misspelt key is the nearer cause.
-        check_keys(config)
+        check_keys(config, _known())
         keys = dict(config)
         self.root: str | None = keys.pop("arcface_root", None)
         if _flag(keys, "use_t_aware_weighting"):

@@ -5,15 +5,15 @@ docs/trainers.md lists the keys: those of the loss (docs/configuration.md) and t
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._library import build_info
+from ..method import check_keys
 from .recall import KEYS as ROLLOUT_KEYS
 from .recall import checked as checked_rollouts
 
@@ -79,7 +79,7 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
     else:
         where, content = f"{source}: face_loss", _content(Path(source))
     keys = dict(content["face_loss"] if isinstance(content.get("face_loss"), Mapping) else content)
-    _known(keys, (*build_info()["loss_keys"], *OWN), where)
+    check_keys(keys, sorted([*build_info()["loss_keys"], *OWN]), f"{where}: ")
     rollouts = _rollouts(keys.pop("rollouts", None), f"{where}: rollouts")
     persons = tuple(_person(name, value, where) for name, value in (keys.pop("persons", None) or {}).items())
     if len(persons) > 1 and any(person.match is None for person in persons):
@@ -106,14 +106,6 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
     )  # fmt: skip
 
 
-def _known(keys: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
-            raise ValueError(f"{where}: unknown key `{key}`{hint}; known are {', '.join(sorted(known))}")
-
-
 def _rollouts(given: Any, where: str) -> dict[str, Any] | None:
     if given is None or given is False:
         return None
@@ -121,7 +113,7 @@ def _rollouts(given: Any, where: str) -> dict[str, Any] | None:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: expected an object with some of the keys {', '.join(sorted(ROLLOUT_KEYS))}, or true, got {given!r}")
-    _known(given, ROLLOUT_KEYS, where)
+    check_keys(given, sorted(ROLLOUT_KEYS), f"{where}: ")
     try:
         return checked_rollouts(given)
     except (TypeError, ValueError) as error:
