@@ -59,7 +59,12 @@ def main(data: Path, reference_python: Path, versions: list[str]) -> None:
     # What is installed counts, and not this checkout.
     for name in ("PYTHONPATH", "FACEGRAD_LIBRARY"):
         os.environ.pop(name, None)
-    (wheel,) = (ROOT / "dist").glob("facegrad-*.whl")
+    wheels = list((ROOT / "dist").glob("facegrad-*.whl"))
+    if len(wheels) != 1:
+        sys.exit(f"expected one wheel in {ROOT / 'dist'}, found {len(wheels)}: run `make wheel` first")
+    if not (data / "golden").is_dir():
+        sys.exit(f"{data} is not the folder of test data: set FACEGRAD_TEST_DATA")
+    wheel = wheels[0]
     listed = (ROOT / "torch/versions.txt").read_text().split()
     bad = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -57,6 +57,8 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
 def main(versions: list[str]) -> None:
     """Makes both and checks the wheel."""
     BUILT.mkdir(parents=True, exist_ok=True)
+    # One wheel and one sdist, those of this version.
+    shutil.rmtree(DIST, ignore_errors=True)
     build_core()
     parts.main(BUILT / parts.part.TEXT, BUILT, versions)
     (BUILT / "THIRD-PARTY-LICENSES.txt").write_text(licences.text(ROOT, TARGET))
