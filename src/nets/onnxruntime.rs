@@ -4,9 +4,10 @@
 use crate::config::{Engine, Provider, Runtime};
 use crate::error::{Error, Result, bail};
 use crate::tensor::torch_folder;
-use once_cell::sync::OnceCell;
+use once_cell::sync::{Lazy, OnceCell};
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::value::TensorRef;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -14,12 +15,8 @@ use tch::Device;
 /// clean-up at exit races with other libraries'.
 static RUNTIME: OnceCell<(ort::environment::Environment, String)> = OnceCell::new();
 
-/// Names that the system's loader knows.
-const NAMES: [&str; 3] = [
-    "libonnxruntime.so.1",
-    "libonnxruntime.so",
-    "libonnxruntime.dylib",
-];
+/// The library's name on this platform. Behind it may stand a version.
+static NAME: Lazy<String> = Lazy::new(|| format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}"));
 
 /// Whether ONNX Runtime is to run a network, and why, where that was left open.
 pub fn chosen(runtime: &Runtime, device: Device) -> Result<(bool, &'static str)> {
@@ -90,7 +87,8 @@ fn candidates(configured: Option<&Path>) -> Result<Vec<PathBuf>> {
     }
     let named = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
     let mut all: Vec<PathBuf> = named.map(PathBuf::from).into_iter().collect();
-    all.extend(NAMES.map(PathBuf::from));
+    // Names that the system's loader knows.
+    all.extend([format!("{}.1", *NAME), NAME.clone()].map(PathBuf::from));
     // The Python wheels of torch and ONNX Runtime lie side by side.
     let beside = torch_folder().and_then(|torch| Some(torch.parent()?.join("onnxruntime/capi")));
     all.extend(beside.and_then(|folder| in_folder(&folder).ok()));
@@ -107,7 +105,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        name.starts_with("libonnxruntime.so") || name == "libonnxruntime.dylib"
+        name.starts_with(NAME.as_str())
     };
     match entries.flatten().map(|entry| entry.path()).find(library) {
         Some(path) => Ok(path),

@@ -6,11 +6,13 @@
 use crate::error::{Result, bail};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 use once_cell::sync::Lazy;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::ffi::c_void;
 use std::path::PathBuf;
 use tch::Device;
 
-const LIBRARY: &str = "libtorch_cuda.so";
+/// libtorch's CUDA half, as this platform names it.
+static LIBRARY: Lazy<String> = Lazy::new(|| format!("{DLL_PREFIX}torch_cuda{DLL_SUFFIX}"));
 const RTLD_NOLOAD: i32 = 4;
 
 type CreateGuard = unsafe extern "C" fn(*mut c_void, i32, *mut *mut c_void) -> i32;
@@ -66,8 +68,8 @@ static SHIM: Lazy<Option<Shim>> = Lazy::new(|| {
 
 /// Opens the library beside the libtorch of this process, or finds the one that is loaded already.
 fn open(flags: i32) -> Option<Library> {
-    let beside = super::torch_folder().map(|torch| torch.join("lib").join(LIBRARY));
-    let names = [beside, Some(LIBRARY.into())];
+    let beside = super::torch_folder().map(|torch| torch.join("lib").join(&*LIBRARY));
+    let names = [beside, Some(LIBRARY.as_str().into())];
     names.into_iter().flatten().find_map(|name: PathBuf| {
         // SAFETY: libtorch's initialisers have no preconditions; with RTLD_NOLOAD none runs.
         unsafe { Library::open(Some(name), flags) }.ok()
@@ -93,7 +95,8 @@ pub fn parse_device(text: &str) -> Result<Device> {
     if SHIM.is_none() {
         bail!(
             Device,
-            "device {text}: {LIBRARY} cannot be loaded; install a CUDA build of torch {} or use \"cpu\"",
+            "device {text}: {} cannot be loaded; install a CUDA build of torch {} or use \"cpu\"",
+            *LIBRARY,
             super::running_torch()
         );
     }
@@ -102,10 +105,11 @@ pub fn parse_device(text: &str) -> Result<Device> {
         // libtorch decides once whether it has a CUDA half.
         bail!(
             Device,
-            "device {text}: the driver has {} CUDA device(s), but libtorch was asked for CUDA before {LIBRARY} was loaded \
-             (a seed does that too) and will not look again; load or link {LIBRARY} where the program begins, or make the \
+            "device {text}: the driver has {} CUDA device(s), but libtorch was asked for CUDA before {library} was loaded \
+             (a seed does that too) and will not look again; load or link {library} where the program begins, or make the \
              first facegrad context before anything else of libtorch",
-            devices_of_the_driver()
+            devices_of_the_driver(),
+            library = *LIBRARY
         );
     }
     if !tch::Cuda::is_available() || ordinal >= count {
@@ -142,7 +146,7 @@ pub fn cuda_devices() -> i64 {
 /// Makes a host's stream current on this thread. Returns what [`leave_stream`] needs.
 pub(super) fn enter_stream(stream: *mut c_void, index: i32) -> Result<usize> {
     let Some(shim) = SHIM.as_ref() else {
-        bail!(Device, "stream: {LIBRARY} is not loaded");
+        bail!(Device, "stream: {} is not loaded", *LIBRARY);
     };
     let mut guard = std::ptr::null_mut();
     // SAFETY: the host vouches for the stream; `guard` receives an owned pointer.

@@ -49,7 +49,7 @@ pub fn check_torch() -> Result<()> {
     if minor(&running) != minor(compiled_torch()) {
         bail!(
             Torch,
-            "this process has torch {running}, but the libfacegrad_torch.so that it loaded was compiled for torch {}; \
+            "this process has torch {running}, but the libfacegrad_torch that it loaded was compiled for torch {}; \
              load the one for torch {running} instead (docs/torch.md)",
             compiled_torch()
         );

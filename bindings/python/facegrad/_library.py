@@ -41,6 +41,8 @@ def _load() -> c.CDLL:
     if found is None:
         looked = ", ".join(map(str, _part.cores()))
         raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Install facegrad again, or run `make build` in a checkout.")
+    if _part.is_cut(found):
+        raise ImportError(f"facegrad: {found} is cut off; install facegrad again")
     part = _load_part(found)
     # The library's dependency on its part is resolved by the one that is loaded already (same SONAME).
     try:
@@ -66,6 +68,9 @@ def _load_part(core: Path) -> c.CDLL:
     running, reasons = torch.__version__, []
     for path in _part.candidates(core, running):
         if not path.exists():
+            continue
+        if _part.is_cut(path):
+            reasons.append(f"{path} is cut off")
             continue
         # The core takes the first part that this process has loaded, so the wrong one is not even tried.
         compiled = _part.compiled_for(path)

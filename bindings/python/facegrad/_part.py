@@ -51,6 +51,16 @@ def compiled_for(part: Path) -> str:
     return match[1].decode() if match else "unknown"
 
 
+def is_cut(library: Path) -> bool:
+    """Whether an ELF library is shorter than its header says. To load such a file would end the process with a signal."""
+    with library.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(b"\x7fELF"):
+        return False
+    offset, size, count = (int.from_bytes(head[start:end], "little") for start, end in ((40, 48), (58, 60), (60, 62)))
+    return library.stat().st_size < offset + size * count
+
+
 def user_folder() -> Path:
     """Where ``python -m facegrad build`` puts parts: ``$XDG_CACHE_HOME/facegrad``, by default ``~/.cache/facegrad``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
