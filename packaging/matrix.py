@@ -50,7 +50,8 @@ def installed(wheel: Path, version: str, folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin/python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-compile"]
-    subprocess.run([*pip, f"torch=={version}", wheel], check=True)
+    if subprocess.run([*pip, f"torch=={version}", wheel]).returncode != 0:
+        sys.exit(f"torch {version} and the wheel cannot be installed side by side; pip says why above. It takes up to 10 GB of {folder.parent}")
     return python
 
 
