@@ -17,7 +17,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "bindings/python/facegrad"))
-import _part  # noqa: E402
+import _part
 
 
 def build_core(output: Path) -> None:

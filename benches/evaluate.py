@@ -24,10 +24,10 @@ import torch
 import facegrad
 
 warnings.filterwarnings("ignore")
-from insightface.app import FaceAnalysis  # noqa: E402
+from insightface.app import FaceAnalysis
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
-from iresnet import seeded  # noqa: E402
+from iresnet import seeded
 
 
 def pack(folder: Path, data: Path, recogniser: str) -> Path:

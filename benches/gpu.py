@@ -36,9 +36,9 @@ from facegrad.trainers.rollout import Rollout
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests/fixtures"))
-from iresnet import seeded  # noqa: E402
+from iresnet import seeded
 
-from step import TEMPLATE, grid  # noqa: E402
+from step import TEMPLATE, grid
 
 PLOT = ROOT / "docs/gpu.png"
 RANK, PIXELS = 16, 128

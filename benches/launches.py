@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 import facegrad
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/fixtures"))
-from iresnet import seeded  # noqa: E402
+from iresnet import seeded
 
-from step import TEMPLATE  # noqa: E402
+from step import TEMPLATE
 
 #: Operations that only describe memory, or reserve it.
 SILENT = (

@@ -45,8 +45,8 @@ def main() -> None:
                 value[0] = batch if value[0] == 1 else value[0]
                 shape.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(value))
         plain, frozen = convert(model).eval(), convert(model).eval().requires_grad_(False)
-        # Smooth as pictures are: in white noise the last bit decides which units are on.
-        smooth = lambda: torch.nn.functional.interpolate(torch.rand(batch, 3, 14, 14), size=(112, 112), mode="bicubic").clamp(0, 1)  # noqa: E731
+        # Images as smooth as photographs: in white noise the last bit decides which units are active.
+        smooth = lambda: torch.nn.functional.interpolate(torch.rand(batch, 3, 14, 14), size=(112, 112), mode="bicubic").clamp(0, 1)
         images, references = smooth(), smooth()
         points = TEMPLATE.expand(batch, 5, 2)
         # Both align; the landmarks are the template's own, so that every pixel stays where it is.

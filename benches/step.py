@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import facegrad
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
-from iresnet import seeded  # noqa: E402
+from iresnet import seeded
 
 TEMPLATE = torch.tensor(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], dtype=torch.float64
@@ -55,8 +55,11 @@ def main() -> None:
     features.running_mean.copy_(raw.mean(0))
     features.running_var.copy_(raw.var(0))
     net.features = features
-    # Smooth as pictures are: in white noise the last bit of a sampling point would show in the gradient.
-    smooth = lambda: torch.nn.functional.interpolate(torch.rand(count, 3, 24, 24, device=device), size=(size, size), mode="bicubic").clamp(0, 1)  # noqa: E731
+
+    def smooth() -> torch.Tensor:
+        """Images as smooth as photographs: in white noise the gradient would show the last bit of a sampling point."""
+        return torch.nn.functional.interpolate(torch.rand(count, 3, 24, 24, device=device), size=(size, size), mode="bicubic").clamp(0, 1)
+
     images, references = smooth().requires_grad_(), smooth()
     points = (TEMPLATE.float() * size / 160 + size * 0.15).expand(count, 5, 2)
     points = points + torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(0))

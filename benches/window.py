@@ -28,9 +28,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from decoder import work_of  # noqa: E402
+from decoder import work_of
 
-from step import TEMPLATE, grid  # noqa: E402
+from step import TEMPLATE, grid
 
 WAYS = {
     "eager": "eager PyTorch",
@@ -73,8 +73,8 @@ def step_of(way: str, size: int, face: float, halo: int | None) -> Callable[[], 
     detector = DATA / "models/det_500m.onnx"
     if way == "eager":
         finder = facegrad.Detector(detector, det_sizes=[640]) if detector.exists() else None
-        crop = lambda x: torch.nn.functional.grid_sample(x, grid(points, size)[None], align_corners=False)  # noqa: E731
-        embed = lambda x: torch.nn.functional.normalize(net(crop(x) * 2 - 1))  # noqa: E731
+        crop = lambda x: torch.nn.functional.grid_sample(x, grid(points, size)[None], align_corners=False)
+        embed = lambda x: torch.nn.functional.normalize(net(crop(x) * 2 - 1))
 
         def step() -> torch.Tensor:
             leaf = latents.clone().requires_grad_()

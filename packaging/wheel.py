@@ -18,7 +18,7 @@ import licences
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "torch"))
-import parts  # noqa: E402
+import parts
 
 WORK = ROOT / "target/wheel"
 BUILT = WORK / "facegrad"

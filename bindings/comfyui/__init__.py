@@ -15,7 +15,7 @@ if importlib.util.find_spec("facegrad") is None:
         f"{sys.executable} -m pip install -r {Path(__file__).resolve().parent / 'requirements.txt'}"
     )
 
-from .facegrad_nodes import comfy_entrypoint  # noqa: E402
+from .facegrad_nodes import comfy_entrypoint
 
 #: Help pages, and what shows text and warnings on the nodes.
 WEB_DIRECTORY = "./web"

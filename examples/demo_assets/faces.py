@@ -79,7 +79,7 @@ class Look:
     shirt: tuple = (.3, .45, .6)
 
     @staticmethod
-    def random(r: np.random.Generator, strength: float = 1.0) -> "Look":
+    def random(r: np.random.Generator, strength: float = 1.0) -> Look:
         """A look drawn from `r`; `strength` 1 is the range the shipped models were trained on."""
         s = strength
         return Look(yaw=r.uniform(-.45, .45) * s, pitch=r.uniform(-.22, .22) * s, smile=r.uniform(-.3, 1),

@@ -57,7 +57,7 @@ HOOKS = {
         ("models/base.py", "ComfyPipeline", "get_loss_fn", []),
         ("models/flux.py", "FluxPipeline", "prepare_inputs", ["inputs"]),
     ],
-}
+}  # fmt: skip
 
 #: What diffusers' scripts must name in the function that calls accelerator.backward.
 VARIABLES = {"model_input", "noise", "noisy_model_input", "model_pred", "target"}

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from world import ROOT
 
 sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "tests/fixtures")]
-import counts  # noqa: E402
-import decoder  # noqa: E402
+import counts
+import decoder
 
 
 def multiply_adds(run: object, *arguments: object, **named: object) -> float:

@@ -26,7 +26,7 @@ logging.set_verbosity_error()
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "examples/demo_assets"
 sys.path.insert(0, str(ASSETS))
-from faces import portrait  # noqa: E402
+from faces import portrait
 
 #: People that the demo's networks were not trained with.
 FIRST = 5_000_000

@@ -1,8 +1,10 @@
-"""Reads facegrad.h, as cbindgen writes it, so that what depends on the list of functions is made from it.
+"""Reads facegrad.h, as cbindgen writes it, and makes from it what depends on the list of functions.
 
-    header.py calls HEADER OUT WORLD     C code that calls every function: see calls.c
-    header.py freeze HEADER FOLDER       keeps HEADER as FOLDER/v<ABI version>/facegrad.h, if it only grew
-    header.py compare OLD NEW            fails, with a line each, where NEW breaks a promise that OLD made
+    header.py calls HEADER OUT WORLD     writes C code that calls every function: see calls.c
+    header.py freeze HEADER FOLDER       keeps HEADER as FOLDER/v<ABI version>/facegrad.h, if it breaks no earlier promise
+    header.py compare OLD NEW            fails with a line for every promise of OLD that NEW breaks
+
+`make freeze` runs the second command.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ if "COMFYUI_DIR" in os.environ:
 
     comfy.cli_args.args.cpu = True
 
-import faces as drawings  # noqa: E402
+import faces as drawings
 
-import facegrad  # noqa: E402
+import facegrad
 
 # Networks this small only wait for each other's threads.
 torch.set_num_threads(1)

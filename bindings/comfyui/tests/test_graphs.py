@@ -116,7 +116,7 @@ def test_the_objects_of_other_packs_are_read_by_their_files(comfy):
 
     from facegrad_nodes import people
 
-    part = lambda name, **more: SimpleNamespace(model_file=str(ASSETS / name), **more)  # noqa: E731
+    part = lambda name, **more: SimpleNamespace(model_file=str(ASSETS / name), **more)
     analysis = SimpleNamespace(models={"detection": part("detector.onnx", input_size=(128, 128)), "recognition": part("judge.onnx")})
     reference, *_ = call(people.FaceReference, image=portrait(5_000_000), detector=analysis, recogniser=analysis)
     assert "judge.onnx" in reference.recogniser

@@ -81,7 +81,7 @@ class HostDecoder:
             self._view = View("image", work())
             out[0] = self._view.struct
             return 0
-        except BaseException as error:  # noqa: BLE001 — nothing may unwind into the library
+        except BaseException as error:
             self._error = error
             return 1
 

@@ -10,10 +10,10 @@ from conftest import ROOT
 from PIL import Image
 
 sys.path[:0] = [str(ROOT / "examples/demo"), str(ROOT / "examples/demo_assets")]
-import demo  # noqa: E402
-import lora  # noqa: E402
-import sheet  # noqa: E402
-import world  # noqa: E402
+import demo
+import lora
+import sheet
+import world
 
 SETTINGS = dict(person=demo.NEW_PEOPLE, seed=3, face_weight=0.1, rollout_weight=0.2, pictures=3, steps=4, batch=2)
 

@@ -89,7 +89,7 @@ def test_the_wrapper_decodes_first(photos):
     class Vae(torch.nn.Module):
         """diffusers' interface around nothing: [−1, 1] out, scaled and shifted latents in."""
 
-        class config:  # noqa: N801
+        class config:
             scaling_factor, shift_factor = 0.5, 0.1
 
         def __init__(self):

@@ -103,7 +103,7 @@ def test_threads(loss, chain):
             images, value, _ = run(loss, chain)
             value.backward()
             close(images, value, chain)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

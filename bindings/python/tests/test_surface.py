@@ -20,7 +20,7 @@ from facegrad.images import read_image
 from facegrad.method import LEVELS
 
 sys.path.insert(0, str(ROOT / "tests/fixtures"))
-import iresnet  # noqa: E402
+import iresnet
 
 SMALL = dict(
     block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -31,7 +31,7 @@ SMALL = dict(
 class Duck:
     """What the method asks of a VAE: `decode` and `config`, and nothing else. Its picture is the latents' own."""
 
-    class config:  # noqa: N801
+    class config:
         scaling_factor = 0.5
 
     def decode(self, latents):

@@ -15,7 +15,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 sys.path[:0] = [str(ROOT / "examples/trainers")]
-import train_lora  # noqa: E402
+import train_lora
 
 SCRIPT = str(ROOT / "examples/trainers/train_lora.py")
 ALONE: list[str] = []

@@ -30,7 +30,7 @@ from facegrad.trainers import diffusers as scripts
 
 ASSETS = ROOT / "examples/demo_assets"
 sys.path.insert(0, str(ASSETS))
-import faces  # noqa: E402
+import faces
 
 SECTION = {"detector": {"path": str(ASSETS / "detector.onnx"), "det_sizes": [192]}, "recogniser": str(ASSETS / "recogniser.safetensors"),
            "vae": str(ASSETS / "vae")}  # fmt: skip

@@ -17,8 +17,8 @@ from facegrad.trainers import FaceTerm, noisy_latents, person_types
 
 ASSETS = ROOT / "examples/demo_assets"
 sys.path[:0] = [str(ASSETS), str(ROOT / "examples/trainers")]
-import faces  # noqa: E402
-import train_lora  # noqa: E402
+import faces
+import train_lora
 
 FLOW = {"landmarks": "reference", "face_align_mode": "kps"}
 
