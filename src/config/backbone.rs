@@ -2,7 +2,7 @@ use super::path::path;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// Channel order that a recogniser was trained with. Images are always handed over as RGB.
+/// The channel order that a recogniser was trained with. The host's images are always RGB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ColorOrder {
@@ -12,11 +12,11 @@ pub enum ColorOrder {
     Bgr,
 }
 
-/// Configuration of a recogniser. What is left out comes from the model's known family.
+/// Configuration of a recogniser. Keys that are left out take the values of the model's known family.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
-    /// The weights: arcface_torch `.pth` / `.safetensors`, or any recogniser ONNX.
+    /// The file of the weights: arcface_torch `.pth` / `.safetensors`, or any recogniser ONNX.
     #[serde(deserialize_with = "path")]
     pub path: PathBuf,
     /// `r18`, `r34`, `r50`, `r100`, `r200`: checked against the file's blocks where given.

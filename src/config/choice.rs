@@ -14,7 +14,7 @@ pub enum Choice<T> {
 }
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
-    /// By hand, since serde's untagged enums lose what is wrong with the object.
+    /// Written by hand, because the errors of serde's untagged enums do not say what is wrong with the object.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         let json = raw.get();
@@ -28,7 +28,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Choice<T> {
                 )));
             }
         };
-        // Where in the text it is would be told of the part, not of the whole.
+        // Without its line and column, which would be those of the object and not of the whole text.
         read.map_err(|e| {
             let text = e.to_string();
             D::Error::custom(text.split(" at line ").next().unwrap_or_default())

@@ -96,7 +96,7 @@ pub struct DetectorConfig {
     /// IoU above which the weaker of two boxes is dropped, in (0, 1).
     #[serde(default = "default_nms")]
     pub nms_threshold: f64,
-    /// The ONNX Runtime library; without it the Python wheel and the loader are asked.
+    /// ONNX Runtime's library or its folder. Left out: the Python wheel's, or the one that the system's loader finds.
     #[serde(default, deserialize_with = "optional_path")]
     pub onnxruntime: Option<PathBuf>,
     /// ONNX Runtime's execution providers, best first; empty: the CPU.
@@ -105,11 +105,11 @@ pub struct DetectorConfig {
     /// Least length of a face's shorter side, pixels of the image.
     #[serde(default)]
     pub min_size: f64,
-    /// Sides tried one after the other, until one finds a face, where `det_sizes` find none.
+    /// Sizes that are tried one after the other where `det_sizes` find no face, until one finds a face.
     #[serde(default)]
     pub retry_sizes: Vec<DetectionSize>,
-    /// Where everything before finds none: `det_sizes` again, with a black border of this part of the
-    /// picture's longer side around it; 0: not.
+    /// Where all of these find no face, `det_sizes` are tried again with a black border of this part of the
+    /// image's longer side; 0: no.
     #[serde(default)]
     pub retry_padding: f64,
 }

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-/// What a diffusion model predicts. The named models stand for flow matching with the sign and
-/// the time as their transformer has them.
+/// What a diffusion model predicts. The named models are flow matching with the sign and the time of
+/// their transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -16,15 +16,15 @@ pub enum Prediction {
     Sample,
     /// The host gives the coefficients a and b itself.
     Custom,
-    /// Z-Image: raw transformer output (negated velocity), time as fed to it (1 = clean).
+    /// Z-Image: the transformer's own output (negated velocity) and its own time (1 = clean).
     ZImage,
-    /// Lumina 2: raw transformer output (negated velocity), time as fed to it (1 = clean).
+    /// Lumina 2: the transformer's own output (negated velocity) and its own time (1 = clean).
     Lumina2,
-    /// HiDream: raw transformer output (negated velocity), time is the noise fraction.
+    /// HiDream: the transformer's own output (negated velocity); the time is the noise fraction.
     Hidream,
 }
 
-/// What the host's time numbers are.
+/// The unit of the host's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Time {
@@ -44,7 +44,7 @@ pub enum Time {
 pub struct PredictionConfig {
     /// What the model predicts.
     pub kind: Prediction,
-    /// What the host's time numbers are.
+    /// The unit of the host's times.
     pub time: Time,
     /// The prediction comes with the opposite sign. Default: as the kind says.
     pub negated: Option<bool>,
@@ -67,7 +67,7 @@ pub enum Packing {
     Flux2Tokens,
 }
 
-/// A rectangle of pixels: in a configuration, of the unpacked `[B,C,H,W]` latent.
+/// A rectangle of pixels. In a configuration they are pixels of the unpacked `[B,C,H,W]` latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rect {
@@ -85,7 +85,7 @@ pub struct Rect {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum LatentFormat {
-    /// Already as the decoder takes them (also every TAESD decoder with model-space latents).
+    /// They are those that the VAE decodes, as for every TAESD decoder, which takes model-space latents.
     #[default]
     None,
     /// SD1.5 and SD2: 4 channels.
@@ -137,11 +137,11 @@ impl Default for CustomFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum ClampPolicy {
-    /// Cut off. No gradient where the image is saturated.
+    /// Values outside are cut off. The gradient is zero where the image is saturated.
     #[default]
     Clamp,
-    /// Cut off going forward, the gradient passes as if it had not been.
+    /// Values outside are cut off. The gradient passes as if they had not been.
     StraightThrough,
-    /// A smooth curve with a small gradient beyond the ends.
+    /// A smooth curve, with a small gradient beyond the ends.
     Soft,
 }

@@ -4,7 +4,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// Most levels: as many as a result of the C ABI has room for.
+/// The most levels: `facegrad_result` of the C ABI has room for so many.
 pub const MAX_LEVELS: usize = 8;
 
 /// Names with their weights, in the order in which they are written.

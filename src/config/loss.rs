@@ -14,7 +14,7 @@ pub enum AlignMode {
     /// A square of 1.2 times the box's longer side, resized. The method's default.
     #[default]
     Bbox,
-    /// The five landmarks mapped to the ArcFace template: what the recognisers were trained with.
+    /// The five landmarks mapped to the ArcFace template, as in the recognisers' own training.
     Kps,
 }
 
@@ -32,32 +32,33 @@ pub enum Locate {
     DetectOrReference,
 }
 
-/// How the several images of one registered reference act together.
+/// How a face is compared with a registered reference of several images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceMode {
-    /// The normalised mean of their embeddings. 0.1 called it `mean`, which is still read.
+    /// With the normalised mean of their embeddings. Version 0.1 called it `mean`, and that name is still read.
     #[default]
     #[serde(alias = "mean")]
     Centroid,
-    /// The one that is most similar to the generated face.
+    /// With the embedding that is most similar to the generated face.
     Best,
 }
 
-/// What of an image is decoded for the loss.
+/// Which part of an image is decoded for the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DecodeMode {
-    /// All of it.
+    /// The whole image.
     #[default]
     Full,
-    /// What the face's crop shows; all of it, with one line in the log, where the decoder allows no window.
+    /// The part that the face's crop shows. Where the decoder allows no window: the whole image, with one line in the
+    /// log.
     Window,
-    /// What the face's crop shows; an error where the decoder allows no window.
+    /// The part that the face's crop shows. Where the decoder allows no window: an error.
     WindowOnly,
 }
 
-/// Where the GroupNorms of a window get the statistics of the whole map from. Decoders without GroupNorm
+/// Where the GroupNorms of a window get the statistics of the whole feature map from. Decoders without GroupNorm
 /// need none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
@@ -65,16 +66,16 @@ pub enum NormStats {
     /// As `predicted`.
     #[default]
     Auto,
-    /// From decoding the whole image without a gradient in the same step, as detection needs it anyway.
+    /// From decoding the whole image without a gradient in the same step, which detection needs anyway.
     Exact,
-    /// From an earlier step with the same sample at a near noise level; from this step where there was
-    /// none, or above `norm_stats_t_max`. An error where sample or noise level are not known.
+    /// From earlier steps with the same sample at a near noise level. From this step where there was none, or above
+    /// `norm_stats_t_max`. An error where the sample or its noise level is not known.
     Cached,
-    /// Predicted from what the decoder's first blocks make of the same latents, by a model that is fitted to the exact
-    /// passes of all samples. From this step where the model is not good by its own measure, or above
-    /// `norm_stats_t_max`.
+    /// From a model that predicts them from the output of the decoder's first blocks for the same latents. The model is
+    /// fitted to the exact passes of all samples. From this step where the model's measured error is too large, or
+    /// above `norm_stats_t_max`.
     Predicted,
-    /// From the window itself: nothing else is decoded, and the gradient is the least exact.
+    /// From the window itself. Nothing else is decoded, and the gradient is the least exact.
     Window,
 }
 
@@ -93,18 +94,18 @@ pub type DetectorChoice = Choice<DetectorConfig>;
 /// A VAE by path alone, or with all its keys.
 pub type VaeChoice = Choice<VaeConfig>;
 
-/// How much a sample counts by its noise level t in [0, 1].
+/// The weight of a sample by its noise level t in [0, 1].
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeWeight {
-    /// 1.
+    /// The weight 1 for every t.
     #[default]
     Constant,
-    /// max(1 − t, 0.1), as guangzhaoli/face weights.
+    /// max(1 − t, 0.1), as in guangzhaoli/face.
     OneMinusT,
-    /// (1 − t)², as ID-Booth weights.
+    /// (1 − t)², as in ID-Booth.
     OneMinusTSquared,
-    /// 1 / max(t, 0.1)²: an error of x0 in units of the velocity, as ai-toolkit weights.
+    /// 1 / max(t, 0.1)², as in ai-toolkit: it turns an error of x0 into one of the velocity.
     InverseTSquared,
     /// min(SNR, γ) / SNR with the γ given (5 is usual); SNR = ((1 − t) / t)² for flow matching,
     /// ᾱ / (1 − ᾱ) for epsilon and v.
@@ -113,13 +114,13 @@ pub enum TimeWeight {
     Table(Vec<f64>),
 }
 
-/// Configuration of a loss. As JSON it tells all but the networks, which describe themselves.
+/// Configuration of a loss. Its serialised form leaves out the networks, which have descriptions of their own.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
     /// `false` gates every sample out.
     pub use_face_loss: bool,
-    /// λ: what the mean over the counted samples is multiplied with; ≥ 0, usually 0.05–0.2.
+    /// λ: the factor of the mean over the counted samples; ≥ 0, usually 0.05–0.2.
     pub face_loss_weight: f64,
     /// How a face becomes the recogniser's input.
     pub face_align_mode: AlignMode,
@@ -142,15 +143,16 @@ pub struct LossConfig {
     pub face_choice: FaceChoice,
     /// For `face_choice: index`: the n-th face by score, from 0.
     pub face_index: usize,
-    /// Cosine similarity in (-1, 1] beyond which there is no push. Pairs of real photographs of one
+    /// Cosine similarity in (-1, 1] from which on a sample has no gradient. Pairs of real photographs of one
     /// person lie near 0.5.
     pub target_similarity: f64,
-    /// Weights of the cosine distances on several levels of the recogniser, whose weighted sum the loss is: of an IResNet
-    /// `layer1` to `layer4`, of an ONNX model its further outputs by name, and `embedding`. Left out: the embedding alone.
+    /// Weights of the cosine distances on several levels of the recogniser; the loss is their weighted sum. The levels
+    /// are `embedding`, of an IResNet also `layer1` to `layer4`, and of an ONNX model also its further outputs by name.
+    /// Left out: the embedding alone.
     pub levels: Option<LevelWeights>,
-    /// How the several images of one registered reference act together.
+    /// How a face is compared with a registered reference of several images.
     pub reference_mode: ReferenceMode,
-    /// How many reference faces are remembered by content; 0 remembers none.
+    /// How many faces of reference images are kept, by the content of the image; 0: none.
     pub reference_cache: usize,
     /// The VAE, where none is handed over; needed by the fused step alone.
     #[serde(skip_serializing)]
@@ -159,44 +161,45 @@ pub struct LossConfig {
     pub prediction: PredictionConfig,
     /// How latents are laid out in the host's tensors.
     pub packing: Packing,
-    /// The part of the unpacked latent that the loss is about.
+    /// The part of the unpacked latent that the loss looks at. Left out: all of it.
     pub latent_crop: Option<Rect>,
     /// How the model's latents relate to those of its VAE. Left out: what the VAE's files tell.
     pub latent_format: Option<LatentFormat>,
     /// How the decoded image is brought into [0, 1].
     pub clamp: ClampPolicy,
-    /// What of the image is decoded.
+    /// Which part of an image is decoded.
     pub decode: DecodeMode,
-    /// Largest distance from a window, in latent pixels, of what is computed around it. Left out: the
-    /// decoder's receptive field, with which the window shows what the whole image shows; 2 where the
-    /// statistics are not exact.
+    /// The largest margin that is computed around a window, in latent pixels. Left out: the decoder's whole receptive
+    /// field, with which the window shows what the whole image shows; 2 where the statistics are not exact.
     pub window_halo: Option<i64>,
     /// Where the GroupNorms of a window get their statistics from.
     pub norm_stats: NormStats,
-    /// Noise level above which statistics are those of the same step. Left out: 0.6 for `cached`, none for `predicted`.
+    /// Above this noise level, statistics are those of the same step. Left out: 0.6 for `cached`, none for `predicted`.
     pub norm_stats_t_max: Option<f64>,
-    /// How often statistics are used before they are taken anew.
+    /// With `cached`: how often statistics are used before they are computed anew.
     pub norm_stats_refresh: u64,
-    /// How many samples' statistics are remembered, those used last; some ten kilobytes each.
+    /// With `cached`: for how many samples statistics are kept, about ten kilobytes each. The least recently used are
+    /// dropped first.
     pub norm_stats_cache: usize,
-    /// Every so many steps the whole image is decoded with a gradient, which is compared with that of the
-    /// windows and used; 0: never.
+    /// Every so many steps the whole image is decoded with a gradient. It is compared with the windows' gradient, and
+    /// the step uses it. 0: never.
     pub audit_every: u64,
-    /// Least cosine of a sample's two gradients. Below it remembered statistics are given up, and if that
-    /// is not enough, windows.
+    /// The least cosine between the gradients of a sample through its window and through the whole image. An audit
+    /// below it ends the use of cached and predicted statistics, and the next such audit ends the use of windows.
     pub audit_cosine: f64,
-    /// Largest ratio of the norms of a sample's two gradients, whichever is the longer.
+    /// The largest ratio of the norms of these two gradients, the longer to the shorter; beyond it as for
+    /// `audit_cosine`.
     pub audit_norm_ratio: f64,
-    /// Least noise level that counts. The level is t for flow matching, √(1 − ᾱ) for epsilon and v.
+    /// The least noise level that counts. The noise level is t for flow matching, √(1 − ᾱ) for epsilon and v.
     pub t_min: f64,
-    /// Largest noise level that counts.
+    /// The largest noise level that counts.
     pub t_max: f64,
-    /// How much a sample counts by its noise level.
+    /// The weight of a sample by its noise level.
     pub time_weight: TimeWeight,
-    /// Only every n-th step counts: those whose number is a multiple.
+    /// Only steps whose number is a multiple of this count.
     pub every_n_steps: u64,
-    /// Largest norm of the gradient with respect to the prediction, relative to the norm that the
-    /// host gives with the step; a longer one is scaled down.
+    /// The largest norm of the gradient with respect to the prediction, relative to the norm that the host gives with
+    /// the step. A longer gradient is scaled down to it.
     pub gradient_limit: Option<f64>,
 }
 

@@ -1,5 +1,5 @@
-//! One serde struct per object, read from the JSON text that a host hands over. An unknown key is
-//! refused with the nearest known name, so that a misspelt option never goes unnoticed.
+//! One serde struct per object, read from the host's JSON text. An unknown key is an error that names the nearest
+//! known key, so that no misspelt option goes unnoticed.
 
 mod backbone;
 mod choice;
@@ -33,7 +33,7 @@ pub use vae::{HostVaeConfig, ImageRange, Precision, Recompute, VaeConfig, VaeFam
 use crate::error::{Error, Result, bail, brief, shorten};
 use serde::de::DeserializeOwned;
 
-/// Longer than any configuration, with a model's `config.json` inside it.
+/// The most bytes of a configuration: more than any needs, with a model's `config.json` inside it.
 pub const MAX_BYTES: usize = 1 << 20;
 
 /// Reads one configuration of up to [`MAX_BYTES`]. `what` names it in errors (`detector config`).
@@ -62,7 +62,7 @@ pub fn parse<T: DeserializeOwned>(what: &str, json: &str) -> Result<T> {
         .map_err(|e| Error::Config(format!("{what}: {}", explain(&e.to_string()))))
 }
 
-/// The keys of a configuration: serde names them when it refuses one.
+/// The keys of a configuration, taken from serde's error for an unknown key.
 pub fn keys<T: DeserializeOwned>() -> Vec<String> {
     let Err(refusal) = serde_json::from_str::<T>(r#"{"": 0}"#) else {
         return vec![];
@@ -80,7 +80,7 @@ fn explain(text: &str) -> String {
         return shorten(text);
     };
     let near = |name: &&str| {
-        // The lengths alone tell that a long text is none of ours; comparing it would take its time.
+        // Two names of very different length are not compared, because comparing a long one takes long.
         let allowed = name.len().max(came.len()) / 2;
         (came.len() <= 2 * name.len())
             .then(|| strsim::damerau_levenshtein(came, name))
@@ -125,7 +125,7 @@ mod tests {
         for length in [200, 1_000_000, 10_000_000] {
             let (status, key) = refused(&format!(r#"{{"path":"a","{}":0.4}}"#, "k".repeat(length)));
             assert_eq!(status, 8);
-            // Comparing such a key with every known one takes hundreds of times as long as reading it.
+            // Comparing such a key with every known key would take hundreds of times as long as reading it.
             assert!(
                 key < 20.0 * value + 0.01,
                 "{length}: {key} s, a value {value} s"

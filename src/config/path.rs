@@ -1,12 +1,12 @@
-//! Paths in JSON, whose text is Unicode where the name of a file need not be.
+//! Paths in JSON. JSON is Unicode; the name of a file may be any bytes.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::path::PathBuf;
 
-/// A path. A byte of a name that is not UTF-8 stands in JSON as `\udcXX`, as Python's `surrogateescape`
-/// (PEP 383) has it: what `json.dumps` makes of a path.
+/// A path. In JSON, a byte that is not UTF-8 is written as `\udcXX`. Python's `json.dumps` writes it so, because
+/// Python decodes paths with `surrogateescape` (PEP 383).
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PathText(pub PathBuf);
 
@@ -25,7 +25,7 @@ impl<'de> Deserialize<'de> for PathText {
                 Ok(PathText(text.into()))
             }
 
-            /// serde_json gives a lone surrogate as if UTF-8 could encode it, and to bytes alone.
+            /// serde_json passes a lone surrogate on as bytes, encoded as UTF-8 would encode it.
             fn visit_bytes<E: Error>(self, text: &[u8]) -> Result<Self::Value, E> {
                 from_bytes(unescape(text)).map(PathText).map_err(E::custom)
             }
@@ -40,14 +40,14 @@ pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
     PathText::deserialize(deserializer).map(|path| path.0)
 }
 
-/// The same for a field that may be null.
+/// [`path`] for a field that may be null.
 pub(super) fn optional_path<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<PathBuf>, D::Error> {
     Ok(Option::<PathText>::deserialize(deserializer)?.map(|path| path.0))
 }
 
-/// The surrogates U+DC80 to U+DCFF as the bytes that they stand for.
+/// Replaces the surrogates U+DC80 to U+DCFF by the bytes that they stand for.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -66,7 +66,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A path of bytes as a file system has them; elsewhere than on Unix they must be UTF-8.
+/// A path from the bytes of its name. On other systems than Unix they must be UTF-8.
 pub fn from_bytes(bytes: Vec<u8>) -> Result<PathBuf, String> {
     #[cfg(unix)]
     return Ok(PathBuf::from(

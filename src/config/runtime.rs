@@ -5,8 +5,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// ONNX Runtime on the CPU where its library is found, else libtorch; libtorch on CUDA. ONNX Runtime
-    /// wherever `providers` are named; where none are and the engine refuses a file, the other one.
+    /// On a CPU, ONNX Runtime where its library is found, else libtorch. On CUDA, libtorch. If `providers` are named,
+    /// ONNX Runtime. If none are named and the engine refuses a file, the other engine.
     #[default]
     Auto,
     /// ONNX Runtime; a missing library is an error.
@@ -15,7 +15,7 @@ pub enum Engine {
     Torch,
 }
 
-/// An execution provider of ONNX Runtime. One that is named and not there is an error.
+/// An execution provider of ONNX Runtime. Naming one that the library lacks is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {

@@ -3,7 +3,7 @@ use super::path::optional_path;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// Family of a VAE decoder. It is found from the weights; giving it makes another family an error.
+/// The family of a VAE decoder. The weights tell it. If the configuration names it, another family is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VaeFamily {
@@ -21,8 +21,8 @@ pub enum VaeFamily {
     Dc,
     /// TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
     Tiny,
-    /// A scripted or traced module that maps latents to an image. Loading one runs code that is in the file, so it
-    /// has to be asked for.
+    /// A scripted or traced module that maps latents to an image. Loading one runs code that is in the file, so the
+    /// configuration must name this family.
     Torchscript,
     /// Functions of the host.
     Host,
@@ -41,14 +41,14 @@ pub enum Precision {
     F16,
 }
 
-/// What of the decoder is kept for the backward pass.
+/// Which activations of a decoder are kept for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// All activations: fastest, most memory.
     #[default]
     None,
-    /// Only the inputs of the blocks; each block is computed again going backward.
+    /// Only the inputs of the blocks. The backward pass computes each block again.
     Blocks,
 }
 
@@ -79,8 +79,8 @@ pub struct VaeConfig {
     pub recompute: Recompute,
     /// Decode one sample at a time.
     pub slicing: bool,
-    /// What diffusers' `config.json` says of the VAE: for tensors that a host has in memory, or in place
-    /// of the one beside the file.
+    /// The content of the VAE's diffusers `config.json`, for tensors in memory. For a file, it replaces the
+    /// `config.json` beside it.
     pub model_config: Option<serde_json::Value>,
     /// Groups of the KL families' GroupNorm. Default: the model's `config.json`, else 32.
     pub norm_num_groups: Option<i64>,
@@ -92,11 +92,11 @@ pub struct VaeConfig {
     pub scale_factor: Option<i64>,
 }
 
-/// Configuration of a decoder that is the host's.
+/// Configuration of a decoder that the host implements.
 #[derive(Debug, Clone, PartialEq, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct HostVaeConfig {
-    /// Channels of the latent; 0: whatever the functions take.
+    /// Channels of the latent; 0: any number.
     pub latent_channels: i64,
     /// Range of the image.
     pub image_range: ImageRange,
