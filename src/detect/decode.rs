@@ -1,11 +1,11 @@
-//! From the raw outputs of an SCRFD to faces.
+//! Decodes the outputs of an SCRFD network to faces.
 
 use crate::config::DetectionSize;
 use crate::error::{Result, bail};
 use crate::face::Face;
 use crate::weights::onnx::Model;
 
-/// One raw output: rows of 1 (score), 4 (box) or 10 (points) numbers.
+/// One output of the network: rows of 1 (score), 4 (box) or 10 (landmarks) numbers.
 pub struct Output {
     /// Numbers of a row.
     pub width: usize,
@@ -50,7 +50,7 @@ impl Layout {
     }
 }
 
-/// The faces above `threshold` in the pixels of the original image.
+/// The faces with a score above `threshold`, in pixels of the original image.
 pub fn decode(
     layout: &Layout,
     outputs: &[Output],

@@ -17,7 +17,7 @@ pub enum Network {
     Ort(onnxruntime::Session),
 }
 
-/// Loads the model; the text says which engine and why.
+/// Loads the model. The returned text names the engine and why it was chosen.
 pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(Network, String)> {
     let runtime = config.runtime();
     let torch = || {
@@ -34,7 +34,7 @@ pub fn open(config: &DetectorConfig, model: &Model, device: Device) -> Result<(N
 }
 
 impl Network {
-    /// The raw outputs for one normalised canvas `[1,3,S,S]`.
+    /// The network's outputs for one normalised canvas `[1,3,H,W]`.
     pub fn run(&mut self, canvas: &Canvas, size: DetectionSize) -> Result<Vec<Output>> {
         let shape = [1, 3, i64::from(size.height), i64::from(size.width)];
         match self {

@@ -1,4 +1,4 @@
-//! A picture scaled into the top-left of a black canvas and normalised. The truncations are insightface's.
+//! Scales an image into the top left of a black canvas and normalises it. Sizes are truncated as in insightface.
 
 use super::resize;
 use crate::config::DetectionSize;
@@ -15,17 +15,17 @@ pub enum Canvas {
     Device(Tensor),
 }
 
-/// What a detector looks at.
+/// An image that a detector can look at.
 pub trait Picture: Sized {
     /// Height and width, pixels.
     fn size(&self) -> (i64, i64);
-    /// The canvas of that size with the picture scaled to `height`×`width` in it.
+    /// A canvas of `size` with the image scaled to `height`×`width` in its top left.
     fn canvas(&self, size: DetectionSize, height: i64, width: i64) -> Result<Canvas>;
     /// The picture with a black border of that many pixels.
     fn bordered(&self, border: i64) -> Result<Self>;
 }
 
-/// The canvas, and how much the picture was scaled.
+/// The canvas, and the factor by which the image was scaled.
 pub fn letterbox<P: Picture>(picture: &P, size: DetectionSize) -> Result<(Canvas, f64)> {
     let (height, width) = picture.size();
     let ratio = height as f64 / width as f64;

@@ -17,7 +17,7 @@ use engine::Network;
 use letterbox::{Picture, letterbox};
 use tch::{Device, Tensor};
 
-/// More boxes than a crowd gives: comparing them takes as long as the square of their number.
+/// The most candidates: more than a crowd has. The time for comparing them grows with the square of their number.
 const MAX_CANDIDATES: usize = 1 << 16;
 /// The longest side of a canvas that a config may ask for.
 const MAX_SIDE: u32 = 8192;
@@ -85,14 +85,17 @@ impl Detector {
         open().map_err(|e| e.context(config.path.display()))
     }
 
-    /// One line: file, engine and why, sizes, thresholds.
+    /// One line of text: file, engine and why, sizes, thresholds.
     pub fn description(&self) -> String {
         self.description.clone()
     }
 
-    /// The faces of every image of `[N,3,H,W]` by falling score: RGB, uint8 or floats in [0, 1], which are
-    /// rounded to 8 bits first, as the detectors were trained. An image with a pixel that is not finite has
-    /// no faces.
+    /// The faces of every image of `[N,3,H,W]` by falling score. Images are RGB, uint8 or floats in [0, 1]. Floats are
+    /// rounded to 8 bits, because the detectors were trained on 8-bit images. An image with a pixel that is not finite
+    /// has no faces.
+    ///
+    /// # Errors
+    /// `Limit` for more pixels than can be copied; `OnnxRuntime`, `Torch`.
     pub fn detect(&mut self, images: &Tensor) -> Result<Vec<Vec<Face>>> {
         let _frozen = tch::no_grad_guard();
         bounded(images)?;
@@ -119,7 +122,7 @@ impl Detector {
         self.find(picture)
     }
 
-    /// At the configured sizes; where that finds nothing, at each size to retry; then with a border.
+    /// Detects at the configured sizes; where that finds no face, at each size to retry, and then with a border.
     fn find<P: Picture>(&mut self, picture: &P) -> Result<Vec<Face>> {
         let (height, width) = picture.size();
         if height == 0 || width == 0 {
@@ -152,7 +155,7 @@ impl Detector {
         Ok(faces)
     }
 
-    /// What several sizes find, merged; without the faces that are too small.
+    /// The merged faces of several sizes, without those that are too small.
     fn merged<P: Picture>(&mut self, picture: &P, sizes: &[DetectionSize]) -> Result<Vec<Face>> {
         let mut faces = vec![];
         for &size in sizes {
@@ -169,7 +172,7 @@ impl Detector {
             }
         }
         let mut faces = nms(faces, self.nms_threshold);
-        // A box that the network turned inside out is a face like any other unless a size is asked for.
+        // Without a least size, a box of negative size is kept too, as in insightface.
         if self.min_size > 0.0 {
             faces.retain(|face| {
                 let [x1, y1, x2, y2] = face.bbox;
@@ -180,7 +183,7 @@ impl Detector {
     }
 }
 
-/// What else decides whether a face is found, where it is asked for.
+/// The other settings that decide whether a face is found, for the description.
 fn further(config: &DetectorConfig) -> String {
     let mut text = String::new();
     if config.min_size > 0.0 {
@@ -195,7 +198,7 @@ fn further(config: &DetectorConfig) -> String {
     text
 }
 
-/// The detection sizes: what the model fixes, else what the config lists.
+/// The detection sizes: the one that the model fixes, else those of the config.
 fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<DetectionSize>> {
     let shape = model
         .inputs
@@ -236,7 +239,7 @@ fn sizes(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<DetectionSi
     sides("det_sizes", &config.det_sizes)
 }
 
-/// What is tried where the detection sizes find nothing.
+/// The sizes that are tried where the detection sizes find no face.
 fn retries(config: &DetectorConfig, model: &onnx::Model) -> Result<Vec<DetectionSize>> {
     for (name, value) in [
         ("min_size", config.min_size),
@@ -285,7 +288,7 @@ fn sides(name: &str, sizes: &[DetectionSize]) -> Result<Vec<DetectionSize>> {
     Ok(sizes.to_vec())
 }
 
-/// Sizes for a text.
+/// Sizes as text.
 fn listed(sizes: &[DetectionSize]) -> String {
     let texts: Vec<String> = sizes.iter().map(DetectionSize::to_string).collect();
     texts.join(", ")

@@ -1,7 +1,7 @@
-//! `cv2.resize` with its default interpolation on 8-bit pixels, to the bit: fixed-point weights of 11
+//! `cv2.resize` with its default interpolation on 8-bit pixels, equal to the bit: fixed-point weights of 11
 //! bits, and the truncations between the two passes (OpenCV `modules/imgproc/src/resize.cpp`,
-//! `HResizeLinear`, `VResizeLinear`). A detector's scores move by several thousandths when every eighth
-//! pixel is off by one. Once for pixels of the host, once for tensors of a GPU.
+//! `HResizeLinear`, `VResizeLinear`). A detector's scores change by several thousandths when every eighth
+//! pixel is off by one. There are two versions: for pixels in memory, and for tensors on a GPU.
 
 use crate::error::Result;
 use crate::tensor::{Pixels, upload};
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 const ONE: f32 = 2048.0;
 
-/// Hands out the rows of the picture scaled to `height`×`width`: plane, row, pixels.
+/// Calls `visit` with the rows of the image scaled to `height`×`width`: plane, row, pixels.
 pub fn rows(
     picture: &Pixels,
     height: usize,
@@ -24,7 +24,7 @@ pub fn rows(
         .chunks(picture.width * picture.height)
         .enumerate()
     {
-        // The two source rows that an output row lies between, as the pass across left them.
+        // The two source rows that an output row lies between, after the horizontal pass.
         let mut across: [(i64, Vec<i32>); 2] = [(-1, vec![0; width]), (-1, vec![0; width])];
         for y in 0..height {
             for side in 0..2 {
@@ -67,7 +67,7 @@ pub fn resize(pixels: &Tensor, height: i64, width: i64) -> Result<Tensor> {
         .f_bitwise_right_shift_tensor_scalar(2)?)
 }
 
-/// For every output pixel the two input pixels that it lies between, and their weights.
+/// Per output pixel the two input pixels that it lies between, and their weights.
 struct Taps {
     at: [Vec<i64>; 2],
     weights: [Vec<i32>; 2],
@@ -94,7 +94,7 @@ impl Taps {
         taps
     }
 
-    /// One row of pixels, weighted across; 7 bits of the weights are kept.
+    /// The horizontal pass for one row of pixels. It keeps 7 bits of the weights.
     fn across(&self, row: &[u8], out: &mut [i32]) {
         let [left, right] = &self.at;
         let [first, second] = &self.weights;
