@@ -29,7 +29,7 @@ pub struct Unpacking {
     pub packing: Packing,
     /// (H, W) in latent pixels, where the layout does not determine it.
     pub size: Option<(i64, i64)>,
-    /// The part that is kept; `None`: all of it.
+    /// The part that is kept, in latent pixels; `None`: all of it.
     pub crop: Option<Rect>,
     /// How they relate to the latents of the VAE; `None`: as the VAE's files say.
     pub format: Option<LatentFormat>,
@@ -80,7 +80,7 @@ pub struct Windows {
     pub halo: Option<i64>,
     /// GroupNorm statistics of the whole maps; `None`: those of the windows.
     pub statistics: Option<Statistics>,
-    /// What has been decoded of the latents already.
+    /// The output of the decoder's first blocks for the same latents; `None`: it is computed.
     pub begun: Option<Begun>,
 }
 
@@ -189,7 +189,7 @@ impl Operation for Decode {
         let gradient = vjp(clamped, &[leaf], gradient, true)?.swap_remove(0);
         let recording = self.recording.take();
         let decoder = lock(&self.decoder);
-        // The first backward pass uses the recording up; another one decodes again.
+        // The first backward pass consumes the recording. A further one decodes again.
         let gradient = match (recording, &self.windows) {
             (Some(recording), _) => decoder.backward(recording, &gradient)?,
             (None, None) => decoder.vjp(&self.latents(inputs[0])?, &gradient)?,

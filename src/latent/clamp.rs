@@ -1,4 +1,4 @@
-//! The decoder's image into [0, 1].
+//! Brings a decoded image into [0, 1].
 
 use crate::config::ClampPolicy;
 use crate::error::Result;
@@ -7,7 +7,7 @@ use tch::Tensor;
 /// Steepness of the soft ends: the curve leaves the identity about 1/β = 1/20 before the end.
 const SOFT_BETA: f64 = 20.0;
 
-/// An image in units of [0, 1] that may overshoot → [0, 1], any shape, dtype kept.
+/// Brings an image that may leave [0, 1] into [0, 1]. Any shape; the dtype is kept.
 ///
 /// * `clamp`: exact, and what the method does. The gradient is zero wherever the image is below 0
 ///   or above 1: a burnt-out highlight cannot be pulled back by this loss.

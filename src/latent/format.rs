@@ -1,4 +1,4 @@
-//! Model space → VAE space: the numbers that a trainer scales latents by.
+//! From model space to VAE space: undoes the scaling that a trainer applies to latents.
 
 use super::packing::four;
 use crate::config::LatentFormat;
@@ -55,7 +55,7 @@ const WAN22_STD: [f64; 48] = [
     0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 ];
 
-/// Unpacked model-space latents `[B,C,H,W]` → what the VAE decodes, same shape, f32.
+/// Converts unpacked model-space latents `[B,C,H,W]` to the latents that the VAE decodes: the same shape, f32.
 ///
 /// `patch` is needed by `flux2` only; see `Decoder::patch_stats`.
 ///

@@ -1,6 +1,6 @@
-//! From a model's prediction to what its VAE decodes: x0, packing, latent formats; and from the
-//! decoder's image into [0, 1]. All of this is differentiable through libtorch. Beside it, without a
-//! gradient: the step of a sampler to another noise level.
+//! From a model's prediction to the latents that its VAE decodes (x0, packing, latent formats), and from the
+//! decoder's image into [0, 1]. libtorch differentiates all of this. The step of a sampler to another noise
+//! level is here too; it has no gradient.
 
 mod clamp;
 mod format;

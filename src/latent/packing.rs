@@ -1,5 +1,5 @@
-//! Between the transformer's layouts and `[B,C,H,W]`. Views and permutations only: round trips
-//! are exact, and the gradient arrives in the packed layout.
+//! Converts between the transformers' layouts and `[B,C,H,W]`. Only views and permutations are used, so round
+//! trips are exact. The gradient has the packed layout.
 
 use crate::config::{Packing, Rect};
 use crate::error::{Result, bail};
@@ -7,8 +7,8 @@ use tch::Tensor;
 
 /// Packed latents → `[B,C,H,W]`.
 ///
-/// `size` is (H, W) in latent pixels of the result: needed by the token layouts, whose shape does
-/// not tell it; elsewhere checked when given.
+/// `size` is (H, W) of the result in latent pixels. The token layouts need it, because their shape does not tell
+/// it. For the other layouts it is checked where it is given.
 ///
 /// # Errors
 /// `Shape` for another rank, a channel count that is no multiple of 4, an odd or unfitting size.
@@ -83,8 +83,8 @@ pub fn pack(latents: &Tensor, packing: Packing) -> Result<Tensor> {
     })
 }
 
-/// The rectangle of `[B,C,H,W]` latents, as a view: the gradient outside it is zero. With FLUX.2
-/// the rectangle must lie on even pixels, whose statistics go by 2×2 patch.
+/// The rectangle of `[B,C,H,W]` latents, as a view. The gradient outside it is zero. With FLUX.2 the rectangle
+/// must lie on even pixels, because the latent's statistics are per 2×2 patch.
 ///
 /// # Errors
 /// `Shape` for another rank; `Argument` for a rectangle that is empty or leaves the latent.

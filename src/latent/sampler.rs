@@ -17,10 +17,9 @@ use tch::{Kind, Tensor};
 /// | v | α_s·α_t + σ_s·σ_t | σ_s·α_t − α_s·σ_t | the same |
 /// | sample | σ_s/σ_t | α_s − σ_s·α_t/σ_t | the same |
 ///
-/// Times are read as by [`coefficients`](super::coefficients), signs and flips too. A `next` of −1
-/// among timesteps stands for the clean latent, ᾱ = 1, as diffusers' `set_alpha_to_one` has it.
-/// `sample` is read as x0 of a variance-preserving process. A flow model's x0 is the velocity
-/// `(x_t − x0)/t`, which is to be given instead.
+/// Times are read as by [`coefficients`](super::coefficients), with the same signs and flips. A timestep of −1 in
+/// `next` means the clean latent, ᾱ = 1, as with diffusers' `set_alpha_to_one`. `sample` is x0 of a
+/// variance-preserving process. For x0 of a flow model, give the velocity `(x_t − x0)/t` instead, as kind `flow`.
 ///
 /// # Errors
 /// `Argument`, naming the sample, for a time that is not finite or outside its range, for lists of
@@ -82,7 +81,7 @@ fn next_time(error: crate::error::Error) -> crate::error::Error {
     error.context("next_times")
 }
 
-/// Between two shares of the signal's power.
+/// The pair (a, b) from one ᾱ to another.
 fn preserving(kind: Prediction, sample: usize, from: f64, to: f64) -> Result<(f64, f64)> {
     let (alpha, sigma) = (from.sqrt(), (1.0 - from).sqrt());
     let (alpha_s, sigma_s) = (to.sqrt(), (1.0 - to).sqrt());
@@ -100,7 +99,7 @@ fn preserving(kind: Prediction, sample: usize, from: f64, to: f64) -> Result<(f6
     })
 }
 
-/// `a·x_t + b·pred`, computed in f32, in the dtype and layout of `x_t`, without a gradient.
+/// `a·x_t + b·pred` in the dtype and layout of `x_t`, computed in f32, without a gradient.
 ///
 /// # Errors
 /// As for [`predict_x0`].

@@ -16,9 +16,9 @@ use tch::{Kind, Tensor};
 /// | sample | 0 | 1 |
 ///
 /// (diffusers `scheduling_ddim.py` for epsilon and v; `x_t = (1−t)·x0 + t·noise` for flow.)
-/// A negated prediction turns b's sign; reversed time is `1 − t`, for t and σ of flow models only.
-/// **Epsilon explodes near pure noise**: |b| is the noise-to-signal ratio, 15 at SD1.5's last
-/// timestep. Gate such samples out by time.
+/// A negated prediction changes the sign of b. Reversed time is `1 − t`; it exists only for t and σ of flow models.
+/// **With epsilon, |b| is large near pure noise**: it is the noise-to-signal ratio, 15 at SD1.5's last timestep.
+/// Gate such samples out with `t_max`.
 ///
 /// # Errors
 /// `Argument`, naming the sample, for a time that is not finite or outside its range; for
@@ -59,8 +59,8 @@ pub fn coefficients(config: &PredictionConfig, times: &[f64]) -> Result<Vec<(f64
     pairs.collect()
 }
 
-/// The kind without the model names, and the two flips. Sources: diffusers pipeline_z_image.py,
-/// pipeline_lumina2.py, pipeline_hidream_image.py.
+/// The kind without the models' names, whether the prediction is negated, and whether time is reversed. Sources:
+/// diffusers pipeline_z_image.py, pipeline_lumina2.py, pipeline_hidream_image.py.
 pub(super) fn resolve(config: &PredictionConfig) -> (Prediction, bool, bool) {
     let (kind, negated, reversed) = match config.kind {
         Prediction::ZImage | Prediction::Lumina2 => (Prediction::Flow, true, true),
@@ -131,9 +131,9 @@ fn scaled_linear(timestep: i32) -> f64 {
         .product()
 }
 
-/// `a·x_t + b·pred`, computed in f32 whatever the inputs' dtypes; f32 out, in the layout of
-/// `pred`. Differentiable with respect to `pred`: the gradient has its dtype and layout.
-/// `x_t` may be left out where every a is 0 (`sample`).
+/// `a·x_t + b·pred` in the layout of `pred`, f32, computed in f32 for inputs of any float dtype. It is differentiable
+/// with respect to `pred`; the gradient has the dtype and layout of `pred`. `x_t` may be `None` where every a is 0
+/// (`sample`).
 ///
 /// # Errors
 /// `Shape` when the batch, the two shapes or the number of coefficients differ; `Dtype` when a
