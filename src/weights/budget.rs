@@ -1,17 +1,16 @@
-//! What reading a file may cost. A file names sizes, counts and references; whoever believes them can be
-//! made to allocate without end. Every reader here asks before it keeps something, so that all that one
-//! file makes is bounded by its size: in memory, and with it in time, for nothing is done without being
-//! read or kept.
+//! The limit of the memory that reading a file takes. A file names sizes, counts and references, and a reader that
+//! believes them can be made to allocate without end. Every reader here asks its budget before it keeps something, so
+//! the size of the file bounds the memory. It bounds the time too, because every step reads or keeps something.
 
 use crate::error::{Result, bail};
 use std::cell::Cell;
 
 /// Bytes that a reader may keep for every byte of the file, the file's own content included.
 pub const FACTOR: usize = 8;
-/// Bytes that a reader may keep besides, for files of any size.
+/// Bytes that a reader may keep in addition, for files of any size.
 pub const ALLOWANCE: usize = 32 << 20;
 
-/// How the error of a file that asks for more begins.
+/// The beginning of the error for a file that asks for more.
 pub const OVER: &str = "reading it would take more than";
 
 /// The bytes that are left for one file.
@@ -22,7 +21,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// For a file of `size` bytes.
+    /// The budget of a file of `size` bytes.
     pub fn of(size: u64) -> Budget {
         let budget = Budget {
             total: Cell::new(ALLOWANCE),
@@ -32,7 +31,7 @@ impl Budget {
         budget
     }
 
-    /// Another `size` bytes of content, in a file that belongs to the first.
+    /// Adds `size` bytes of content that lie in a file that belongs to the first.
     pub fn grow(&self, size: u64) {
         let more = usize::try_from(size)
             .unwrap_or(usize::MAX)
@@ -41,7 +40,10 @@ impl Budget {
         self.left.set(self.left.get().saturating_add(more));
     }
 
-    /// Takes `bytes` off what is left. To be asked before they are allocated.
+    /// Takes `bytes` off the budget. Readers call this before they allocate.
+    ///
+    /// # Errors
+    /// `Limit` where fewer bytes are left.
     pub fn take(&self, bytes: usize) -> Result<()> {
         match self.left.get().checked_sub(bytes) {
             Some(left) => {

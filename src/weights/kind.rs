@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes.
+//! The kind of a file, by its first bytes.
 
 use super::source::Source;
 use crate::error::{Result, bail};
@@ -36,7 +36,7 @@ pub(super) fn of(source: &Source) -> Result<Kind> {
     }
 }
 
-/// `None` for a zip archive, whose kind its entries tell.
+/// The kind by the first bytes; `None` for a zip archive, whose entries tell its kind.
 fn of_head(head: &[u8], size: u64) -> Result<Option<Kind>> {
     if head.is_empty() {
         bail!(Format, "the file is empty; download it again");

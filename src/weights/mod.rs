@@ -1,5 +1,5 @@
-//! Files → named, typed, shaped arrays. Nothing here executes anything that a file says, and nothing
-//! is allocated because a file claims a size: every reader keeps within the file's [`budget`].
+//! Reads files as arrays with names, types and shapes. No reader executes anything in a file, and no reader
+//! allocates what a file merely claims to need: each keeps within the file's [`budget`].
 #![forbid(unsafe_code)]
 
 mod budget;
@@ -64,14 +64,14 @@ pub struct Array {
 }
 
 impl Array {
-    /// The number of elements of a shape; `None` where it overflows.
+    /// The product of the sizes; `None` where it overflows.
     pub fn elements(shape: &[usize]) -> Option<usize> {
         shape
             .iter()
             .try_fold(1usize, |product, &size| product.checked_mul(size))
     }
 
-    /// The elements as 64-bit integers, where the type is one of integers.
+    /// The elements as 64-bit integers; `None` for other types than integers.
     pub fn integers(&self) -> Option<Vec<i64>> {
         let size = self.dtype.size();
         let read = |bytes: &[u8]| -> Option<i64> {
@@ -91,8 +91,8 @@ impl Array {
 /// The arrays of one file by name.
 pub type Weights = BTreeMap<String, Array>;
 
-/// Reads every array of a file whose name `wanted` accepts; the kind is found from the content, never
-/// from the ending. Nested dictionaries become dotted names (`state_dict.layer1.0.weight`).
+/// Reads every array of a file whose name `wanted` accepts. The content of the file tells its kind, not its
+/// name. Nested dictionaries become dotted names (`state_dict.layer1.0.weight`).
 ///
 /// Memory: at most [`FACTOR`] times the file's size and [`ALLOWANCE`] bytes. Time: linear in both.
 ///

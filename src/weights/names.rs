@@ -1,8 +1,8 @@
-//! The names of arrays, without what checkpoints and torch's wrappers put around them.
+//! The names of arrays, without the prefixes of checkpoints and the parts that torch's wrappers insert.
 
 use super::Weights;
 
-/// Parts of names that torch's own wrappers put in, anywhere: `torch.compile`, `DataParallel` and DDP, FSDP and
+/// Parts that torch's own wrappers insert anywhere in a name: `torch.compile`, `DataParallel` and DDP, FSDP and
 /// activation checkpointing.
 const WRAPPERS: [&str; 4] = [
     "_orig_mod",
@@ -17,9 +17,9 @@ pub fn bare(name: &str) -> String {
     parts.join(".")
 }
 
-/// Where a network lies among the arrays of a checkpoint: the shortest prefix (`state_dict.backbone.`, often empty) with
-/// which one of the names in `anchors` is there. Averaged weights (`ema`) come last, as a checkpoint that holds both is
-/// loaded for what was trained. `None` without any anchor.
+/// The prefix of a network's names in a checkpoint (`state_dict.backbone.`, often empty): the shortest before one of
+/// the names in `anchors`. Averaged weights (`ema`) are used only where there are no others. `None` where no name is an
+/// anchor.
 pub fn prefix<'a>(names: impl Iterator<Item = &'a str>, anchors: &[&str]) -> Option<String> {
     let prefixes = names.filter_map(|name| {
         let anchor = anchors.iter().find(|anchor| name.ends_with(**anchor))?;
@@ -43,7 +43,7 @@ pub fn strip(weights: Weights, anchors: &[&str]) -> Weights {
             .collect();
     };
     let anchor = |name: &str| anchors.iter().find(|a| name == format!("{prefix}{a}"));
-    // What stands before the anchor in the file, wrappers and all, stands before the whole network.
+    // The prefix of the anchor in the file, with the wrappers' parts, is the prefix of the whole network.
     let head = short.iter().find_map(|(full, bare)| {
         let first = anchor(bare)?.split('.').next()?;
         let parts: Vec<&str> = full.split('.').collect();
@@ -71,8 +71,8 @@ pub fn take_prefix(weights: Weights, prefix: &str) -> Weights {
         .collect()
 }
 
-/// The first names of a file, for an error: at most `count`, one for each group of names that share their first part, as
-/// a file of many begins with many alike.
+/// The first names of a file, for an error: at most `count`, and only one of all that share their first part, because
+/// the first names of a large file are mostly alike.
 pub fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
     let mut groups: Vec<(&str, &str, usize)> = vec![];
     for name in names {

@@ -16,9 +16,9 @@ use std::path::Path;
 pub struct Model {
     /// Version of the default operator set.
     pub opset: i64,
-    /// What the caller must give: graph inputs that no initialiser fills.
+    /// The inputs that the caller must give: graph inputs without an initialiser.
     pub inputs: Vec<Value>,
-    /// What the graph yields, in file order.
+    /// The graph's outputs, in the order of the file.
     pub outputs: Vec<Value>,
     /// Topologically sorted: every input of a node is a graph input, an initialiser or an earlier
     /// output.
@@ -81,7 +81,7 @@ pub fn read(path: &Path) -> Result<Model> {
     read().map_err(|e| e.context(path.display()))
 }
 
-/// Reads a model from a file's content; it must be in one file.
+/// Reads a model from a file's content. It must not use other files.
 pub fn parse(bytes: &[u8]) -> Result<Model> {
     model(&Source::of(bytes), None)
 }

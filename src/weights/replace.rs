@@ -1,4 +1,4 @@
-//! A file with new content, whatever happens meanwhile.
+//! Replaces the content of a file as a whole.
 
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
@@ -6,11 +6,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Puts `bytes` in place of what a file holds: all of them, on the disk, or none. They are written beside it
-/// first, so that the old content stays until the new is complete.
+/// Replaces the content of a file by `bytes`: on the disk, all of them or none. They are first written to another file
+/// beside it, so the old content stays until the new is complete.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |e: io::Error| Error::Io(format!("{}: {e}", path.display()));
-    // A link stays a link: the file that it leads to is replaced.
+    // A link stays a link. The file that it leads to is replaced.
     let target = match path.canonicalize() {
         Ok(target) => target,
         Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_path_buf(),
@@ -28,7 +28,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = std::fs::remove_file(&part);
     }
     written.map_err(failed)?;
-    // Only then does the new name survive a crash. Not every file system can.
+    // Only after this does the new name survive a crash. Some file systems cannot do it.
     if let Ok(folder) = File::open(folder(&target)) {
         let _ = folder.sync_all();
     }
@@ -41,7 +41,7 @@ fn write(part: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A name beside the target that nobody else writes to.
+/// A name beside the target that no other process writes to.
 fn part(target: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! safetensors. The crate checks the header's invariants: no hole, no overlap, nothing beyond the end. The
-//! header is read here, since the crate's own reading keeps many times its size.
+//! safetensors files. The crate checks that the tensors of the header leave no hole, do not overlap and do not
+//! pass the end. The header itself is read here, because the crate's reading keeps many times its size.
 
 use super::budget::{Budget, OVER};
 use super::replace::replace;
@@ -13,13 +13,13 @@ use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::path::Path;
 
-/// What an entry of the header costs beside its name, and a size of its shape.
+/// The bytes that an entry of the header costs without its name, and those of each size in its shape.
 const ENTRY: usize = 400;
 const SIZE: usize = 32;
-/// More than any network's tensor has.
+/// The most dimensions of a tensor: more than any network's tensor has.
 const MAX_RANK: usize = 16;
 
-/// The wanted arrays of a file. Of the rest only the header is read.
+/// The wanted arrays of a file. Of the others, only the header is read.
 pub fn read(source: &Source, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
     let head = source.read(0, 8)?;
     let length = u64::from_le_bytes(head.try_into().unwrap_or_default());
@@ -67,7 +67,7 @@ pub fn read(source: &Source, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
     Ok(weights)
 }
 
-/// The tensors that a header names, in the order of their data. What else it says is passed over.
+/// The tensors that a header names, in the order of their data. Its other content is skipped.
 fn entries(header: &[u8], source: &Source) -> Result<Vec<(String, TensorInfo)>> {
     let mut json = serde_json::Deserializer::from_slice(header);
     let read = json.deserialize_map(Header(source.budget()));
@@ -86,7 +86,7 @@ fn entries(header: &[u8], source: &Source) -> Result<Vec<(String, TensorInfo)>> 
     Ok(entries)
 }
 
-/// The object that a header is, kept entry by entry within the budget.
+/// Reads the JSON object of a header, entry by entry, within the budget.
 struct Header<'a>(&'a Budget);
 
 impl<'de> Visitor<'de> for Header<'_> {
@@ -175,10 +175,11 @@ fn dtype(kind: Kind) -> Option<Dtype> {
     })
 }
 
-/// Writes arrays as a file that is there as a whole or not at all, also after a crash of the machine. An older
-/// file is replaced, through a link where the path is one; what is no regular file is not.
+/// Writes arrays to a file as a whole or not at all, even if the machine crashes meanwhile. An older regular file is
+/// replaced. If the path is a link, the file that it leads to is replaced.
 ///
-/// Errors: `Io`; then the older file is as it was, and nothing else is left behind.
+/// # Errors
+/// `Io`. The older file is then unchanged, and no other file remains.
 pub fn write(path: &Path, weights: &Weights) -> Result<()> {
     let views = weights.iter().map(|(name, array)| {
         let view = TensorView::new(kind(array.dtype), array.shape.clone(), &array.data);

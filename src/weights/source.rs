@@ -1,4 +1,4 @@
-//! The content of one file, read piece by piece within its [`Budget`].
+//! Reads the content of one file piece by piece, within its [`Budget`].
 
 use super::budget::Budget;
 use crate::error::{Error, Result, bail};
@@ -6,7 +6,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// More than any published network has, and less than a 64-bit size can be made to claim.
+/// The largest file: larger than any published network.
 const MAX_FILE: u64 = 64 << 30;
 
 /// A regular file, or bytes in memory.
@@ -22,12 +22,12 @@ enum Content<'a> {
 }
 
 impl Source<'_> {
-    /// Opens a file. Only a regular file is one: a pipe would be waited for, a device has no end.
+    /// Opens a regular file. Reading a pipe could wait for ever, and a device has no end.
     pub fn open(path: &Path) -> Result<Source<'static>> {
         regular(&std::fs::metadata(path).map_err(io)?)?;
         let mut options = OpenOptions::new();
         options.read(true);
-        // The path may have become a pipe in between: it is not waited for either.
+        // If the path has become a pipe meanwhile, opening it must not wait.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
         let file = options.open(path).map_err(io)?;
@@ -44,7 +44,7 @@ impl Source<'_> {
         })
     }
 
-    /// A file's content that is in memory already.
+    /// The content of a file that is in memory already.
     pub fn of(bytes: &[u8]) -> Source<'_> {
         Source {
             content: Content::Bytes(bytes),
@@ -53,7 +53,7 @@ impl Source<'_> {
         }
     }
 
-    /// The size when the file was opened.
+    /// The size in bytes when the file was opened.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -63,7 +63,7 @@ impl Source<'_> {
         &self.budget
     }
 
-    /// All of it.
+    /// The whole content.
     pub fn all(&self) -> Result<Vec<u8>> {
         self.read(0, self.size)
     }
@@ -85,7 +85,7 @@ impl Source<'_> {
             Content::File(file) => {
                 let mut file = file;
                 file.seek(SeekFrom::Start(at)).map_err(io)?;
-                // Of exactly this length: `read_to_end` would reserve more to see the end.
+                // The buffer has exactly this length; `read_to_end` would reserve more to see the end.
                 data.resize(count, 0);
                 file.read_exact(&mut data).map_err(io)?;
             }
@@ -93,7 +93,7 @@ impl Source<'_> {
         Ok(data)
     }
 
-    /// Gives the content to `each`, a piece at a time.
+    /// Calls `each` with the content, piece by piece.
     pub fn pieces(&self, mut each: impl FnMut(&[u8])) -> Result<()> {
         let mut piece = vec![0; 1 << 16];
         match &self.content {
@@ -113,7 +113,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// `result`, unless the file has another size by now: then nothing that was read means anything.
+    /// `result`, or an error where the size of the file has changed, because then what was read cannot be trusted.
     pub fn settled<T>(&self, result: Result<T>) -> Result<T> {
         if let Content::File(file) = &self.content {
             let now = file.metadata().map_err(io)?.len();
@@ -129,8 +129,8 @@ impl Source<'_> {
     }
 }
 
-/// An empty buffer with room for `count` elements. A machine that has none is an error, where Rust's own containers end
-/// the process.
+/// An empty buffer with room for `count` elements. It is an error where the machine has no room; Rust's own containers
+/// would end the process.
 pub fn buffer<T>(count: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
     if data.try_reserve_exact(count).is_err() {
@@ -143,7 +143,7 @@ pub fn buffer<T>(count: usize) -> Result<Vec<T>> {
     Ok(data)
 }
 
-/// The text of a small file that belongs to another one; `None` where no regular file is there.
+/// The text of a small file that belongs to another one; `None` where there is no regular file.
 pub fn text(path: &Path, limit: u64) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);

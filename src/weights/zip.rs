@@ -1,5 +1,5 @@
-//! The directory of a zip archive, and its entries, stored or deflated. What PyTorch writes needs no more;
-//! a general reader believes the counts and sizes of the directory before it has seen the bytes.
+//! The directory of a zip archive, and its entries, stored or deflated. PyTorch writes nothing else. General readers
+//! are not used, because they believe the counts and sizes in the directory before they have seen the bytes.
 
 use super::source::{Source, buffer};
 use crate::error::{Result, bail, brief};
@@ -16,7 +16,7 @@ struct Entry {
     header: u64,
 }
 
-/// What an entry costs in the directory, beside its name.
+/// The bytes that an entry of the directory costs without its name.
 const ENTRY: usize = 256;
 
 /// An archive's directory.
@@ -51,7 +51,7 @@ impl<'a> Archive<'a> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// An entry's content, which must not be longer than `limit`; `None` where there is none of that name.
+    /// The content of an entry, which must not be longer than `limit`; `None` where there is no entry of that name.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
@@ -104,7 +104,7 @@ impl<'a> Archive<'a> {
         Ok(data)
     }
 
-    /// `packed` must unpack to exactly `size` bytes.
+    /// Unpacks `packed`, which must give exactly `size` bytes.
     fn inflate(&self, packed: &[u8], size: u64) -> Result<Vec<u8>> {
         let count = usize::try_from(size).unwrap_or(usize::MAX);
         self.source.budget().take(count)?;
@@ -185,7 +185,7 @@ fn central(bytes: &[u8]) -> Option<(&[u8], Entry, &[u8])> {
     Some((name, entry, rest))
 }
 
-/// Numbers that do not fit into 32 bits stand in the extra field 1, in this order, each where the short one
+/// Reads numbers that do not fit into 32 bits from the extra field 1. It holds, in this order, those whose short number
 /// is 2³²−1.
 fn zip64(mut extra: &[u8], entry: &mut Entry) -> Option<()> {
     while extra.len() >= 4 {

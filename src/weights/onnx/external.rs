@@ -1,5 +1,5 @@
-//! The other files of a model whose tensors lie beside it, as exporters write them above 2 GB, and
-//! `torch.onnx.export` by default. They are read out of the model's own folder and nowhere else.
+//! The other files of a model whose tensors lie beside it. Exporters write them for models above 2 GB, and
+//! `torch.onnx.export` does by default. They are read only from the model's own folder.
 
 use super::wire::fields;
 use crate::error::{Result, bail, brief};
@@ -12,13 +12,13 @@ use std::path::{Component, Path, PathBuf};
 /// The files beside a model.
 pub struct Neighbours<'a> {
     model: Option<&'a Path>,
-    /// The file that was read last, open; a model's tensors mostly lie in one.
+    /// The file that was read last, still open, because a model's tensors mostly lie in one file.
     last: RefCell<Option<(PathBuf, Source<'static>)>>,
     counted: RefCell<HashSet<PathBuf>>,
 }
 
 impl<'a> Neighbours<'a> {
-    /// Those of the model at a path; none where it was not read from a file.
+    /// The files beside the model at a path; none where the model was not read from a file.
     pub fn of(model: Option<&'a Path>) -> Self {
         Neighbours {
             model,
@@ -27,7 +27,7 @@ impl<'a> Neighbours<'a> {
         }
     }
 
-    /// The `bytes` bytes of a tensor at the place that `entries`, its `external_data`, name.
+    /// The `bytes` bytes of a tensor, from the file and the offset that `entries`, its `external_data`, name.
     pub fn read(&self, entries: &[&[u8]], bytes: usize, budget: &Budget) -> Result<Vec<u8>> {
         let (mut location, mut offset, mut length) = ("", 0u64, None);
         for entry in entries {
@@ -103,8 +103,8 @@ impl<'a> Neighbours<'a> {
                 brief(location)
             );
         };
-        // A link may lead out of the folder to where the model itself is a link to, as in the cache of
-        // huggingface_hub.
+        // If the model itself is a link, a link may lead to the folder that the model's link points to, as in the cache
+        // of huggingface_hub.
         let inside = folder
             .join(".")
             .canonicalize()

@@ -1,6 +1,6 @@
-//! From the messages of onnx.proto (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>) to a
-//! [`Model`]. A function a message, each of which reads only messages further down this file: nothing
-//! recurs. The numbers are those of the fields.
+//! Reads the messages of onnx.proto (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>) to a
+//! [`Model`]. There is one function per message. It calls only functions further down this file, so there is no
+//! recursion. The numbers are those of the fields.
 
 use super::external::Neighbours;
 use super::tensor;
@@ -9,8 +9,8 @@ use super::{Attribute, Model, Node, Value};
 use crate::error::{Result, bail, brief};
 use crate::weights::budget::Budget;
 
-// What is kept for a node, a name, an attribute, the first attribute of a node, a graph's input and a
-// size, beside the letters of names, while the nodes are sorted.
+// The bytes that are kept for a node, a name, an attribute, the first attribute of a node, a graph's input and a
+// size while the nodes are sorted, without the letters of names.
 const NODE: usize = 512;
 const NAME: usize = 160;
 const ATTRIBUTE: usize = 320;
@@ -18,14 +18,14 @@ const ATTRIBUTES: usize = 1536;
 const VALUE: usize = 320;
 const NUMBER: usize = 32;
 
-/// Deeper than any exporter's sizes of an input.
+/// The most dimensions of an input: more than any exporter writes.
 const MAX_RANK: usize = 16;
 
-/// What the messages of one file share.
+/// Reads the messages of one file.
 pub struct Reader<'a> {
-    /// What reading it may still cost.
+    /// What reading the file may still cost.
     pub budget: &'a Budget,
-    /// The files beside it.
+    /// The files beside the model.
     pub neighbours: &'a Neighbours<'a>,
 }
 
@@ -120,7 +120,7 @@ impl Reader<'_> {
         Ok(node)
     }
 
-    /// AttributeProto. Of its many values the one counts that its type names.
+    /// AttributeProto. Of its many values, the one is used that its type names.
     fn attribute(&self, message: &[u8]) -> Result<(String, Attribute)> {
         let (mut name, mut kind) = ("", 0);
         for field in fields(message) {
@@ -265,7 +265,7 @@ fn dimension(message: &[u8]) -> Result<Option<i64>> {
     Ok(size)
 }
 
-/// The version of an OperatorSetIdProto, where it is that of the default set.
+/// The version of an OperatorSetIdProto; `None` where it is not the default set's.
 fn default_opset(message: &[u8]) -> Result<Option<i64>> {
     let (mut domain, mut version) = ("", None);
     for field in fields(message) {

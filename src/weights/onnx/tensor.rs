@@ -1,4 +1,4 @@
-//! TensorProto → [`Array`].
+//! Reads a TensorProto to an [`Array`].
 
 use super::external::Neighbours;
 use super::wire::{self, fields};
@@ -36,7 +36,7 @@ const TYPES: [&str; 24] = [
     "FLOAT4E2M1",
 ];
 
-/// The element type of a TensorProto.DataType, where it is one that is read.
+/// The element type of a TensorProto.DataType; `None` for types that are not read.
 pub fn dtype(number: i64) -> Option<Dtype> {
     Some(match *TYPES.get(usize::try_from(number).ok()?)? {
         "FLOAT" => Dtype::F32,
@@ -136,10 +136,10 @@ fn fits(found: usize, bytes: usize, shape: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// The elements of a tensor that has them as numbers, in the field that its type goes with: halves and
-/// types narrower than 32 bits as 32-bit integers, halves by their bits.
+/// The elements of a tensor that holds them as numbers, in the field for its type. Types narrower than 32 bits are
+/// stored as 32-bit integers, and float16 by its bits.
 fn numbers(message: &[u8], dtype: Dtype, bytes: usize, budget: &Budget) -> Result<Vec<u8>> {
-    // `bytes` is what the sizes claim; what the message can hold is less.
+    // `bytes` is what the sizes claim. The message may hold less.
     let most = bytes.min(message.len().saturating_mul(8));
     budget.take(most)?;
     let mut data = buffer(most)?;

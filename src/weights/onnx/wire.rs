@@ -1,11 +1,11 @@
-//! The wire format of Protocol Buffers (<https://protobuf.dev/programming-guides/encoding/>), as far as
-//! onnx.proto uses it: the fields of one message, one after the other, none of them copied.
+//! The part of the wire format of Protocol Buffers (<https://protobuf.dev/programming-guides/encoding/>) that
+//! onnx.proto uses: the fields of one message, one after the other, without a copy.
 //!
-//! We read it ourselves. A model needs some forty fields of nine messages, which is less than what would
-//! have to be checked before a general parser may see a hostile file: such parsers make an object of several
-//! hundred bytes out of an empty message of two, follow nested messages by recursion, and some believe a
-//! length before the bytes are there. Here the depth is that of the calls in `super::graph`, the time is
-//! linear, and memory is taken only for what is kept, within the file's budget.
+//! facegrad has a reader of its own, because a general parser cannot be given a hostile file. Such parsers make an
+//! object of several hundred bytes from an empty message of two, follow nested messages by recursion, and some
+//! believe a length before they have seen the bytes. A model needs only about forty fields of nine messages. Here
+//! the depth is that of the calls in `super::graph`, the time is linear, and memory is taken only for what is kept,
+//! within the file's budget.
 
 use crate::error::{Error, Result};
 
@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Gives each number of a repeated field, which come packed or one by one.
+/// Calls `each` with every number of a repeated field, which is packed or not.
 pub fn ints(field: Field, mut each: impl FnMut(i64) -> Result<()>) -> Result<()> {
     match field {
         Field::Bytes(mut packed) => {
@@ -105,7 +105,7 @@ pub fn ints(field: Field, mut each: impl FnMut(i64) -> Result<()>) -> Result<()>
     }
 }
 
-/// Gives the bytes of a repeated field of numbers of `N` bytes, which come packed or one by one.
+/// Calls `each` with every number of `N` bytes of a repeated field, which is packed or not.
 pub fn fixeds<const N: usize>(
     field: Field,
     mut each: impl FnMut(&[u8]) -> Result<()>,
@@ -146,7 +146,7 @@ fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Result<&'a [u8]> {
     }
 }
 
-/// The error for bytes that no ONNX model has.
+/// The error for bytes that do not belong to an ONNX model.
 pub fn damaged(what: &str) -> Error {
     Error::Format(format!("a damaged ONNX model ({what}); download it again"))
 }

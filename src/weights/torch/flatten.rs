@@ -1,4 +1,4 @@
-//! From the values of a pickle to arrays with dotted names.
+//! Turns the values of a pickle into arrays with dotted names.
 
 use super::pickle::{Id, Value};
 use super::{Storage, TensorRef};
@@ -6,14 +6,14 @@ use crate::error::{Error, Result, bail, brief};
 use crate::weights::budget::Budget;
 use crate::weights::{Array, Weights, buffer};
 
-/// Deeper than any checkpoint nests its dictionaries.
+/// The deepest nesting of dictionaries: deeper than in any checkpoint.
 const MAX_DEPTH: usize = 12;
 const MAX_ENTRIES: usize = 1_000_000;
-/// What a name costs beside its letters.
+/// The bytes that a name costs without its letters.
 const NAME: usize = 128;
 
-/// The tensors below `root`, by dotted name. What is not a tensor or a dictionary of tensors (epochs,
-/// settings) is passed over.
+/// The tensors below `root`, by dotted name. Values that are neither tensors nor dictionaries of tensors (epochs,
+/// settings) are skipped.
 pub fn tensors<'a>(
     values: &'a [Value],
     root: Id,
@@ -29,7 +29,7 @@ pub fn tensors<'a>(
                 if depth >= MAX_DEPTH {
                     bail!(Limit, "dictionaries nest deeper than {MAX_DEPTH}");
                 }
-                // A dictionary may be in many places: what counts is how often its entries are met.
+                // A dictionary may occur in many places. Its entries count each time.
                 seen += entries.len();
                 if seen > MAX_ENTRIES {
                     bail!(Limit, "the file has more than {MAX_ENTRIES} entries");
@@ -83,8 +83,7 @@ pub fn arrays<'a>(
     Ok(weights)
 }
 
-/// Copies a strided window out of its storage, in C order. Views may repeat one small storage many times
-/// over, which the budget bounds.
+/// Copies a tensor out of its storage, in C order. The budget bounds tensors that repeat a small storage many times.
 fn gather(tensor: &TensorRef, bytes: &[u8], budget: &Budget) -> Result<Array> {
     let Some(dtype) = tensor.storage.dtype else {
         bail!(
@@ -132,7 +131,8 @@ fn gather(tensor: &TensorRef, bytes: &[u8], budget: &Budget) -> Result<Array> {
     })
 }
 
-/// The dimensions that are left when the innermost ones that lie densely are one run of elements.
+/// Merges the innermost dimensions that are contiguous into one run of elements. Returns the other dimensions and the
+/// length of the run.
 fn runs(mut steps: Vec<(usize, usize)>) -> (Vec<(usize, usize)>, usize) {
     let mut run = 1;
     while let Some(&(n, stride)) = steps.last()

@@ -8,7 +8,7 @@ use crate::weights::Weights;
 use crate::weights::source::Source;
 use std::collections::HashMap;
 
-/// What a storage costs in the tables here.
+/// The bytes that a storage costs in the tables here.
 const STORAGE: usize = 128;
 
 /// The wanted arrays of a file.

@@ -1,6 +1,6 @@
-//! torch's own files, `.pth` and `.pt`: the zip format since 1.6 and the format before. Both hold a
-//! pickle, which is a program; [`pickle`] runs the few instructions that torch writes and knows the
-//! few names that a state dict needs, and refuses everything else.
+//! torch's own files, `.pth` and `.pt`: the zip format since 1.6, and the format before. Both hold a
+//! pickle, which is a program. [`pickle`] runs the few instructions that torch writes, knows the few
+//! names that a state dict needs, and refuses everything else.
 
 mod flatten;
 mod legacy;

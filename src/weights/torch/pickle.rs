@@ -1,5 +1,5 @@
-//! A pickle machine that cannot run code. Values live in one arena and refer to each other by number,
-//! so that neither deep nesting nor a cycle can hurt.
+//! A pickle machine that cannot run code. Values are in one arena and refer to each other by number, so deep
+//! nesting and cycles are harmless.
 
 use super::{Storage, TensorRef};
 use crate::error::{Result, bail, brief};
@@ -11,16 +11,16 @@ use std::rc::Rc;
 /// A value's number in the arena.
 pub type Id = usize;
 
-/// What a pickle can make here.
+/// A value that a pickle can make here.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// `None`, and what is of no interest: devices, dtypes, hooks.
+    /// `None`, and values that are not needed: devices, dtypes, hooks.
     Nothing,
     /// Integers and booleans.
     Int(i64),
     /// Floats.
     Float(f64),
-    /// Strings; bytes that are not text lose what is not text.
+    /// Strings. In bytes that are not UTF-8, invalid parts are replaced.
     Text(Rc<str>),
     /// Tuples and lists.
     Sequence(Vec<Id>),
@@ -80,10 +80,10 @@ static GLOBALS: &[(&str, Global)] = &[
 
 const MAX_STEPS: usize = 20_000_000;
 const MAX_RANK: usize = 16;
-/// PyTorch numbers its storages: their names are short.
+/// The longest name of a storage. PyTorch numbers its storages, so their names are short.
 pub const MAX_KEY: usize = 64;
 
-// What a value, an item of a list, an entry of a dictionary, of the memo and of the stack cost, with the
+// The bytes that a value, an item of a list, an entry of a dictionary, of the memo and of the stack cost, with the
 // room that a growing list keeps.
 const VALUE: usize = 96;
 const ITEM: usize = 24;
@@ -104,7 +104,7 @@ pub struct Machine<'a> {
 }
 
 /// Runs one pickle from the start of `input`; returns the arena, the result's number and how many
-/// bytes the pickle took. No value is ever copied: what is used twice is one value with two users.
+/// bytes the pickle took. No value is copied: a value that is used twice is one value with two users.
 pub fn run(input: &[u8], budget: &Budget) -> Result<(Vec<Value>, Id, usize)> {
     let mut machine = Machine {
         input,
@@ -257,7 +257,7 @@ impl<'a> Machine<'a> {
                 self.call(callee, arguments)?;
             }
             b'b' => {
-                // State beside a state dict's entries, such as `_metadata`: of no interest.
+                // State beside the entries of a state dict, such as `_metadata`, is not needed.
                 self.pop()?;
                 self.stack.last().ok_or_else(Self::underflow)?;
             }
@@ -298,7 +298,7 @@ impl<'a> Machine<'a> {
                 if count > 0
                     && let Value::Sequence(pairs) = &self.values[first[0]]
                 {
-                    // A list may be given to many calls, each of which walks along it.
+                    // A list may be given to many calls, each of which reads all of it.
                     self.budget.take(pairs.len().saturating_mul(ENTRY))?;
                     for &pair in pairs {
                         if let Value::Sequence(pair) = &self.values[pair]
@@ -481,7 +481,7 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(start.ok_or_else(Self::underflow)?))
     }
 
-    /// A new value on the stack.
+    /// Puts a new value on the stack.
     fn push(&mut self, value: Value) -> Result<()> {
         self.budget.take(VALUE)?;
         if let Value::Sequence(items) = &value {
@@ -491,7 +491,7 @@ impl<'a> Machine<'a> {
         self.put(self.values.len() - 1)
     }
 
-    /// A value that is there already on the stack.
+    /// Puts an existing value on the stack.
     fn put(&mut self, id: Id) -> Result<()> {
         self.budget.take(SLOT)?;
         self.stack.push(id);
@@ -527,7 +527,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A little-endian two's complement number; what does not fit is no size and no key.
+/// A little-endian two's complement number. One that does not fit into 64 bits is neither a size nor a key.
 fn long(bytes: &[u8]) -> Value {
     if bytes.len() > 8 {
         return Value::Nothing;

@@ -1,4 +1,4 @@
-//! The format since torch 1.6: a zip archive with `NAME/data.pkl` and one entry `NAME/data/KEY` a
+//! The format since torch 1.6: a zip archive with `NAME/data.pkl`, and one entry `NAME/data/KEY` per
 //! storage.
 
 use super::pickle;
@@ -37,7 +37,7 @@ pub fn kind(source: &Source) -> Result<Kind> {
 pub fn read(source: &Source, wanted: &dyn Fn(&str) -> bool) -> Result<Weights> {
     let archive = Archive::open(source)?;
     let pickles = archive.names().filter(|name| name.ends_with("data.pkl"));
-    // Of several, that of the outermost folder.
+    // Of several, the one in the outermost folder is used.
     let Some(pickle) = pickles.min_by_key(|name| (name.len(), *name)) else {
         bail!(Format, "a zip archive without data.pkl");
     };
