@@ -52,7 +52,7 @@ pub const OPERATORS: &[Operator] = &[
     op("Cast", &["to", "saturate"], cast_cost, cast),
 ];
 
-/// Truth values.
+/// The cost of an operator over truth values.
 fn truth(call: &Call) -> Result<Cost> {
     let x = call.full(0)?;
     if class(x) != Class::Truth {
@@ -61,7 +61,7 @@ fn truth(call: &Call) -> Result<Cost> {
     Ok(Cost::of(elements(x)))
 }
 
-/// Floats or integers.
+/// The cost of an operator over floats or integers.
 fn signed(call: &Call) -> Result<Cost> {
     let x = call.full(0)?;
     if class(x) == Class::Truth {
@@ -70,7 +70,7 @@ fn signed(call: &Call) -> Result<Cost> {
     Ok(Cost::of(elements(x)))
 }
 
-/// Computed in several steps.
+/// The cost of an activation that is computed in several steps.
 fn bent(call: &Call) -> Result<Cost> {
     let cost = same(call)?;
     Ok(cost.with_scratch(cost.elements.saturating_mul(3)))
@@ -123,8 +123,9 @@ fn hard_sigmoid(call: &Call) -> Result<Vec<Tensor>> {
     one(line.f_clamp_tensor(Some(number(0.0)?), Some(number(1.0)?)))
 }
 
-/// The slopes' shape is broadcast to the value's, as ONNX says. One number a channel was the rule before operator
-/// set 7, and is what mxnet's exports have after it too, where it cannot be broadcast.
+/// Whether a PRelu's slopes are one number per channel. Before operator set 7 they always were; later ONNX broadcasts
+/// their shape to the value's. mxnet's exports have one number per channel in later sets too, where that cannot be
+/// broadcast.
 fn per_channel(x: &[i64], slope: &[i64], opset: i64) -> bool {
     let channels = x.get(1).copied().unwrap_or(1);
     let fits = |shape: &[i64]| {
@@ -191,7 +192,7 @@ fn clip(call: &Call) -> Result<Vec<Tensor>> {
     if class(x) == Class::Float && low == Some(0.0) && high.is_none() {
         return relu(call);
     }
-    // Integers are bounded by integers: a double does not hold the largest ones.
+    // Integers are bounded by integers, because a double cannot represent the largest ones.
     let value = |at: usize, bound: Option<f64>| -> Result<Option<Tensor>> {
         Ok(match (call.optional(at), bound) {
             (Some(given), _) if class(given) != class(x) => {
@@ -230,7 +231,7 @@ fn cast(call: &Call) -> Result<Vec<Tensor>> {
     let x = call.input(0)?;
     // onnx.proto3, TensorProto.DataType. Integers are kept in 64 bits, after the narrower type has cut them off.
     let kinds: &[Kind] = match call.int("to", 0)? {
-        // The model's own float type stands for all of them, whatever the file was written with.
+        // All of the file's float types become the float type that the model computes in.
         1 | 10 | 11 | 16 if class(x) == Class::Float => &[],
         1 | 10 | 11 | 16 => &[Kind::Float],
         2 => &[Kind::Int64, Kind::Uint8, Kind::Int64],

@@ -1,4 +1,4 @@
-//! Operators on several values, which are broadcast to each other.
+//! Operators on several values that are broadcast to each other.
 
 use super::budget::{Cost, count, limited};
 use super::node::{Call, Class, Operator, class, one, op};
@@ -66,7 +66,7 @@ fn alike_from(call: &Call, first: usize) -> Result<Cost> {
             other.kind()
         );
     }
-    // One after the other: thousands of inputs are not compared by name or kept.
+    // The inputs are broadcast one after the other, so that thousands of inputs need no list of shapes.
     let mut shape = inputs[0].size();
     for x in &inputs[1..] {
         shape = broadcast(&[shape, x.size()])?;
@@ -111,7 +111,7 @@ fn power(call: &Call) -> Result<Vec<Tensor>> {
     binary(call, Tensor::f_pow)
 }
 
-/// Both sides on one device: shape arithmetic made into floats comes from the CPU.
+/// Both operands on one device. Shape arithmetic that was cast to floats comes from the CPU.
 fn together(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
     let device = if a.device() == Device::Cpu {
         b.device()
@@ -139,8 +139,8 @@ fn many(call: &Call, op: Two) -> Result<Vec<Tensor>> {
     Ok(vec![all])
 }
 
-/// The divisor of integers with 1 where it is −1, and where that is. The smallest integer divided by −1 ends the
-/// process on most machines, as a division by zero does.
+/// An integer divisor in which −1 is replaced by 1, and the places where it was. On most machines the division of the
+/// smallest integer by −1 ends the process, as a division by zero does.
 fn divisor(b: &Tensor) -> Result<(Tensor, Tensor)> {
     let zero = b.f_eq_tensor(&b.f_zeros_like()?)?.f_any()?;
     if zero.f_int64_value(&[])? != 0 {
@@ -165,7 +165,7 @@ fn modulo(call: &Call) -> Result<Vec<Tensor>> {
     let (a, b) = together(call.input(0)?, call.input(1)?)?;
     let fmod = call.flag("fmod")?;
     if class(&a) == Class::Float {
-        // The sign is the dividend's, which only `fmod` asks for.
+        // For floats, ONNX defines only the remainder with the sign of the dividend, `fmod`.
         return match fmod {
             true => one(a.f_fmod_tensor(&b)),
             false => bail!(
@@ -174,7 +174,7 @@ fn modulo(call: &Call) -> Result<Vec<Tensor>> {
             ),
         };
     }
-    // The remainder by −1 is that by 1.
+    // A remainder by −1 equals the one by 1.
     let (safe, _) = divisor(&b)?;
     one(match fmod {
         true => a.f_fmod_tensor(&safe),

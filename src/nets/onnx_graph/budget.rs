@@ -1,37 +1,37 @@
-//! What a graph may cost. A file of a few hundred bytes can ask for terabytes, so every operator says what it is
-//! about to allocate and to compute, and the sum is checked before it does.
+//! The limits of a graph's memory and work. A file of a few hundred bytes can ask for terabytes. Therefore every
+//! operator says what it is about to allocate and to compute, and the sum is checked before.
 
 use crate::error::{Result, bail};
 
-/// More nodes than any face network has.
+/// The most nodes: more than any face network has.
 pub const MAX_NODES: usize = 1 << 16;
-/// More names of inputs and outputs than any face network has, over all nodes.
+/// The most names of inputs and outputs over all nodes: more than any face network has.
 pub const MAX_NAMES: usize = 1 << 20;
 /// The most dimensions of a value.
 pub const MAX_RANK: usize = 16;
-/// The most elements of a value, whatever else is allowed.
+/// The most elements of a value, even where the budget allows more.
 const MAX_ELEMENTS: u64 = 1 << 36;
 
-/// What one operator call is about to take.
+/// The memory and work of one operator call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Elements that stay: those of the outputs, unless they are views.
+    /// Elements of the outputs, unless they are views.
     pub elements: u64,
-    /// Elements that are needed meanwhile.
+    /// Elements that are needed only during the call.
     pub scratch: u64,
     /// Elements visited or multiplied.
     pub work: u64,
 }
 
 impl Cost {
-    /// A view of what is there.
+    /// The cost of a view.
     pub const FREE: Cost = Cost {
         elements: 0,
         scratch: 0,
         work: 0,
     };
 
-    /// A value of `elements`, each computed once.
+    /// The cost of a value of `elements`, each computed once.
     pub fn of(elements: u64) -> Cost {
         Cost {
             elements,
@@ -40,13 +40,13 @@ impl Cost {
         }
     }
 
-    /// The same with `scratch` elements beside it.
+    /// The same cost with `scratch` elements during the call.
     #[must_use]
     pub fn with_scratch(self, scratch: u64) -> Cost {
         Cost { scratch, ..self }
     }
 
-    /// The same where every element takes `steps` steps.
+    /// The same cost with `steps` steps per element.
     #[must_use]
     pub fn times(self, steps: u64) -> Cost {
         Cost {
@@ -56,13 +56,14 @@ impl Cost {
     }
 }
 
-/// The number of elements of a shape; the largest number where there are too many to count.
+/// The number of elements of a shape; `u64::MAX` where it overflows.
 pub fn count(sizes: &[i64]) -> u64 {
     let sizes = sizes.iter().map(|&size| u64::try_from(size).unwrap_or(0));
     sizes.fold(1, u64::saturating_mul)
 }
 
-/// A shape that can be: sizes from 0, few dimensions, and few enough elements even where a size of 0 hides them.
+/// Checks a shape: no negative size, at most [`MAX_RANK`] dimensions, and at most [`MAX_ELEMENTS`] elements, where a
+/// size of 0 counts as 1.
 ///
 /// # Errors
 /// `Limit`.
@@ -80,7 +81,7 @@ pub fn limited(sizes: Vec<i64>) -> Result<Vec<i64>> {
     Ok(sizes)
 }
 
-/// Limits, and what has been taken so far.
+/// The limits of a run, and what has been taken so far.
 #[derive(Debug)]
 pub struct Budget {
     live: (u64, u64),
@@ -89,8 +90,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// For what is computed from constants alone, of which the file has `elements`: twice as many elements and
-    /// 2²⁴ more, 2⁹ steps for each and 2³⁰ more.
+    /// For values that are computed from constants alone. The file has constants of `elements`; allowed are twice as
+    /// many elements plus 2²⁴, and 2⁹ steps per element plus 2³⁰.
     pub fn folding(elements: u64) -> Budget {
         let made = elements.saturating_mul(2).saturating_add(1 << 24);
         let work = elements.saturating_mul(1 << 9).saturating_add(1 << 30);
@@ -101,8 +102,9 @@ impl Budget {
         }
     }
 
-    /// For a run over inputs of `elements`: 2⁸ elements at a time and 2¹³ in all for each, and 2²⁴ more; 2²¹ steps
-    /// for each and 2³⁰ more. The largest recognisers (IResNet-200, ViT-L) take a third of that.
+    /// For a run over inputs of `elements`. Per element of the input, 2⁸ elements at a time, 2¹³ elements in all and
+    /// 2²¹ steps are allowed, plus 2²⁴ elements and 2³⁰ steps. The largest recognisers (IResNet-200, ViT-L) take a
+    /// third of that.
     pub fn running(elements: u64) -> Budget {
         let times = |factor: u64, more: u64| elements.saturating_mul(factor).saturating_add(more);
         Budget {
@@ -112,7 +114,7 @@ impl Budget {
         }
     }
 
-    /// Takes what a call costs.
+    /// Takes the cost of a call off the budget.
     ///
     /// # Errors
     /// `Limit`, and then nothing may be allocated.
@@ -140,12 +142,12 @@ impl Budget {
         Ok(())
     }
 
-    /// Notes the elements of a value that stays; those of a view too, because it keeps what it looks at.
+    /// Counts the elements of a value that is kept. Those of a view count too, because it keeps the viewed value.
     pub fn hold(&mut self, elements: u64) {
         self.live.0 = self.live.0.saturating_add(elements);
     }
 
-    /// Gives back the elements of a value that has gone.
+    /// Gives back the elements of a value that is dropped.
     pub fn release(&mut self, elements: u64) {
         self.live.0 = self.live.0.saturating_sub(elements);
     }

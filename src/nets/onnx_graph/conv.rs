@@ -93,7 +93,7 @@ fn conv_cost(call: &Call) -> Result<Cost> {
     let out = count(&sizes[..1])
         .saturating_mul(channels)
         .saturating_mul(windows);
-    // Where libtorch multiplies matrices, one picture's windows lie beside each other.
+    // Where libtorch computes a convolution as a matrix product, it copies the windows of one image.
     let columns = count(&sizes[1..2])
         .saturating_mul(window.elements())
         .saturating_mul(windows);
@@ -136,7 +136,7 @@ fn norm_cost(call: &Call) -> Result<Cost> {
     Ok(cost.with_scratch(cost.elements))
 }
 
-/// That inputs 1 to `last` are one float a channel.
+/// Checks that inputs 1 to `last` are one float per channel.
 fn channels(call: &Call, last: usize) -> Result<()> {
     let sizes = call.input(0)?.size();
     for at in 1..=last {
@@ -257,7 +257,7 @@ fn product(a: &[i64], b: &[i64]) -> Result<Cost> {
     let stacks = super::arithmetic::broadcast(&[stack(a), stack(b)])?;
     let depth = count(&stacks);
     let out = depth.saturating_mul(count(&[rows, columns]));
-    // libtorch copies what it has to repeat, but a single matrix meets all of a stack at once.
+    // libtorch copies an operand that it has to repeat, except where the other operand is a single matrix.
     let sides =
         depth.saturating_mul(count(&[rows, inner]).saturating_add(count(&[inner, columns])));
     let repeats = a.len().min(b.len()) > 2 && stack(a) != stack(b);
@@ -269,7 +269,7 @@ fn matmul_cost(call: &Call) -> Result<Cost> {
     product(&call.float_input(0)?.size(), &call.float_input(1)?.size())
 }
 
-/// The two matrices of a Gemm, turned.
+/// The two matrices of a Gemm, transposed as its attributes say.
 fn matrices(call: &Call) -> Result<[Tensor; 2]> {
     let turned = |at: usize, name: &str| -> Result<Tensor> {
         let x = call.float_input(at)?;

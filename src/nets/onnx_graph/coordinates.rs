@@ -1,5 +1,6 @@
-//! From which places of a value an element of the resized value is made, along one dimension: ONNX's operator Resize,
-//! computed in float32 as ONNX Runtime does (`core/providers/cpu/tensor/upsample.cc`), because ties decide.
+//! The places in a value from which each element of the resized value is computed, along one dimension, for ONNX's
+//! operator Resize. They are computed in float32 as in ONNX Runtime (`core/providers/cpu/tensor/upsample.cc`), because
+//! ties between two places must be decided in the same way.
 
 use crate::error::{Result, bail};
 
@@ -102,7 +103,7 @@ impl Rounding {
 }
 
 impl Axis {
-    /// The place in the value that element `i` of the resized value stands for.
+    /// The place in the value that corresponds to element `i` of the resized value.
     fn place(&self, i: i64, coordinates: Coordinates) -> f32 {
         let (x, scale) = (i as f32, self.scale);
         let (from, to) = (self.from as f32, self.to as f32);
@@ -129,7 +130,7 @@ impl Axis {
         }
     }
 
-    /// For every element whether its place lies outside the value.
+    /// Per element whether its place lies outside the value.
     pub fn outside(&self, coordinates: Coordinates) -> Vec<bool> {
         let inside = 0.0..=(self.from - 1) as f32;
         (0..self.to)
@@ -148,8 +149,8 @@ impl Axis {
         (0..self.to).map(near).collect()
     }
 
-    /// The weights of the elements around every place. With `exclude_outside`, what lies outside the value has
-    /// none; otherwise the value's last element stands for it.
+    /// Per place the weights of the elements around it. Outside the value, the outermost element is used; with
+    /// `exclude_outside`, elements outside have no weight.
     pub fn taps(
         &self,
         coordinates: Coordinates,
@@ -188,8 +189,8 @@ impl Axis {
         }
     }
 
-    /// As [`Axis::taps`] where the value shrinks with `antialias`: the filter is as wide as the elements that become
-    /// one, as in Pillow (`Resample.c`).
+    /// [`Axis::taps`] with `antialias` where the value shrinks: the filter is as wide as the elements that one element
+    /// of the result replaces, as in Pillow (`Resample.c`).
     pub fn wide_taps(
         &self,
         coordinates: Coordinates,
@@ -228,7 +229,7 @@ fn keys(d: f32, a: f32) -> f32 {
     }
 }
 
-/// Taps with the places outside 0 to `last` moved in or left out; their weights add up to 1.
+/// Taps whose places outside 0 to `last` are moved inside or left out. Their weights add up to 1.
 fn gathered(taps: impl Iterator<Item = (i64, f32)>, last: i64, exclude_outside: bool) -> Taps {
     let inside = taps.filter(|(at, _)| !exclude_outside || (0..=last).contains(at));
     let taps: Taps = inside

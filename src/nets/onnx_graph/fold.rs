@@ -4,7 +4,7 @@ use crate::weights::onnx::{Attribute, Model, Node};
 use crate::weights::{Array, Dtype};
 use std::collections::HashMap;
 
-/// What becomes of a node.
+/// What folding makes of a node.
 pub enum Folded {
     /// A convolution with the weights and the bias of the norm behind it, whose output it makes.
     Conv {
@@ -19,8 +19,8 @@ pub enum Folded {
     Gone,
 }
 
-/// Folds every BatchNormalization whose input is a Conv with constant weights that nobody else uses. By the nodes'
-/// places; a node that is not named stays as it is.
+/// Folds every BatchNormalization whose input is a Conv with constant weights that no other node uses. Returns the
+/// changed nodes by their index.
 pub fn batch_norms(model: &Model) -> HashMap<usize, Folded> {
     let mut uses: HashMap<&str, usize> = HashMap::new();
     let outputs = model.outputs.iter().map(|output| &output.name);
@@ -37,7 +37,7 @@ pub fn batch_norms(model: &Model) -> HashMap<usize, Folded> {
         .filter(|(_, node)| node.op == "Conv")
         .filter_map(|(at, node)| Some((node.outputs.first()?.as_str(), at)))
         .collect();
-    // Many convolutions may share one weight, of which each then has a copy.
+    // Many convolutions may share one weight. After folding, each has a copy of its own.
     let mut room = elements(model).saturating_add(1 << 20);
     let mut folded = HashMap::new();
     for (at, norm) in model.nodes.iter().enumerate() {
@@ -71,7 +71,8 @@ fn length(array: &Array) -> usize {
     array.data.len() / array.dtype.size()
 }
 
-/// `None` where a number is not a constant float, a shape is odd, or the norm is none of plain inference.
+/// `None` where an operand is not a constant of floats, a shape does not fit, or the norm is not one of plain
+/// inference.
 fn fold(model: &Model, conv: &Node, at: usize, room: &mut u64) -> Option<Folded> {
     let norm = &model.nodes[at];
     let plain = |name: &str| matches!(name, "epsilon" | "momentum");

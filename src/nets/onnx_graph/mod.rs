@@ -1,12 +1,12 @@
-//! Any recogniser or detector ONNX as libtorch operations: frozen, and differentiable with respect to
-//! its inputs. What depends on constants alone is computed once; a batch norm after a convolution is
-//! folded into it.
+//! Runs any recogniser or detector ONNX as libtorch operations. The network is frozen, and differentiable with
+//! respect to its inputs. Values that depend on constants alone are computed once. A batch norm after a
+//! convolution is folded into it.
 //!
-//! A file decides what is computed, so nothing is allocated before a [`Budget`] has been asked, and an
+//! The file decides what is computed. Therefore a [`Budget`] is asked before anything is allocated, and an
 //! attribute that an operator does not understand is an error.
 //!
-//! Shape arithmetic (Shape, Gather, Slice, … on integers) stays on the CPU whatever the device, so that a
-//! GPU is never waited for.
+//! Shape arithmetic (Shape, Gather, Slice, … on integers) runs on the CPU on every device, so that the host
+//! never waits for a GPU.
 
 mod activation;
 mod arithmetic;
@@ -35,7 +35,7 @@ use node::{Call, Operator};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use tch::{Device, Kind, Tensor};
 
-/// The tables of operators, one a file.
+/// The tables of operators, one per file.
 const TABLES: [&[Operator]; 9] = [
     activation::OPERATORS,
     arithmetic::OPERATORS,
@@ -72,8 +72,8 @@ pub struct OnnxGraph {
     constants: HashMap<Slot, Tensor>,
     steps: Vec<Step>,
     slots: usize,
-    /// Whether pictures are laid out pixel by pixel: oneDNN, libtorch's convolutions on a CPU, then need not turn
-    /// every value around before and after a convolution.
+    /// Whether feature maps are laid out pixel by pixel (channels last). libtorch's convolutions on a CPU (oneDNN) then
+    /// need not convert every value before and after a convolution.
     by_pixels: bool,
     free_batch: bool,
 }
@@ -82,8 +82,9 @@ impl OnnxGraph {
     /// Converts the constants to `kind` on `device` (integers stay 64-bit on the CPU) and checks that
     /// every operator and every attribute is known.
     ///
-    /// Errors: `Operator` naming every operator that is missing, or the attribute; `Limit` where the model asks for
-    /// more than a model of its size may; `Format` where its values do not fit together.
+    /// # Errors
+    /// `Operator`; the text names every operator that is missing, or the attribute. `Limit` where the model asks for
+    /// more than a model of its size may. `Format` where its values do not fit together.
     pub fn new(model: &Model, device: Device, kind: Kind) -> Result<Self> {
         known(model)?;
         let mut builder = Builder {
@@ -121,10 +122,12 @@ impl OnnxGraph {
         Ok(graph)
     }
 
-    /// What goes before another engine reads the file: the part that depends on constants alone, which engines compute
-    /// while they load, is computed here within the limits. What is not implemented is left to the other engine.
+    /// Checks a file before another engine reads it. Engines compute the part that depends on constants alone while
+    /// they load a file, so it is computed here first, within the limits. Operators that are not implemented here are
+    /// skipped.
     ///
-    /// Errors: `Limit`.
+    /// # Errors
+    /// `Limit`.
     pub fn check_constants(model: &Model) -> Result<()> {
         let mut constant: HashSet<&str> = model.initializers.keys().map(String::as_str).collect();
         let (mut nodes, mut used) = (vec![], HashSet::new());
@@ -168,16 +171,17 @@ impl OnnxGraph {
         &self.outputs
     }
 
-    /// Takes a shape that begins with 1 in a Reshape for one that begins with the batch, as in a file that was exported
-    /// for one picture. Whether that is what the file means, a comparison with single pictures has to tell.
+    /// Lets a shape that begins with 1 in a Reshape begin with the batch instead, for a file that was exported for one
+    /// image. The caller must compare the results with those of single images, to know whether the file means that.
     pub fn free_batch(&mut self, free: bool) {
         self.free_batch = free;
     }
 
-    /// Runs the model.
+    /// Runs the model. The gradient flows back to `inputs`.
     ///
-    /// Errors: `Limit` where the model asks for more memory or work than its inputs' sizes allow, before it is
-    /// taken; `Format` where values do not fit together, `Operator` for what is not implemented.
+    /// # Errors
+    /// `Limit` where the model asks for more memory or work than its inputs' sizes allow, before it is taken; `Format`
+    /// where values do not fit together; `Operator` for operators that are not implemented.
     pub fn forward(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         if inputs.len() != self.inputs.len() {
             bail!(
@@ -243,14 +247,14 @@ impl OnnxGraph {
             .and_then(|cost| budget.take(cost))
             .and_then(|()| (step.operator.run)(&call))
             .map_err(|e| match e {
-                // What the file asks for cannot be computed; a device that fails is another matter.
+                // The file asks for something that libtorch cannot compute. A failing device is another error.
                 Error::Torch(text) if !text.contains("CUDA") => Error::Format(text),
                 other => other,
             })
             .map_err(|e| e.context(call.title()))
     }
 
-    /// Runs what depends on constants alone, once, and drops the constants that nothing else needs.
+    /// Computes the values that depend on constants alone, and drops the constants that no later step needs.
     fn precompute(&mut self, elements: u64, device: Device, kind: Kind) -> Result<()> {
         let _frozen = tch::no_grad_guard();
         let mut budget = Budget::folding(elements);
@@ -283,7 +287,8 @@ impl OnnxGraph {
         Ok(())
     }
 
-    /// Marks the steps that alone use what is made by an operator whose backward pass does not look at it.
+    /// Marks the steps that may overwrite their first input: no other step uses it, and the backward pass of the
+    /// operator that made it does not need it.
     fn find_places(&mut self) {
         let mut uses: HashMap<Slot, usize> = HashMap::new();
         let used = self
@@ -303,7 +308,7 @@ impl OnnxGraph {
         }
     }
 
-    /// Marks after which step every value can go.
+    /// Marks after which step each value can be dropped.
     fn find_ends(&mut self) {
         let mut needed: HashSet<Slot> = self.output_slots.iter().copied().collect();
         for step in self.steps.iter_mut().rev() {
@@ -388,7 +393,7 @@ impl<'a> Builder<'a> {
         Ok(steps)
     }
 
-    /// The file's constants that something uses.
+    /// Adds the file's constants that some node uses.
     fn initializers(&mut self, model: &Model) -> Result<()> {
         for (name, array) in &model.initializers {
             if let Some(&slot) = self.slots.get(name.as_str()) {
@@ -410,7 +415,7 @@ fn find(node: &Node) -> Option<&'static Operator> {
         .find(|operator| operator.name == node.op)
 }
 
-/// Whether every operator and attribute is implemented and their number is a network's, before anything is loaded.
+/// Checks before anything is loaded that every operator and attribute is implemented, and that there are not too many.
 fn known(model: &Model) -> Result<()> {
     let names: usize = model
         .nodes

@@ -1,4 +1,4 @@
-//! One operator call: its inputs and attributes, with errors that say what is wrong.
+//! One operator call: its inputs and attributes, with errors for those that do not fit.
 
 use super::budget::{Cost, count};
 use crate::error::{Result, bail};
@@ -9,15 +9,15 @@ use tch::{Device, Kind, Tensor};
 pub struct Operator {
     /// Its name in the file.
     pub name: &'static str,
-    /// The attributes that it understands; any other is an error, because it would change the result unseen.
+    /// The attributes that it understands. Any other is an error, because ignoring it would change the result.
     pub attributes: &'static [&'static str],
-    /// What a call is about to cost; checks the inputs.
+    /// Checks the inputs of a call and returns its cost.
     pub cost: fn(&Call) -> Result<Cost>,
-    /// The call.
+    /// Computes the outputs of a call.
     pub run: fn(&Call) -> Result<Vec<Tensor>>,
 }
 
-/// A line of a table.
+/// An [`Operator`], as one line of a table.
 pub const fn op(
     name: &'static str,
     attributes: &'static [&'static str],
@@ -38,15 +38,15 @@ pub struct Call<'a> {
     pub node: &'a Node,
     /// Version of the operator set.
     pub opset: i64,
-    /// Whether a shape that begins with 1 means the batch.
+    /// Whether a shape in a Reshape that begins with 1 means one that begins with the batch.
     pub free_batch: bool,
-    /// Whether the first input's memory may hold the output: nobody else needs it, backward pass included.
+    /// Whether the output may overwrite the first input, because neither a later step nor the backward pass needs it.
     pub in_place: bool,
     /// Its inputs; `None` where an optional one is left out.
     pub inputs: Vec<Option<&'a Tensor>>,
 }
 
-/// More numbers than any list of axes, sizes or pads has.
+/// The most numbers in a list of axes, sizes or pads.
 const MAX_LIST: usize = 1 << 10;
 
 impl<'a> Call<'a> {
@@ -186,7 +186,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// What kind of numbers a value has. Integers are kept in 64 bits, floats in the model's dtype.
+/// The class of a value's numbers. Integers are kept in 64 bits, floats in the model's dtype.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Floating-point numbers.
@@ -246,8 +246,8 @@ pub fn distinct_axes(values: &[i64], rank: usize) -> Result<Vec<i64>> {
     Ok(axes)
 }
 
-/// One number as a value without dimensions. tch's own scalars panic where a call that has one fails, so that
-/// none is used here.
+/// One number as a value without dimensions. tch's own scalars are not used, because they panic where a call with one
+/// fails.
 pub fn scalar(value: f64, kind: Kind) -> Result<Tensor> {
     let no_dimensions: [i64; 0] = [];
     Ok(Tensor::f_from_slice(&[value])?
@@ -255,8 +255,8 @@ pub fn scalar(value: f64, kind: Kind) -> Result<Tensor> {
         .f_reshape(no_dimensions)?)
 }
 
-/// A constant where it is needed: floats in the model's dtype on its device, integers in 64 bits on the
-/// CPU. A single float stays on the CPU too, where it can be read without waiting for a GPU.
+/// Moves a constant to where it is needed: floats to the model's device, in its dtype; integers stay on the CPU, in 64
+/// bits. A single float also stays on the CPU, where it can be read without waiting for a GPU.
 pub fn constant(tensor: Tensor, device: Device, kind: Kind) -> Result<Tensor> {
     Ok(match class(&tensor) {
         Class::Float => {
@@ -272,7 +272,7 @@ pub fn constant(tensor: Tensor, device: Device, kind: Kind) -> Result<Tensor> {
     })
 }
 
-/// One value from one tensor.
+/// The outputs of a call that has one output.
 pub fn one(tensor: std::result::Result<Tensor, tch::TchError>) -> Result<Vec<Tensor>> {
     Ok(vec![tensor?])
 }

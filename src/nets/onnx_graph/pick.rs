@@ -1,4 +1,4 @@
-//! Operators that put parts of values together or take them out.
+//! Operators that join values or take parts of them.
 
 use super::budget::{Cost, count, limited};
 use super::node::{Call, Class, Operator, axis, class, distinct_axes, elements, one, op, view};
@@ -126,7 +126,7 @@ fn slice(call: &Call) -> Result<Vec<Tensor>> {
     for (((start, end), at), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
         let size = x.size()[at as usize];
         let wrapped = |v: i64| if v < 0 { v.saturating_add(size) } else { v };
-        // Going down, exporters write the largest number for "to the very first element".
+        // With a negative step, exporters write the largest integer where they mean "down to the first element".
         let open = step < 0 && (end == i64::MAX || end == i64::from(i32::MAX));
         let (start, end) = (wrapped(start), if open { -1 } else { wrapped(end) });
         if step == 0 {
@@ -189,7 +189,7 @@ fn gather(call: &Call) -> Result<Vec<Tensor>> {
     one(x.f_index_select(at, &picked)?.f_reshape(gathered(call)?))
 }
 
-/// How many elements are put before and behind every dimension; a negative number cuts.
+/// How many elements are added before and after every dimension. A negative number removes elements.
 struct Padding {
     begin: Vec<i64>,
     end: Vec<i64>,
@@ -223,7 +223,7 @@ impl Padding {
             }
         }
         let elements = count(&limited(sizes)?);
-        // Dimension after dimension, where elements are repeated.
+        // Where elements are repeated, the dimensions are padded one after the other.
         Ok(Padding {
             begin,
             end,
@@ -258,7 +258,7 @@ fn pad(call: &Call) -> Result<Vec<Tensor>> {
         }
         let place = |i: i64| match mode {
             "edge" => Some(i.clamp(0, size - 1)),
-            // Mirrored at the first and the last element, once.
+            // Mirrored once, at the first and at the last element.
             "reflect" if i < 0 => (-i < size).then_some(-i),
             "reflect" if i >= size => (2 * (size - 1) - i >= 0).then_some(2 * (size - 1) - i),
             "reflect" => Some(i),

@@ -1,5 +1,5 @@
-//! Pools. libtorch's own take only even pads of at most half a window, and count the pads otherwise than ONNX where
-//! windows are rounded up; wherever that matters the value is padded first.
+//! Pools. libtorch's pools take only symmetric pads of at most half a window. Where the number of windows is rounded
+//! up, they count the pads differently from ONNX. Where either matters, the value is padded first.
 
 use super::budget::Cost;
 use super::node::{Call, Operator, elements, one, op};
@@ -53,7 +53,7 @@ pub const OPERATORS: &[Operator] = &[
     }),
 ];
 
-/// The input and the windows over it. One dimension becomes two, of which the first is 1.
+/// The input and its windows. A single spatial dimension becomes two, of which the first has size 1.
 fn read(call: &Call) -> Result<(Tensor, Window)> {
     let x = call.float_input(0)?;
     let kernel = call.ints("kernel_shape")?.unwrap_or_default();
@@ -103,13 +103,13 @@ fn cost(call: &Call) -> Result<Cost> {
     let planes = elements(&x) / super::budget::count(&x.size()[2..]).max(1);
     let out = planes.saturating_mul(super::budget::count(&window.output));
     let padded = planes.saturating_mul(window.padded_elements(&x.size()[2..]));
-    // A place beside every maximum.
+    // Beside every maximum, its place is stored.
     Ok(Cost::of(out.saturating_mul(2))
         .with_scratch(padded)
         .times(window.elements()))
 }
 
-/// The rank that the input had.
+/// Removes the dimension that [`read`] added.
 fn finish(call: &Call, y: Tensor) -> Result<Vec<Tensor>> {
     match call.input(0)?.dim() {
         3 => one(y.f_squeeze_dim(2)),
@@ -162,7 +162,7 @@ fn average_pool(call: &Call) -> Result<Vec<Tensor>> {
             x.f_avg_pool2d(&window.kernel, &window.stride, &pads, false, counted, None)?,
         );
     }
-    // The sum of every window, divided by how many of its elements count.
+    // The sum of every window is divided by the number of its elements that count.
     let sums = |x: &Tensor| x.f_avg_pool2d(&window.kernel, &window.stride, [0, 0], false, true, 1);
     let over = &window.over;
     let ones = Tensor::f_ones(

@@ -1,4 +1,4 @@
-//! Reductions and what is built from them.
+//! Reductions, and operators that are made of them.
 
 use super::budget::Cost;
 use super::node::{
@@ -21,7 +21,7 @@ pub const OPERATORS: &[Operator] = &[
     op("ReduceMin", REDUCE, numbers, |c| {
         reduce(c, |x, d, k| x.f_amin(d, k))
     }),
-    // The norm's own gradient is zero at zero, a root's is not.
+    // libtorch's norm has the gradient zero at zero; the root of a sum does not.
     op("ReduceL2", REDUCE, floats, |c| {
         reduce(c, |x, d, k| x.f_norm_scalaropt_dim(2.0, d, k))
     }),
@@ -77,7 +77,7 @@ fn lp_normalization(call: &Call) -> Result<Vec<Tensor>> {
         2 => x.f_norm_scalaropt_dim(2.0, axis.as_slice(), true)?,
         other => bail!(Operator, "the norm of order {other}"),
     };
-    // What has no length stays as it is.
+    // A vector of length zero stays as it is.
     let zero = norm.f_eq_tensor(&scalar(0.0, Kind::Float)?)?;
     one(x.f_div(&norm.f_ones_like()?.f_where_self(&zero, &norm)?))
 }

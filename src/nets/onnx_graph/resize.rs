@@ -1,5 +1,5 @@
-//! Resize and its ancestor Upsample. What libtorch computes itself in the same way it does; everything else is one
-//! index or one small matrix for every dimension that is resized.
+//! Resize and its predecessor Upsample. Where libtorch has an operation that computes the same, it is used. Everything
+//! else is one index or one small matrix per resized dimension.
 
 use super::budget::{Cost, count, limited};
 use super::coordinates::{Axis, Coordinates, Filter, Rounding};
@@ -33,7 +33,7 @@ pub const OPERATORS: &[Operator] = &[
 /// The longest side of a resized value.
 const MAX_SIDE: i64 = 1 << 16;
 
-/// One call, read.
+/// The arguments of one call.
 struct Plan {
     /// The dimensions whose size or place changes.
     axes: Vec<Axis>,
@@ -62,7 +62,8 @@ impl Plan {
             "cubic" => Filter::Cubic(call.float("cubic_coeff_a", -0.75)? as f32),
             other => bail!(Operator, "mode {other}"),
         };
-        // Places that are whole in exact arithmetic are rounded there by the last bit.
+        // In exact arithmetic these places are whole numbers. In float32 the last bit would decide how they are
+        // rounded.
         if coordinates == Coordinates::HalfPixelSymmetric
             && matches!(filter, Filter::Nearest(Rounding::Floor | Rounding::Ceil))
         {
@@ -88,7 +89,7 @@ impl Plan {
         })
     }
 
-    /// Along the last two of four dimensions, in which libtorch resizes.
+    /// The axes, where these are the last two of four dimensions, which libtorch can resize.
     fn plane(&self, x: &Tensor) -> Option<[Axis; 2]> {
         let whole = |at: usize| Axis {
             at,
@@ -191,7 +192,7 @@ fn scales(call: &Call, at: usize) -> Result<Option<Vec<f32>>> {
     }
 }
 
-/// The part of every dimension that `tf_crop_and_resize` looks at.
+/// Sets the part of every dimension that `tf_crop_and_resize` resizes.
 fn parts(call: &Call, axes: &mut [Axis]) -> Result<()> {
     let Some(roi) = call.optional(1) else {
         bail!(Format, "tf_crop_and_resize without a region");
@@ -240,7 +241,7 @@ fn cost(call: &Call) -> Result<Cost> {
     Ok(cost)
 }
 
-/// What libtorch resizes itself as ONNX Runtime does.
+/// Resizes for which libtorch has an operation with ONNX Runtime's results.
 enum Native {
     Nearest,
     Linear { corners: bool },
@@ -253,7 +254,7 @@ fn native(plan: &Plan, height: &Axis, width: &Axis) -> Option<Native> {
     }
     match plan.filter {
         Filter::Nearest(rounding) => {
-            // Every element as often as the next, in order.
+            // Whether every element is repeated equally often, in order.
             let repeats = |axis: &Axis| {
                 let factor = axis.to / axis.from;
                 axis.to % axis.from == 0

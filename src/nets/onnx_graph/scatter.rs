@@ -1,4 +1,4 @@
-//! Sequences of numbers, and parts of a value that are written over: what exporters make of loops and of assignments.
+//! Ranges of numbers, and writes to parts of a value. Exporters write these for loops and assignments.
 
 use super::budget::{Cost, count, limited};
 use super::node::{Call, Class, Operator, class, elements, one, op};
@@ -43,7 +43,7 @@ fn length(call: &Call) -> Result<i64> {
     if step == 0.0 || !length.is_finite() {
         bail!(Format, "a range over {distance} in steps of {step}");
     }
-    // The largest integers stand for what no value has, which `limited` refuses.
+    // A length beyond the largest integer becomes the largest integer, which `limited` refuses.
     Ok(limited(vec![(length as i64).max(0)])?[0])
 }
 
@@ -57,7 +57,8 @@ fn range(call: &Call) -> Result<Vec<Tensor>> {
     one(places.f_mul(&step)?.f_add(&start))
 }
 
-/// What is written where: the value's leading dimensions that an index names, and the sizes of what each index writes.
+/// The indices of a ScatterND: the value's leading dimensions that an index names, and the sizes of the part that each
+/// index writes.
 struct Places {
     named: Vec<i64>,
     part: Vec<i64>,
@@ -95,7 +96,7 @@ impl Places {
         })
     }
 
-    /// The indices as rows of the value with its named dimensions made one.
+    /// The indices as row numbers of the value, whose named dimensions are flattened to one.
     fn rows(&self, indices: &Tensor) -> Result<Vec<i64>> {
         let flat = indices
             .f_to_device(Device::Cpu)?

@@ -129,7 +129,7 @@ fn shape(call: &Call) -> Result<Vec<Tensor>> {
     one(Tensor::f_from_slice(sizes.get(start..end).unwrap_or(&[])))
 }
 
-/// A view where the elements lie beside each other, a copy otherwise.
+/// The cost of a reshape: a view where the elements are contiguous, a copy otherwise.
 fn reshape_cost(call: &Call) -> Result<Cost> {
     let x = call.input(0)?;
     Ok(match x.is_contiguous() {
@@ -253,7 +253,7 @@ fn expanded(call: &Call) -> Result<Vec<i64>> {
     }
 }
 
-/// How often every dimension is repeated, and the sizes that makes.
+/// How often every dimension is repeated, and the resulting sizes.
 fn tiled(call: &Call) -> Result<(Vec<i64>, Vec<i64>)> {
     let x = call.full(0)?;
     let repeats = limited(call.integers(1)?.unwrap_or_default())?;

@@ -1,4 +1,4 @@
-//! Graphs that no exporter writes.
+//! Tests with graphs that no exporter writes.
 
 use super::*;
 use crate::weights::Dtype;
@@ -70,7 +70,7 @@ fn run(model: &Model) -> Result<Vec<Tensor>> {
     OnnxGraph::new(model, Device::Cpu, Kind::Float)?.forward(&[&x])
 }
 
-/// Refused with `Limit`, in no time.
+/// Checks that a model is refused with `Limit`, and quickly.
 fn too_much(name: &str, model: &Model) {
     let start = Instant::now();
     let error = run(model).expect_err(name);

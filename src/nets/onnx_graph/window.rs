@@ -1,28 +1,28 @@
-//! Where the windows of a convolution or a pool lie, by ONNX's rules (operators Conv, MaxPool, AveragePool).
+//! The windows of a convolution or a pool, by ONNX's rules (operators Conv, MaxPool, AveragePool).
 
 use super::budget::{count, limited};
 use super::node::Call;
 use crate::error::{Result, bail};
 use tch::Tensor;
 
-/// No kernel, stride, dilation or pad of a face network is larger.
+/// The largest kernel, stride, dilation or pad: larger than in any face network.
 const MAX_REACH: i64 = 1 << 14;
 
-/// One geometry, a number for every spatial dimension.
+/// The geometry of the windows. Every list has one number per spatial dimension.
 pub struct Window {
-    /// Elements of the window.
+    /// Elements of a window.
     pub kernel: Vec<i64>,
-    /// From one window to the next.
+    /// Distance from one window to the next.
     pub stride: Vec<i64>,
-    /// Before the first element.
+    /// Pad before the first element.
     pub begin: Vec<i64>,
-    /// After the last element.
+    /// Pad after the last element.
     pub end: Vec<i64>,
-    /// From one element of a window to the next.
+    /// Distance from one element of a window to the next.
     pub dilation: Vec<i64>,
     /// How many windows there are.
     pub output: Vec<i64>,
-    /// How far the last window reaches over the end pad, where `ceil_mode` asks for one that does.
+    /// How far the last window reaches beyond the end pad, which `ceil_mode` allows.
     pub over: Vec<i64>,
 }
 
@@ -96,7 +96,7 @@ impl Window {
                 );
             }
             let mut windows = room / stride + 1;
-            // Rounded up, but the last window must start inside the value or its begin pad.
+            // The number is rounded up, but the last window must start inside the value or its begin pad.
             if ceil && room % stride != 0 && windows * stride < size + window.begin[i] {
                 windows += 1;
             }
@@ -106,7 +106,7 @@ impl Window {
         Ok(window)
     }
 
-    /// From the first to behind the last element of a window, in dimension `i`.
+    /// The length of a window in dimension `i`, from its first to after its last element.
     pub fn reach(&self, i: usize) -> i64 {
         (self.kernel[i] - 1) * self.dilation[i] + 1
     }
@@ -116,8 +116,8 @@ impl Window {
         count(&self.kernel)
     }
 
-    /// `x` with its pads, and what the last windows reach over them, filled with `value`: the same windows then
-    /// need no pads.
+    /// `x` padded with `value`, also as far as the last windows reach beyond the pads. The same windows then need no
+    /// pads.
     pub fn padded(&self, x: &Tensor, value: f64) -> Result<Tensor> {
         let ends = self
             .end
@@ -137,7 +137,7 @@ impl Window {
         }
     }
 
-    /// Whether the pads are alike on both sides and no window reaches over them.
+    /// Whether the pads are the same on both sides, and no window reaches beyond them.
     pub fn is_even(&self) -> bool {
         self.begin == self.end && self.over.iter().all(|&n| n == 0)
     }
