@@ -1,12 +1,12 @@
-//! The first blocks of a decoder, which see the whole latent whatever the windows are. They run once a step: all windows
-//! of a sample go on from their output, and that output tells what GroupNorm will meet later.
+//! The first blocks of a decoder, which see the whole latent for any windows. They run once per step. All windows of a
+//! sample continue from their output, and the statistics of later GroupNorms are predicted from it.
 
 use super::statistics::Norms;
 use super::window_plan::Head;
 use super::*;
 use crate::tensor::select_rows;
 
-/// Added to a variance before its logarithm is taken: a constant channel has none.
+/// Added to a variance before its logarithm is taken, because a constant channel has the variance 0.
 const LEAST_VARIANCE: f64 = 1e-8;
 
 /// The inputs of a decoder's first blocks for a batch of latents, and the output of the last of these.
@@ -33,7 +33,7 @@ impl Decoder {
         Ok(Begun { inputs })
     }
 
-    /// What is given, or what is made of the latents.
+    /// `begun`, or where it is `None`, what [`Decoder::begin`] makes of the latents.
     pub(super) fn begun(&self, latents: &Tensor, begun: Option<&Begun>) -> Result<Begun> {
         match begun {
             None => self.begin(latents),
@@ -58,7 +58,7 @@ impl Begun {
         }
     }
 
-    /// Those of some samples of the batch.
+    /// The same for some samples of the batch.
     pub fn select(&self, rows: &[usize]) -> Result<Begun> {
         let inputs = self.inputs.iter().map(|map| select_rows(map, rows));
         Ok(Begun {
@@ -66,9 +66,9 @@ impl Begun {
         })
     }
 
-    /// Numbers by which the statistics of later GroupNorms can be predicted: `[B,F]`, f64, on the CPU. They are the means
-    /// and the logarithms of the standard deviations of the channels of the latents, of the last block's output x, and of
-    /// SiLU(x / its root mean square).
+    /// Features from which the statistics of later GroupNorms can be predicted: `[B,F]`, f64, on the CPU. They are the
+    /// means and the logarithms of the standard deviations of all channels of three maps: the latents, the last block's
+    /// output x, and SiLU(x / its root mean square).
     pub fn features(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let mut all = Vec::from(channels(&self.inputs[0])?);

@@ -35,10 +35,10 @@ impl ReceptiveField {
 
 /// One block of a frozen network.
 pub(super) trait Block: Send {
-    /// `[B,C,h,w]` → `[B,C',h',w']`; differentiable when grad mode is on.
+    /// From `[B,C,h,w]` to `[B,C',h',w']`. It is differentiable when grad mode is on.
     fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor>;
 
-    /// `∂⟨forward(x), grad⟩/∂x`; computes the activations again.
+    /// `∂⟨forward(x), grad⟩/∂x`. It computes the activations again.
     fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
         differentiate(x, grad, |x| self.forward(x, norms))
     }

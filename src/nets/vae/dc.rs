@@ -1,5 +1,5 @@
-//! The decoder of Sana's deep compression autoencoder (diffusers `autoencoder_dc.py`): residual blocks, and where maps are
-//! small linear attention over all pixels (`SanaMultiscaleLinearAttention`, `GLUMBConv`).
+//! The decoder of Sana's deep compression autoencoder (diffusers `autoencoder_dc.py`). It has residual blocks, and,
+//! where maps are small, blocks with linear attention over all pixels (`SanaMultiscaleLinearAttention`, `GLUMBConv`).
 
 use super::block::{Block, Chain, ReceptiveField};
 use super::layers::Conv;
@@ -34,7 +34,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
         let first = |leaf: &str| source.has(&format!("decoder.up_blocks.{i}.0.{leaf}.weight"));
         first("conv") || first("conv1") || first("attn.to_q")
     });
-    // Counted from the image, so the last comes first.
+    // The names count the blocks from the image, so the last runs first.
     for i in (0..=last.unwrap_or_default()).rev() {
         for j in 0.. {
             let name = format!("decoder.up_blocks.{i}.{j}");
@@ -91,7 +91,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
     Ok((Chain(stages), channels, scale))
 }
 
-/// A block that enlarges.
+/// A block that enlarges the map.
 fn up(
     source: &mut Source,
     name: &str,
@@ -114,7 +114,7 @@ fn up(
     })
 }
 
-/// Whether a name is one that no other decoder has: its up blocks are nothing but lists.
+/// Whether a name occurs only in this decoder: its up blocks are plain lists.
 pub(super) fn is_name(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("decoder.up_blocks.") else {
         return false;
@@ -124,7 +124,7 @@ pub(super) fn is_name(name: &str) -> bool {
     number() && number()
 }
 
-/// What the tensors do not tell.
+/// Options that the tensors do not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Options {
     /// `decoder_in_shortcut`.
@@ -231,7 +231,7 @@ impl Block for NormRelu {
 struct Attention {
     /// `[3·inner, C, 1, 1]`: rows q, k, v.
     qkv: Tensor,
-    /// Depthwise and grouped convolutions of qkv, one pair a scale.
+    /// A depthwise and a grouped convolution of qkv per scale.
     scales: Vec<(Tensor, Tensor)>,
     out: Tensor,
     norm: RmsNorm,
@@ -306,7 +306,7 @@ impl Block for Attention {
         let parts = all.f_reshape([b, -1, 3 * HEAD, h * w])?.f_chunk(3, 2)?;
         let (q, k, v) = (parts[0].f_relu()?, parts[1].f_relu()?, &parts[2]);
         let mixed = if linear {
-            // The sum over the keys rides along as one more row of the values.
+            // The sum over the keys is computed as one more row of the values.
             let ones = v.f_narrow(2, 0, 1)?.f_ones_like()?;
             let v = Tensor::f_cat(&[v, &ones], 2)?;
             let scores = v.f_matmul(&k.f_transpose(-1, -2)?)?.f_matmul(&q)?;

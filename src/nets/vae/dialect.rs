@@ -1,5 +1,5 @@
-//! The names that other projects give the same tensors → the names of diffusers' AutoencoderKL and
-//! AutoencoderTiny, which stand for the other classes too.
+//! Translates the names that other projects give to tensors into those of diffusers' AutoencoderKL and
+//! AutoencoderTiny. The decoders of the other classes use these names too.
 //!
 //! Sources: diffusers `loaders/single_file_utils.py`, ComfyUI `diffusers_convert.py`, the
 //! original LDM, FLUX and Wan repositories.
@@ -9,10 +9,10 @@ use crate::error::{Result, bail};
 use crate::weights;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a single-file checkpoint calls its VAE.
+/// The prefixes of the VAE in single-file checkpoints.
 const PREFIXES: [&str; 2] = ["first_stage_model.", "vae."];
 
-/// A decoder's own names, one of which every decoder has.
+/// Names of decoders' tensors. Every decoder has one of them.
 const ANCHORS: [&str; 6] = [
     "decoder.conv_in.weight",
     "decoder.conv1.weight",
@@ -22,8 +22,8 @@ const ANCHORS: [&str; 6] = [
     "decoder.1.weight",
 ];
 
-/// The decoder's part of a set of names: (name in the file, diffusers' name).
-/// Encoders, text encoders, diffusion models and what checkpoints wrap around them are left out.
+/// The decoder's tensors among a set of names: (name in the file, diffusers' name). Encoders, text encoders, diffusion
+/// models and the prefixes of checkpoints are left out.
 ///
 /// # Errors
 /// `Weights` when no decoder is found or two names mean the same tensor.
@@ -59,7 +59,7 @@ pub(super) fn translate<'a>(
     Ok(result)
 }
 
-/// What stands before the decoder's own names. A checkpoint's VAE comes before any other network that has a decoder.
+/// The prefix of the decoder's names. In a checkpoint, the VAE is preferred to any other network that has a decoder.
 fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
     let of_vae = |name: &&str| {
         let part =
@@ -69,7 +69,7 @@ fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
     let named = weights::prefix(names.clone().filter(of_vae), &ANCHORS);
     named.or_else(|| {
         let own = weights::prefix(names.clone(), &ANCHORS);
-        // A TAESD decoder's own file has nothing but numbers.
+        // The names in a TAESD decoder's own file begin with a number.
         own.or_else(|| names.clone().all(bare_tiny).then(String::new))
     })
 }
@@ -88,7 +88,7 @@ fn bare_tiny(name: &str) -> bool {
         .is_some_and(|(index, _)| index.parse::<u32>().is_ok())
 }
 
-/// The latent format that a single-file checkpoint's other networks tell.
+/// The latent format that a name of another network in a single-file checkpoint tells.
 pub(super) fn format_hint(name: &str) -> Option<LatentFormat> {
     const HINTS: [(&str, LatentFormat); 4] = [
         ("conditioner.embedders.", LatentFormat::Sdxl),
@@ -102,14 +102,14 @@ pub(super) fn format_hint(name: &str) -> Option<LatentFormat> {
     found.map(|(_, format)| format.clone())
 }
 
-/// Names outside the decoder that decoding needs.
+/// Whether a name outside the decoder is needed for decoding.
 fn is_companion(name: &str) -> bool {
     ["post_quant_conv.", "conv2.", "bn.running_"]
         .iter()
         .any(|p| name.starts_with(p))
 }
 
-/// What the renaming needs to know of the whole.
+/// What the renaming of one tensor needs to know about all names.
 struct Shape {
     /// Up blocks of an LDM file, which counts them from the output.
     ldm_levels: usize,

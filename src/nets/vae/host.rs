@@ -1,4 +1,4 @@
-//! A decoder that is the host's: its own code makes the image, its own autograd the gradient.
+//! A decoder that the host implements: the host's code computes the image and the gradient.
 
 use super::block::{Block, Chain, ReceptiveField};
 use super::statistics::Norms;
@@ -9,28 +9,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
 
-/// What a host gives. The functions are called on the context's thread.
+/// The functions of a host that decodes. They are called on the context's thread.
 pub trait HostFunctions: Send + Sync {
-    /// `[B,C,h,w]` float32, compact → `[B,3,H,W]`, of any float dtype, on the same device. With a ticket other than 0 the
-    /// host keeps what [`HostFunctions::vjp`] needs of it.
+    /// Decodes latents `[B,C,h,w]`, float32 and compact, to images `[B,3,H,W]`, of any float dtype, on the same device.
+    /// If `ticket` is not 0, the host keeps what [`HostFunctions::vjp`] needs under that number.
     fn decode(&self, latents: &Tensor, ticket: u64) -> Result<Tensor>;
 
-    /// The gradient with respect to the latents of a ticket, which is used up, from the gradient with respect to their
-    /// image, float32.
+    /// The gradient with respect to the latents of a ticket, from the gradient with respect to their image, float32.
+    /// The ticket cannot be used again.
     fn vjp(&self, ticket: u64, gradient: &Tensor) -> Result<Tensor>;
 
-    /// The gradient of a ticket will not be asked for.
+    /// Tells the host that the gradient of a ticket will not be asked for.
     fn forget(&self, ticket: u64);
 }
 
-/// A host's functions as a network.
+/// A host's functions, as a network.
 #[derive(Clone)]
 pub(super) struct Host {
     functions: Arc<dyn HostFunctions>,
     tickets: Arc<AtomicU64>,
 }
 
-/// The right to one gradient.
+/// A ticket for one gradient. Dropping it makes the host forget it.
 pub(super) struct Ticket {
     host: Host,
     number: u64,
@@ -52,7 +52,7 @@ impl Host {
         Ok(image)
     }
 
-    /// The image, and the right to its gradient.
+    /// The image, and the ticket for its gradient.
     pub(super) fn record(&self, latents: &Tensor) -> Result<(Tensor, Ticket)> {
         let ticket = Ticket {
             host: self.clone(),
@@ -101,7 +101,7 @@ impl Block for Host {
 }
 
 impl Decoder {
-    /// A decoder that is the host's.
+    /// A decoder that the host implements.
     ///
     /// # Errors
     /// `Config` for a negative number of channels.

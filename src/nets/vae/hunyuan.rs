@@ -1,5 +1,5 @@
-//! The decoder of HunyuanImage 2.1 (diffusers `autoencoder_kl_hunyuanimage.py`): AutoencoderKL's blocks in one row, enlarged
-//! by shuffling channels into pixels, with shortcuts that repeat channels.
+//! The decoder of HunyuanImage 2.1 (diffusers `autoencoder_kl_hunyuanimage.py`): AutoencoderKL's blocks in sequence.
+//! Maps are enlarged by shuffling channels into pixels, with shortcuts that repeat channels.
 
 use super::block::{Block, Chain};
 use super::kl::{end, middle, resnet};

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 /// Builds the chain; returns it with the latent's channels and the image pixels per latent pixel.
 pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
-    // Wan's temporal upsampling is for later frames only.
+    // Only later frames use Wan's temporal upsampling.
     source.discard(|name| name.contains(".time_conv."));
     let mut stages: Vec<Box<dyn Block>> = vec![];
     let mut blocks: Vec<Box<dyn Block>> = vec![];
@@ -34,7 +34,7 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
         if source.has(&format!("{name}.weight")) {
             let conv = Conv::take(source, &name, width)?;
             width = conv.outputs();
-            // What recomputing keeps are the inputs of the stages: small maps, before upsampling.
+            // `recompute: blocks` keeps the inputs of the stages, which are small maps before upsampling.
             stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
             blocks.push(Box::new(Upsample(conv)));
             scale *= 2;
@@ -106,8 +106,8 @@ pub(super) fn resnets(
     Ok(blocks)
 }
 
-/// The last norm and convolution, to `outputs` channels. Where three are asked for and the model has a fourth, its alpha,
-/// the colours are what is computed.
+/// The last norm and convolution, to `outputs` channels. Where three are asked for and the model has a fourth for
+/// alpha, only the colours are computed.
 pub(super) fn end(source: &mut Source, width: i64, outputs: i64) -> Result<NormConv> {
     let norm = Norm::take(source, "decoder.conv_norm_out", width)?;
     let mut conv = Conv::take(source, "decoder.conv_out", width)?;

@@ -21,8 +21,8 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    /// `[O,I,k,k]`, or `[O,I,t,k,k]` of a causal 3-D convolution: before the first frame there
-    /// are only zeros, so one frame sees the last temporal slice alone (autoencoder_kl_wan.py).
+    /// Takes weights `[O,I,k,k]`, or `[O,I,t,k,k]` of a causal 3-D convolution. Of the latter only the last temporal
+    /// slice is kept, because before the first frame there are only zeros (autoencoder_kl_wan.py).
     pub(super) fn take(source: &mut Source, name: &str, inputs: i64) -> Result<Conv> {
         let weight = source.take(&format!("{name}.weight"))?;
         let shape = weight.size();
@@ -62,7 +62,7 @@ impl Conv {
         })
     }
 
-    /// The convolution to the first of its outputs alone.
+    /// The same convolution with its first `outputs` outputs alone.
     pub(super) fn first(self, outputs: i64) -> Result<Conv> {
         let narrow = |t: &Tensor| t.f_narrow(0, 0, outputs);
         Ok(Conv {
@@ -76,7 +76,7 @@ impl Conv {
         self.weight.size().first().copied().unwrap_or(0)
     }
 
-    /// How many pixels away from its own the kernel looks.
+    /// The padding on each side, which is half the kernel.
     pub(super) fn padding(&self) -> i64 {
         self.padding
     }
@@ -109,7 +109,8 @@ pub(super) enum Norm {
 }
 
 impl Norm {
-    /// The kind that the names tell: `gamma` is RMS_norm's, `weight` and `bias` GroupNorm's.
+    /// Takes the norm of the kind that its tensors' names tell: `gamma` for RMS_norm, `weight` and `bias` for
+    /// GroupNorm.
     pub(super) fn take(source: &mut Source, name: &str, channels: i64) -> Result<Norm> {
         if let Some(gamma) = source.take_optional(&format!("{name}.gamma"))? {
             if gamma.numel() as i64 != channels {
@@ -143,7 +144,7 @@ impl Norm {
         Ok(match self {
             Norm::Group(norm) => norm.apply(x, norms)?,
             Norm::Rms { gamma } => {
-                // The sum of squares of a 16-bit map needs more range than 16 bits have.
+                // The sum of squares of a float16 map can overflow float16.
                 let wide = x.f_to_kind(Kind::Float)?;
                 let norm = wide
                     .f_norm_scalaropt_dim(2.0, 1, true)?
@@ -175,8 +176,8 @@ impl Block for NormConv {
         let _grad_mode = tensor::GradGuard::new();
         let x = x.f_detach()?.f_set_requires_grad(true)?;
         let normed = self.norm.apply(&x, norms)?;
-        // By hand, so that neither what SiLU makes nor the gradient behind it is kept while GroupNorm's is taken:
-        // at the side of the image these maps are the peak of a whole decode.
+        // The gradient is written by hand, so that neither SiLU's output nor its gradient is kept while GroupNorm's
+        // gradient is computed: at the size of the image, these maps are the memory peak of a whole decode.
         let grad = {
             let behind = grad;
             let _no_grad = tch::no_grad_guard();

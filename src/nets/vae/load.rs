@@ -1,4 +1,4 @@
-//! From a file or a host's tensors to a decoder.
+//! Builds a decoder from a file or from a host's tensors.
 
 use super::sidecar::{INSTEAD, Sidecar, weights_file};
 use super::source::Source;
@@ -35,7 +35,7 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
             None => Sidecar::beside(&file)?,
         };
         sidecar.check_class()?;
-        // A checkpoint may hold much beside the VAE: its names say what has to be read.
+        // A checkpoint may hold other networks too. Only the VAE's tensors are read, by their names.
         let all = RefCell::new(BTreeSet::new());
         weights::load(&file, &|name| {
             all.borrow_mut().insert(name.to_string());
@@ -124,7 +124,7 @@ fn build(
         VaeFamily::Wan => Some(LatentFormat::Wan21),
         VaeFamily::Wan22 => sidecar.format().or(Some(LatentFormat::Wan22)),
         VaeFamily::Hunyuan => sidecar.format().or(Some(scaled(HUNYUAN_SCALE))),
-        // Its models differ in nothing but their config.
+        // The models of this family differ only in their config.
         VaeFamily::Dc => sidecar.format(),
         _ => sidecar.format().or(hint),
     };

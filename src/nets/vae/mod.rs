@@ -1,4 +1,4 @@
-//! Frozen VAE decoders: latents → image, differentiable with respect to the latents.
+//! Frozen VAE decoders, from latents to images. They are differentiable with respect to the latents.
 
 mod begun;
 mod block;
@@ -36,7 +36,7 @@ use tch::{Device, Kind, Tensor};
 /// A VAE's decoder. Its weights never require a gradient.
 pub struct Decoder {
     chain: Chain,
-    /// Where the host decodes: what `chain` is then made of.
+    /// The host's functions, where the host decodes; `chain` then consists of them.
     host: Option<host::Host>,
     family: VaeFamily,
     channels: i64,
@@ -50,7 +50,7 @@ pub struct Decoder {
     has_norms: bool,
     stats: Option<PatchStats>,
     format: Option<LatentFormat>,
-    /// What was decided where the files do not tell.
+    /// What was assumed where the files do not tell.
     assumed: String,
 }
 
@@ -62,13 +62,13 @@ pub struct Recording {
 }
 
 enum Tape {
-    /// Everything: the image with its graph.
+    /// The image with its graph, which keeps all activations.
     Graph(Tensor),
     /// The inputs of the blocks, for every slice of the batch.
     Inputs(Vec<Vec<Tensor>>),
-    /// Of windows.
+    /// The tape of windows.
     Windows(window::WindowTape),
-    /// What the host keeps, for every slice of the batch.
+    /// The host's tickets, for every slice of the batch.
     Host(Vec<host::Ticket>),
 }
 
@@ -104,9 +104,9 @@ impl Decoder {
         load::from_tensors(tensors, config, device)
     }
 
-    /// Decodes VAE-space latents `[B,C,h,w]`, f32, f16 or bf16 → image `[B,3,s·h,s·w]`, f32, RGB,
-    /// in units of [0, 1] but not clamped. The graph is kept when grad mode is on and the latents
-    /// require a gradient; see [`Decoder::record`] for the configured memory policy.
+    /// Decodes VAE-space latents `[B,C,h,w]`, f32, f16 or bf16, to images `[B,3,s·h,s·w]`, f32, RGB, nominally in [0,
+    /// 1] and not clamped. The graph is kept when grad mode is on and the latents require a gradient.
+    /// [`Decoder::record`] follows the configured memory policy instead.
     ///
     /// # Errors
     /// `Shape`, `Dtype`, `Device` for latents that do not fit; `OutOfMemory`.
@@ -122,8 +122,8 @@ impl Decoder {
         join(images.collect::<Result<Vec<_>>>()?)
     }
 
-    /// Decodes and remembers what [`Decoder::backward`] needs: all activations, or with
-    /// `recompute: blocks` only the blocks' inputs. Works whatever the thread's grad mode is.
+    /// Decodes and keeps what [`Decoder::backward`] needs: all activations, or with
+    /// `recompute: blocks` only the blocks' inputs. It works in any grad mode of the thread.
     ///
     /// # Errors
     /// As [`Decoder::decode`].
@@ -236,17 +236,17 @@ impl Decoder {
         join(grads)
     }
 
-    /// Where the weights are and latents are expected.
+    /// The device of the weights and the latents.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Channels of the latents; 0 where the host decodes and does not tell.
+    /// Channels of the latents; 0 where the host decodes and takes any number.
     pub fn channels(&self) -> i64 {
         self.channels
     }
 
-    /// Image pixels per latent pixel; 0 where the host decodes and the images tell.
+    /// Image pixels per latent pixel; 0 where the host decodes, whose images tell it.
     pub fn scale_factor(&self) -> i64 {
         self.scale
     }
@@ -261,9 +261,9 @@ impl Decoder {
         self.family
     }
 
-    /// The latent format of the models that this VAE belongs to, where its files tell; SD1.5 and
-    /// SDXL, and likewise SD3 and FLUX.1, differ in nothing but a config.json or the networks
-    /// beside them. The TAESD family decodes model-space latents: `none`.
+    /// The latent format of the models that this VAE belongs to; `None` where its files do not tell. The decoders of
+    /// SD1.5 and SDXL, and those of SD3 and FLUX.1, differ only in their config.json or the networks in the same
+    /// checkpoint. The TAESD family decodes model-space latents, so its format is `none`.
     pub fn format(&self) -> Option<&LatentFormat> {
         self.format.as_ref()
     }
@@ -273,7 +273,7 @@ impl Decoder {
         self.stats.as_ref()
     }
 
-    /// One line for a log.
+    /// One line of text: family, channels, scale, dtype, device, and what was assumed.
     pub fn description(&self) -> String {
         let device = device_name(self.device);
         match &self.host {
@@ -317,7 +317,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The batch as it is worked on: whole, or sample by sample.
+    /// The parts of a batch that are decoded one after the other: the whole batch, or with `slicing` single samples.
     fn slices(&self, batch: &Tensor) -> Result<Vec<Tensor>> {
         let samples = batch.size().first().copied().unwrap_or(0);
         if !self.slicing || samples <= 1 {
@@ -350,8 +350,8 @@ impl Decoder {
         Ok(grad.f_to_kind(self.kind)?)
     }
 
-    /// A power of two that brings the gradient near 1 in f16, whose least number is 6e-8; 1
-    /// elsewhere.
+    /// In f16, whose least number is 6e-8: a power of two by which the gradient is multiplied to be near 1. In other
+    /// dtypes: 1.
     fn loss_scale(&self, grad: &Tensor) -> Result<f64> {
         if self.kind != Kind::Half || grad.numel() == 0 {
             return Ok(1.0);

@@ -1,4 +1,4 @@
-//! Blocks that bring channels into the plane and back: pixel shuffles, and shortcuts that repeat channels.
+//! Blocks that move channels to pixels: pixel shuffles, and shortcuts that repeat channels.
 
 use super::block::{Block, Chain, ReceptiveField};
 use super::layers::Conv;
@@ -6,7 +6,7 @@ use super::statistics::Norms;
 use crate::error::{Result, bail};
 use tch::{Device, Tensor};
 
-/// How the four channels that become 2×2 pixels are counted: c is the channel of the larger map.
+/// The order of the channels that become 2×2 pixels, outermost first. c is the channel of the larger map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     /// (c, row, column): `torch.nn.functional.pixel_shuffle`.
@@ -43,7 +43,8 @@ pub(super) struct Repeat {
 }
 
 impl Repeat {
-    /// From `inputs` channels to `outputs`; of `frames` frames that the channels make, the last is taken.
+    /// A shortcut from `inputs` channels to `outputs`. Where the channels form several `frames`, the last frame is
+    /// used.
     pub(super) fn new(
         inputs: i64,
         outputs: i64,
@@ -76,7 +77,7 @@ impl Repeat {
     }
 }
 
-/// A convolution whose channels become 2×2 pixels, or that works on the enlarged map; with a shortcut or without.
+/// A convolution whose channels become 2×2 pixels, or that runs on the enlarged map, with or without a shortcut.
 pub(super) struct ShuffleUp {
     pub conv: Conv,
     /// `None`: nearest ×2, then the convolution.
@@ -172,7 +173,7 @@ impl Block for RepeatIn {
     }
 }
 
-/// Channels → 2×2 pixels, and nothing else.
+/// Moves channels to 2×2 pixels, without a convolution.
 pub(super) struct Unpatch(pub Order);
 
 impl Block for Unpatch {

@@ -7,11 +7,11 @@ use crate::weights;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// What to do with a VAE that the library has no decoder for.
+/// The remedy in errors about a VAE that the library has no decoder for.
 pub(super) const INSTEAD: &str = "load it in Python and hand the module over (`vae=AutoencoderX.from_pretrained(...)`), \
      whose own code then decodes, give two functions to `facegrad_vae_new_from_functions`, or save it as TorchScript";
 
-/// What of a VAE's config.json matters for decoding.
+/// The keys of a VAE's config.json that matter for decoding.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Sidecar {
@@ -54,8 +54,7 @@ impl OneOrEach {
 }
 
 impl Sidecar {
-    /// Reads config.json beside the weights; one that is absent or describes no autoencoder says
-    /// nothing.
+    /// Reads config.json beside the weights. One that is missing or describes no autoencoder counts as empty.
     pub(super) fn beside(weights: &Path) -> Result<Sidecar> {
         let path = weights.with_file_name("config.json");
         let Some(text) = weights::text(&path, MAX_BYTES as u64)? else {
@@ -128,7 +127,7 @@ impl Sidecar {
         }
     }
 
-    /// What a deep compression autoencoder's config says beside its tensors.
+    /// The options of a deep compression autoencoder, which its tensors do not tell.
     pub(super) fn dc_options(&self) -> Result<Options> {
         let defaults = Options::default();
         let known = |what: &str, found: Option<&str>, usual: &str| match found {
@@ -178,7 +177,7 @@ impl Sidecar {
         })
     }
 
-    /// The latent format that the numbers tell, for a KL decoder.
+    /// The latent format that the scaling numbers tell, for a KL decoder.
     pub(super) fn format(&self) -> Option<LatentFormat> {
         let numbers = self.latents_mean.is_some() && self.latents_std.is_some();
         let scale = self.scaling_factor.or(numbers.then_some(1.0))?;
@@ -216,7 +215,7 @@ fn class_of(value: &serde_json::Value) -> Option<&str> {
     value.get("_class_name")?.as_str()
 }
 
-/// The weights file that a path means: itself, or what diffusers puts in a folder.
+/// The file of the weights: the path itself, or diffusers' file in the folder that the path names.
 pub(super) fn weights_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());

@@ -1,5 +1,4 @@
-//! A VAE's named tensors, handed out once each, so that what is missing and what is left over
-//! can both be told.
+//! A VAE's named tensors. Each is handed out once, so that missing tensors and tensors that are left over are errors.
 
 use crate::error::{Result, bail};
 use std::collections::BTreeMap;
@@ -37,7 +36,7 @@ impl Source {
         }
     }
 
-    /// Where the tensors are handed out.
+    /// The device of the tensors that are handed out.
     pub(super) fn device(&self) -> Device {
         self.device
     }
@@ -47,7 +46,7 @@ impl Source {
         self.groups
     }
 
-    /// Numbers the GroupNorms whose statistics are recorded.
+    /// The number of the next GroupNorm whose statistics are recorded.
     pub(super) fn next_norm(&mut self) -> i64 {
         self.norms += 1;
         self.norms - 1
@@ -91,7 +90,7 @@ impl Source {
             .f_detach()?
             .f_to_device(self.device)?
             .f_to_kind(kind)?;
-        // Autograd cannot save a tensor that was made under inference_mode; a copy it can.
+        // Autograd cannot keep a tensor that was made under inference_mode, but it can keep a copy.
         if tensor.f_is_inference()? {
             let mut copy = Tensor::f_empty(tensor.size(), (kind, self.device))?;
             copy.f_copy_(&tensor)?;
@@ -113,8 +112,8 @@ impl Source {
         Ok(tensor)
     }
 
-    /// A view of a taken tensor as the network keeps it: compact, so that the rest of the tensor
-    /// can be freed, unless the host keeps the whole anyway.
+    /// A view of a taken tensor as the network keeps it: copied, so that the rest of the tensor can be freed, unless
+    /// the host keeps the whole tensor anyway.
     pub(super) fn compact(&self, view: Tensor) -> Result<Tensor> {
         if self.shared {
             return Ok(view);
@@ -122,7 +121,7 @@ impl Source {
         Ok(view.f_contiguous()?)
     }
 
-    /// Drops tensors that this network has no use for.
+    /// Drops tensors that this network does not use.
     pub(super) fn discard(&mut self, useless: impl Fn(&str) -> bool) {
         self.tensors.retain(|name, _| !useless(name));
     }

@@ -1,5 +1,5 @@
-//! What GroupNorm divides by. Its mean and deviation belong to the whole map, so a norm that sees a
-//! window of the map has to be told them.
+//! Statistics of GroupNorms. Mean and deviation are those of the whole map, so a norm that sees only a window of the
+//! map must be given them.
 
 use crate::error::{Result, bail};
 use crate::tensor::{in_use, upload};
@@ -12,18 +12,18 @@ use tch::{Kind, Tensor};
 pub struct Statistics(Tensor);
 
 impl Statistics {
-    /// Those of one sample of the batch.
+    /// The statistics of one sample of the batch.
     pub fn sample(&self, at: i64) -> Result<Statistics> {
         Ok(Statistics(self.0.f_narrow_copy(2, at, 1)?))
     }
 
-    /// Those of several batches, as one.
+    /// The statistics of several batches, joined along the batch.
     pub fn join(parts: &[Statistics]) -> Result<Statistics> {
         let parts: Vec<&Tensor> = parts.iter().map(|part| &part.0).collect();
         Ok(Statistics(Tensor::f_cat(&parts, 2)?))
     }
 
-    /// `Σ weight·statistics` of one sample's; at least one. The parts may be of calls on another stream.
+    /// `Σ weight·statistics` of at least one part. The parts may have been made by calls on another stream.
     pub fn blend(parts: &[(&Statistics, f64)]) -> Result<Statistics> {
         for (part, _) in parts {
             in_use(&part.0)?;
@@ -35,7 +35,7 @@ impl Statistics {
         Ok(Statistics(all.f_matmul(&weights)?))
     }
 
-    /// From a tensor `[norms,2,B,groups]`.
+    /// Statistics from a tensor `[norms,2,B,groups]`, f32.
     pub fn from_tensor(tensor: Tensor) -> Statistics {
         Statistics(tensor)
     }
@@ -57,13 +57,13 @@ impl Statistics {
     }
 }
 
-/// What the GroupNorms of a chain go by.
+/// The statistics that the GroupNorms of a chain use.
 pub(super) enum Norms<'a> {
-    /// The map that they see.
+    /// Those of the map that they see.
     Own,
-    /// The same, and they write down what they saw.
+    /// Those of the map that they see, which are also recorded.
     Recorded(&'a Recorder),
-    /// The map that theirs is a part of.
+    /// Given statistics of the whole map, of which they see a part.
     Given(&'a Statistics),
 }
 
@@ -72,7 +72,7 @@ pub(super) enum Norms<'a> {
 pub(super) struct Recorder(RefCell<Vec<(i64, Tensor)>>);
 
 impl Recorder {
-    /// All of them; `None` where the chain has no GroupNorm.
+    /// The recorded statistics of all norms; `None` where the chain has no GroupNorm.
     pub(super) fn finish(self) -> Result<Option<Statistics>> {
         let mut seen = self.0.into_inner();
         seen.sort_by_key(|(id, _)| *id);
@@ -121,7 +121,7 @@ impl GroupNorm {
                         x.size()
                     );
                 }
-                // (x − mean)·rstd·weight + bias as one multiplication and one addition a channel.
+                // (x − mean)·rstd·weight + bias, as one multiplication and one addition per channel.
                 let channels = self.weight.size()[0];
                 let wide =
                     |t: &Tensor| t.f_repeat_interleave_self_int(channels / self.groups, 1, None);

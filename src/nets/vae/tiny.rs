@@ -1,5 +1,5 @@
-//! The TAESD family: `tanh(x/3)·3`, convolutions and ReLU only, image in [0, 1] (diffusers
-//! `autoencoders/vae.py` class DecoderTiny; TAEF2 adds a GroupNorm branch to its first blocks).
+//! The TAESD family (diffusers `autoencoders/vae.py` class DecoderTiny): `tanh(x/3)·3`, then convolutions and ReLU. The
+//! image is in [0, 1]. TAEF2 adds a GroupNorm branch to its first blocks.
 
 use super::block::{Block, Chain, ReceptiveField};
 use super::layers::{Conv, Upsample};
@@ -148,7 +148,7 @@ impl Block for TinyBlock {
         Ok(sum.f_relu()?)
     }
 
-    /// TAEF2's GroupNorm is in blocks of the latent's resolution, which cost little as a whole.
+    /// TAEF2's GroupNorm is in blocks of the latent's resolution. Computing these for the whole map costs little.
     fn receptive_field(&self) -> ReceptiveField {
         let margins = self.convs.iter().map(Conv::padding);
         match self.pool {

@@ -1,5 +1,5 @@
-//! Any other decoder as a TorchScript module. The file's code runs, so that it is loaded only where the host names the
-//! family.
+//! Any other decoder, as a TorchScript module. Loading the file runs its code, so this happens only where the host
+//! names the family.
 
 use super::block::{Block, ReceptiveField};
 use super::statistics::Norms;
@@ -16,7 +16,7 @@ impl Script {
     pub(super) fn load(path: &Path, device: Device) -> Result<Script> {
         let failed =
             |e: tch::TchError| Error::from(e).context(format!("reading {}", path.display()));
-        // Not by its name, which libtorch takes in UTF-8 alone.
+        // The file is opened here, because libtorch takes only names in UTF-8.
         let io = |e: std::io::Error| Error::Io(format!("{}: {e}", path.display()));
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             bail!(Format, "{}: not a regular file", path.display());
@@ -41,7 +41,7 @@ impl Block for Script {
     }
 }
 
-/// Whether a file is a TorchScript archive: a zip that holds code, which torch.save's have not.
+/// Whether a file is a TorchScript archive: a zip that holds code. torch.save writes none.
 pub(super) fn is_torchscript(path: &Path) -> bool {
     matches!(weights::kind(path), Ok(weights::Kind::TorchScript))
 }

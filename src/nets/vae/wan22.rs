@@ -30,7 +30,7 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
             blocks.extend(inner);
             continue;
         }
-        // The temporal convolution is for later frames, but its being there says that channels hold two of them.
+        // Only later frames use the temporal convolution. Its presence tells that the channels hold two frames.
         let temporal = format!("{name}.upsampler.time_conv.");
         let frames = if source.has(&format!("{temporal}weight")) {
             2

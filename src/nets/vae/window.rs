@@ -13,7 +13,7 @@ pub(super) struct WindowTape {
     rest: Rest,
 }
 
-/// What is kept of the blocks behind the [`Begun`] ones.
+/// What is kept of the blocks after the [`Begun`] ones.
 enum Rest {
     /// The output of the begun blocks as a leaf, and the windows with their graph.
     Graph { leaf: Tensor, windows: Tensor },
