@@ -1,4 +1,4 @@
-//! Which engine runs an ONNX file: the one that is asked for, or the one that can.
+//! Chooses the engine that runs an ONNX file.
 
 use super::onnxruntime;
 use crate::config::{Engine, Runtime};
@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::log::warn_host;
 use tch::Device;
 
-/// Opens a network in the engine that `runtime` names. Where it leaves that open and the usual engine refuses the file,
-/// the other one is tried. The text names the engine and, where that is not the usual one, why.
+/// Opens a network in the engine that `runtime` names. Where it names none and the preferred engine refuses the file,
+/// the other engine is tried. The returned text names the engine and, where it is not the preferred one, why.
 pub fn open<N>(
     runtime: &Runtime,
     device: Device,
@@ -31,7 +31,7 @@ pub fn open<N>(
             }
         }));
     }
-    // What is too large for one is not given to the other.
+    // A file that is too large for one engine is not given to the other.
     if matches!(refused, Error::Limit(_) | Error::OutOfMemory(_)) {
         return Err(refused);
     }

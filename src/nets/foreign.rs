@@ -1,11 +1,11 @@
-//! Networks that are no recognisers, told by their inputs and outputs.
+//! Recognises by their inputs and outputs networks that are not face recognisers.
 
 use crate::error::{Result, bail};
 use crate::log::warn_host;
 use crate::weights::onnx;
 use std::path::Path;
 
-/// Networks that are no recognisers, by how many numbers they yield.
+/// Networks that are not recognisers, by the length of their output.
 const OTHERS: [(i64, &str); 8] = [
     (1, "one number, such as a quality or an age"),
     (2, "two numbers, such as a gender or a liveness"),
@@ -17,8 +17,8 @@ const OTHERS: [(i64, &str); 8] = [
     (3309, "InsightFace's 1k3d68"),
 ];
 
-/// Fails where an output of `dim` numbers is no embedding. Known ones have 128 to 2048; all that are trained have a
-/// multiple of 8.
+/// Fails where an output of `dim` numbers is no embedding. Known embeddings have 128 to 2048 numbers, always a multiple
+/// of 8.
 pub fn embedding_size(dim: i64) -> Result<()> {
     let other = OTHERS
         .iter()
@@ -37,7 +37,8 @@ pub fn embedding_size(dim: i64) -> Result<()> {
     );
 }
 
-/// Fails where the model at `path` cannot be a recogniser, and warns where only its first output is looked at.
+/// Fails where the model at `path` cannot be a recogniser. Warns where it has several outputs, of which the first is
+/// used.
 pub fn interface(model: &onnx::Model, path: &Path) -> Result<()> {
     let names: Vec<&str> = model
         .outputs

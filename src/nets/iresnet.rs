@@ -1,5 +1,5 @@
-//! IResNet, the network of arcface_torch (`recognition/arcface_torch/backbones/iresnet.py`), from its
-//! own key names. Depth and widths are read from the weights.
+//! IResNet, the network of arcface_torch (`recognition/arcface_torch/backbones/iresnet.py`). Depth and widths
+//! are read from the weights, which have arcface_torch's names.
 
 use crate::error::{Result, bail};
 use crate::tensor::from_array;
@@ -24,7 +24,8 @@ struct Conv {
     stride: i64,
 }
 
-/// A batch norm that stands before a convolution, where the zero padding keeps it from being folded.
+/// A batch norm before a convolution. It cannot be folded into the convolution because of the zero padding between
+/// them.
 struct Scale {
     factor: Tensor,
     shift: Tensor,
@@ -51,7 +52,7 @@ pub struct IResNet {
 }
 
 impl IResNet {
-    /// A name that every IResNet has and no other known network.
+    /// A name that every IResNet has, and no other known network.
     pub const ANCHOR: &'static str = "layer1.0.bn1.weight";
 
     /// What [`IResNet::forward`] returns, in this order.
@@ -59,7 +60,8 @@ impl IResNet {
 
     /// Builds the network from plain names (no `module.` in front) on `device` in `kind`.
     ///
-    /// Errors: `Weights` naming what is missing, left over or of another shape.
+    /// # Errors
+    /// `Weights`; the text names the tensors that are missing, left over or of another shape.
     pub fn from_weights(weights: &Weights, device: Device, kind: Kind) -> Result<Self> {
         let mut reader = Reader {
             weights,
@@ -74,7 +76,7 @@ impl IResNet {
         for (stage, count) in depth.iter_mut().enumerate() {
             let name = |block: usize| format!("layer{}.{block}", stage + 1);
             while weights.contains_key(&format!("{}.conv1.weight", name(*count))) {
-                // Every stage halves the picture in its first block.
+                // The first block of every stage halves the feature map.
                 let stride = if *count == 0 { 2 } else { 1 };
                 blocks.push(reader.block(&name(*count), stride)?);
                 *count += 1;
@@ -110,8 +112,8 @@ impl IResNet {
         self.input_size
     }
 
-    /// `[M,3,S,S]` normalised pixels → what every stage gives, `[M,C,h,w]`, and last the embeddings `[M,D]`, not
-    /// normalised.
+    /// From normalised pixels `[M,3,S,S]` to the outputs of the stages, `[M,C,h,w]`, and last the embeddings `[M,D]`,
+    /// which are not normalised.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let mut x = self.stem.forward(x)?.f_prelu(&self.prelu)?;
         let mut levels = vec![];
@@ -155,7 +157,7 @@ impl Block {
     }
 }
 
-/// Takes tensors by name and remembers which.
+/// Takes tensors by name, and notes which were taken.
 struct Reader<'a> {
     weights: &'a Weights,
     used: std::collections::BTreeSet<String>,
@@ -172,7 +174,7 @@ impl Reader<'_> {
             );
         };
         self.used.insert(name.to_string());
-        // Folding is done in double precision; what it makes is rounded once.
+        // Folding is done in double precision, and its result is rounded once.
         Ok(from_array(array, Device::Cpu)?.f_to_kind(Kind::Double)?)
     }
 
@@ -296,7 +298,7 @@ impl Reader<'_> {
         Ok((self.place(weight)?, self.place(bias)?, side * 16))
     }
 
-    /// Names that were not asked for mean that this is another network.
+    /// Fails where tensors are left over, because then this is another network.
     fn finish(self) -> Result<()> {
         let extra: Vec<&String> = self
             .weights

@@ -1,11 +1,12 @@
-//! The levels of a recogniser that faces are compared on: one after the other in a row of numbers.
+//! The levels of a recogniser on which faces are compared.
 
 use super::recogniser::{EMBEDDING, Recogniser, unit};
 use crate::config::LevelWeights;
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
-/// Names, weights and lengths of the levels. A row of features holds every level, flattened and of length 1.
+/// Names, weights and lengths of the levels. A row of features holds all levels one after the other, each flattened and
+/// scaled to length 1.
 pub struct Levels {
     names: Vec<String>,
     weights: Vec<f64>,
@@ -13,8 +14,8 @@ pub struct Levels {
 }
 
 impl Levels {
-    /// Those of a configuration, with weight 0 for the embedding where it is not among them; the embedding alone, with
-    /// weight 1, without a configuration.
+    /// The levels of a configuration, and the embedding with weight 0 where it is not among them. Without a
+    /// configuration, the embedding alone, with weight 1.
     ///
     /// # Errors
     /// `Config` for a level that the network does not have.
@@ -46,23 +47,23 @@ impl Levels {
         self.names.iter().map(String::as_str).collect()
     }
 
-    /// Their weights.
+    /// The weights of the levels.
     pub fn weights(&self) -> &[f64] {
         &self.weights
     }
 
-    /// Which of them is the embedding.
+    /// The index of the embedding among the levels.
     pub fn embedding(&self) -> usize {
         let found = self.names.iter().position(|name| name == EMBEDDING);
         found.unwrap_or_default()
     }
 
-    /// Whether there is anything beside the embedding.
+    /// Whether there are levels beside the embedding.
     pub fn several(&self) -> bool {
         self.names.len() > 1
     }
 
-    /// Numbers of a row.
+    /// The length of a row of features.
     pub fn width(&self) -> i64 {
         self.lengths.iter().sum()
     }
@@ -77,7 +78,7 @@ impl Levels {
         Ok(Tensor::f_cat(&rows, 1)?)
     }
 
-    /// `[M,L]` cosines from the products `[M,width]` of two rows of features each.
+    /// The cosines `[M,L]` per level from `[M,width]`, the elementwise products of two rows of features.
     pub fn cosines(&self, products: &Tensor) -> Result<Tensor> {
         let sums = self.parts(products)?;
         let sums = sums

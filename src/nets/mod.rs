@@ -1,5 +1,5 @@
-//! Frozen networks. Over libtorch the gradient flows through them to their input, never into them; over
-//! ONNX Runtime there is none.
+//! Frozen networks. With libtorch, the gradient flows through them to their input; their weights have none. With ONNX
+//! Runtime there is no gradient.
 
 pub mod engine;
 mod foreign;

@@ -1,5 +1,5 @@
-//! ONNX Runtime, found at run time. The library is loaded at most once a process, by `ort::init_from`:
-//! ort's own lazy loading panics where there is none.
+//! ONNX Runtime, which is found at run time. The library is loaded at most once per process, by `ort::init_from`.
+//! ort's own lazy loading is not used, because it panics where there is no library.
 
 use crate::config::{Engine, Provider, Runtime};
 use crate::error::{Error, Result, bail};
@@ -11,14 +11,14 @@ use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// The environment and the path that its library came from. It is never dropped: ONNX Runtime's own
-/// clean-up at exit races with other libraries'.
+/// The environment, and the path of its library. It is never dropped, because ONNX Runtime's clean-up at exit
+/// races with that of other libraries.
 static RUNTIME: OnceCell<(ort::environment::Environment, String)> = OnceCell::new();
 
-/// The library's name on this platform. Behind it may stand a version.
+/// The library's name on this platform. A version may follow it.
 static NAME: Lazy<String> = Lazy::new(|| format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}"));
 
-/// Whether ONNX Runtime is to run a network, and why, where that was left open.
+/// Whether ONNX Runtime runs a network, and why, where the configuration leaves that open.
 pub fn chosen(runtime: &Runtime, device: Device) -> Result<(bool, &'static str)> {
     let named = !runtime.providers.is_empty();
     Ok(match runtime.engine {
@@ -30,18 +30,18 @@ pub fn chosen(runtime: &Runtime, device: Device) -> Result<(bool, &'static str)>
         Engine::Ort => (true, ""),
         Engine::Auto if named => (true, ""),
         Engine::Auto if device != Device::Cpu => (false, " (the context is on CUDA)"),
-        // A path that was given must work: falling back would hide a mistake.
+        // A configured path must work: a fall-back would hide a mistake.
         Engine::Auto if runtime.library.is_some() || available() => (true, ""),
         Engine::Auto => (false, " (ONNX Runtime's library was not found)"),
     })
 }
 
-/// Whether the library is in the process.
+/// Whether the library is loaded in this process.
 pub fn is_loaded() -> bool {
     RUNTIME.get().is_some()
 }
 
-/// Whether a library is loaded already or would be found without being named.
+/// Whether a library is loaded already, or would be found without a configured path.
 fn available() -> bool {
     is_loaded() || loaded(None).is_ok()
 }
@@ -61,7 +61,7 @@ fn loaded(configured: Option<&Path>) -> Result<&'static (ort::environment::Envir
                         .with_telemetry(false)
                         .build()
                         .map_err(failed)?;
-                    // One reference that nobody drops keeps the environment for good.
+                    // A reference that is never dropped keeps the environment alive.
                     std::mem::forget(environment.clone());
                     Ok((environment, candidate.display().to_string()))
                 });
@@ -77,7 +77,7 @@ fn loaded(configured: Option<&Path>) -> Result<&'static (ort::environment::Envir
     );
 }
 
-/// Where the library may be, best first. A configured path is the only candidate.
+/// The paths where the library may be, best first. A configured path is the only one.
 fn candidates(configured: Option<&Path>) -> Result<Vec<PathBuf>> {
     if let Some(path) = configured {
         return Ok(vec![match path.is_dir() {
@@ -128,7 +128,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
     )
 }
 
-/// The provider with its options, or an error that lists those that the library has.
+/// The provider with its options. Where the library lacks it, the error lists those that it has.
 fn dispatch(provider: Provider, device: Device) -> Result<ExecutionProviderDispatch> {
     let index = match device {
         Device::Cuda(index) => index as i32,
@@ -164,7 +164,7 @@ where
     (E::is_available().map_err(failed), provider.into())
 }
 
-/// The providers of the library that is loaded, of those that can be named.
+/// The providers of the loaded library that a configuration can name.
 fn providers() -> Result<Vec<&'static str>> {
     let all = [
         (ep::CPU::is_available(), "cpu"),

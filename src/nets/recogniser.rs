@@ -11,21 +11,21 @@ enum Network {
     IResNet(IResNet),
     Onnx {
         runner: Runner,
-        /// False where the file has a batch of one baked in; then crops go one by one.
+        /// Whether several crops may run together; false where the file fixes a batch of one.
         batched: bool,
     },
 }
 
-/// The network and what it wants to see.
+/// A recogniser: the network, and how its input is normalised.
 pub struct Recogniser {
     network: Network,
     mean: Tensor,
     std: Tensor,
-    /// What each value of a pixel becomes, by the network's channels.
+    /// The normalised value of each 8-bit value, per channel of the network.
     levels: [[f32; 256]; 3],
     bgr: bool,
     kind: Kind,
-    /// Height and width of what the network takes.
+    /// Height and width of the network's input, pixels.
     input: (i64, i64),
     dim: i64,
     /// The names of the network's outputs; the embedding's is [`EMBEDDING`].
@@ -36,7 +36,7 @@ pub struct Recogniser {
 /// The level that every recogniser has: its embedding.
 pub const EMBEDDING: &str = "embedding";
 
-/// How a family normalises a picture in [0, 1].
+/// How a family normalises an image in [0, 1].
 struct Norm {
     mean: [f64; 3],
     std: [f64; 3],
@@ -46,7 +46,8 @@ struct Norm {
 impl Recogniser {
     /// Loads a recogniser that a gradient flows through.
     ///
-    /// Errors: `Config` (dtype, model), and those of reading weights.
+    /// # Errors
+    /// `Config` for a dtype or model that does not fit, and those of reading weights.
     pub fn load(config: &BackboneConfig, device: Device) -> Result<Self> {
         let torch = Runtime {
             engine: Engine::Torch,
@@ -57,7 +58,8 @@ impl Recogniser {
 
     /// Loads a recogniser for scores alone: ONNX files may run in ONNX Runtime, which has no gradient.
     ///
-    /// Errors: as [`Recogniser::load`], and `OnnxRuntime`.
+    /// # Errors
+    /// As [`Recogniser::load`], and `OnnxRuntime`.
     pub fn load_frozen(config: &BackboneConfig, device: Device, runtime: &Runtime) -> Result<Self> {
         Self::open(config, device, runtime).map_err(|e| {
             match e.message().contains(&*config.path.to_string_lossy()) {
@@ -206,7 +208,7 @@ impl Recogniser {
         Ok(recogniser)
     }
 
-    /// Runs the network once: learns the embedding's length and whether a batch works.
+    /// Runs the network to learn the embedding's length and whether a batch works.
     fn probe(&mut self, device: Device) -> Result<()> {
         let ramp = Tensor::f_linspace(
             0.0,
@@ -220,7 +222,7 @@ impl Recogniser {
         self.dim = single.size()[1];
         foreign::embedding_size(self.dim)?;
         if !self.batches(&crops, &single)? {
-            // A file that was exported for one picture often has its batch in a Reshape alone.
+            // A file that was exported for one image often fixes the batch only in a Reshape.
             self.free_batch(true);
             if !self.batches(&crops, &single)? {
                 self.free_batch(false);
@@ -230,7 +232,7 @@ impl Recogniser {
         Ok(())
     }
 
-    /// Whether an ONNX file gives the crops' embeddings together as it gives them one by one.
+    /// Whether an ONNX file computes the same embeddings for several crops together as one by one.
     fn batches(&mut self, crops: &Tensor, single: &Tensor) -> Result<bool> {
         self.set_batched(true);
         Ok(match self.embed(crops) {
@@ -262,25 +264,25 @@ impl Recogniser {
         }
     }
 
-    /// Side of the square crops, pixels. A network whose input is not square sees their middle: a face aligned to
-    /// 112x112 with 8 columns cut off on both sides is one aligned to InsightFace's 112x96.
+    /// Side of the square crops, pixels. A network whose input is not square sees the middle of the crop: a face that
+    /// is aligned to 112×112 and loses 8 columns on both sides is aligned to InsightFace's 112×96.
     pub fn input_size(&self) -> i64 {
         self.input.0.max(self.input.1)
     }
 
-    /// First row and column, height and width of the part of a crop that the network sees.
+    /// The part of a crop that the network sees: first row, first column, height, width.
     fn part(&self) -> [i64; 4] {
         let (height, width) = self.input;
         let side = self.input_size();
         [(side - height) / 2, (side - width) / 2, height, width]
     }
 
-    /// Where its inputs are expected.
+    /// The device of the network and its inputs.
     pub fn device(&self) -> Device {
         self.mean.device()
     }
 
-    /// Numbers of an embedding.
+    /// The length of an embedding.
     pub fn dim(&self) -> i64 {
         self.dim
     }
@@ -290,8 +292,8 @@ impl Recogniser {
         &self.description
     }
 
-    /// Embeds crops of 8-bit pixels, three RGB planes each: embeddings of length 1. Where ONNX Runtime runs the
-    /// network, libtorch has no part in it.
+    /// Embeds crops of 8-bit pixels, each three planes (red, green, blue) of `input_size`² bytes. Embeddings have
+    /// length 1. Where ONNX Runtime runs the network, libtorch is not used.
     pub fn embed_pixels(&self, crops: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
         let _frozen = tch::no_grad_guard();
         let (size, dim) = (self.input_size(), self.dim as usize);
@@ -355,14 +357,14 @@ impl Recogniser {
         unit(&self.features(crops, &[EMBEDDING])?[0])
     }
 
-    /// The names of what the network gives: `embedding`, and of an IResNet `layer1` … `layer4`, of an ONNX model its
-    /// further outputs.
+    /// The names of the network's levels: `embedding`, of an IResNet also `layer1` … `layer4`, of an ONNX model also
+    /// its further outputs.
     pub fn levels(&self) -> &[String] {
         &self.level_names
     }
 
-    /// Some levels of crops `[M,3,S,S]`, M ≥ 1, RGB in [0, 1], as the network gives them: float32, a row each. The
-    /// gradient flows back to `crops`, unless ONNX Runtime runs the network.
+    /// Some levels of crops `[M,3,S,S]`, M ≥ 1, RGB in [0, 1], as the network computes them: float32, one row per crop.
+    /// The gradient flows back to `crops`, unless ONNX Runtime runs the network.
     ///
     /// # Errors
     /// `Config` for a level that the network does not have.
@@ -389,7 +391,7 @@ impl Recogniser {
         }
     }
 
-    /// All that the network gives.
+    /// All outputs of the network.
     fn outputs(&self, crops: &Tensor) -> Result<Vec<Tensor>> {
         let count = crops.size().first().copied().unwrap_or(0);
         let [top, left, height, width] = self.part();
@@ -428,7 +430,7 @@ impl Recogniser {
     }
 }
 
-/// Rows of any shape as vectors of length 1, `[M,numbers]`.
+/// Flattens every row and scales it to length 1: `[M,numbers]`.
 pub fn unit(rows: &Tensor) -> Result<Tensor> {
     let flat = rows.f_flatten(1, -1)?;
     let norm = flat
@@ -458,8 +460,8 @@ const PLUS_MINUS_ONE: Norm = Norm {
     source: "InsightFace's",
 };
 
-/// Old mxnet exports normalise inside, by a Sub and a Mul among the first eight nodes, and take
-/// 0..255 (`arcface_onnx.py`, lines 29-43).
+/// The normalisation of an ONNX model's input. Old mxnet exports have a Sub and a Mul among their first eight
+/// nodes: they normalise by themselves, and take 0..255 (`arcface_onnx.py`, lines 29-43).
 fn onnx_norm(model: &onnx::Model) -> Norm {
     let starts = |prefixes: [&str; 2]| {
         let named = |node: &onnx::Node| prefixes.iter().any(|p| node.name.starts_with(p));

@@ -1,4 +1,4 @@
-//! What runs a recogniser's ONNX file: libtorch or ONNX Runtime.
+//! Runs a recogniser's ONNX file, in libtorch or in ONNX Runtime.
 
 use super::onnxruntime::Session;
 use super::{OnnxGraph, engine, foreign};
@@ -9,7 +9,7 @@ use crate::weights::onnx;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
-/// What runs an ONNX file.
+/// An ONNX file, loaded into its engine.
 pub enum Runner {
     /// libtorch, through which the gradient flows.
     Graph(Box<OnnxGraph>),
@@ -18,7 +18,7 @@ pub enum Runner {
 }
 
 impl Runner {
-    /// Loads an ONNX file into its engine; the text names it.
+    /// Loads an ONNX file into its engine. The returned text names the engine.
     pub fn open(
         config: &BackboneConfig,
         model: &onnx::Model,
