@@ -1,6 +1,6 @@
-//! One thread per context. It owns every tensor and every session of the context, so that nothing
-//! of the host's thread (grad mode, inference mode, autocast, saved-tensor hooks) reaches the
-//! library's graphs, and nothing of the library reaches the host's thread.
+//! The thread of a context. It owns every tensor and every session of the context. The state of the host's
+//! threads (grad mode, inference mode, autocast, saved-tensor hooks) therefore never reaches the library's
+//! graphs, and the library never changes that state.
 
 use crate::error::{Error, Result, bail};
 use crate::shared::{Shared, lock};
@@ -17,7 +17,7 @@ use tch::Device;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Work that the process must not end under: a call, or what a call left for a worker to drop.
+/// Counts work during which the process must not end: a call, or objects that a worker still has to drop.
 pub struct Busy(());
 
 static BUSY: AtomicUsize = AtomicUsize::new(0);
@@ -30,12 +30,12 @@ impl Busy {
         Busy(())
     }
 
-    /// How much of it there is.
+    /// How many are alive in the process.
     pub fn count() -> usize {
         BUSY.load(Ordering::SeqCst)
     }
 
-    /// In a forked child: the work of threads that are not here will never be done.
+    /// In a forked child, forgets the work of threads that exist only in the parent.
     pub fn forked() {
         BUSY.store(Own::count(), Ordering::SeqCst);
     }
@@ -47,7 +47,7 @@ impl Drop for Busy {
     }
 }
 
-/// While it lives, one [`Busy`] cannot end before this thread goes on.
+/// Counts the [`Busy`] work that cannot end before this thread continues.
 pub struct Own(());
 
 impl Own {
@@ -58,7 +58,7 @@ impl Own {
         Own(())
     }
 
-    /// How many there are on this thread.
+    /// How many are alive on this thread.
     pub fn count() -> usize {
         OWN.get()
     }
@@ -70,10 +70,10 @@ impl Drop for Own {
     }
 }
 
-/// Numbers the workers; 0 stands for any other thread.
+/// The number of the next worker. 0 stands for any other thread.
 static NEXT: AtomicUsize = AtomicUsize::new(1);
 
-// None of these has a destructor, so they are there in exit handlers too, when a thread's other data is gone.
+// None of these has a destructor, so exit handlers can use them, when other thread-local data is destroyed already.
 thread_local! {
     static OWN: Cell<usize> = const { Cell::new(0) };
     static WORKER: Cell<usize> = const { Cell::new(0) };
@@ -86,7 +86,7 @@ pub fn on_worker() -> bool {
     WORKER.get() != 0
 }
 
-/// The thread of one context. Calls from any number of host threads are run one after the other.
+/// The thread of one context. Calls from any number of host threads run one after the other.
 pub struct Worker {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -134,7 +134,7 @@ impl Worker {
     }
 
     /// Runs `job` on the thread, with the host's CUDA stream current and the host's number of CPU
-    /// threads, and waits for it. A panic poisons the context: its state cannot be trusted again.
+    /// threads, and waits for it. A panic poisons the context, because its state may be inconsistent.
     pub fn run<R, F>(&self, stream: Stream, job: F) -> Result<R>
     where
         R: Send + 'static,
@@ -174,7 +174,7 @@ impl Worker {
                 check_callbacks()?;
                 Ok(result)
             }));
-            // The host is waiting for exactly this, so the receiver is there.
+            // The host waits for this answer, so the receiver exists.
             let _ = reply.send(outcome);
         });
         let sent = self
@@ -191,11 +191,11 @@ impl Worker {
         }
     }
 
-    /// Drops `value` on the thread, after all calls that were made before and, where they came on several CUDA streams,
-    /// after their work on the device.
+    /// Drops `value` on the thread, after all earlier calls. If these came on several CUDA streams, it is dropped after
+    /// their work on the device too.
     fn dispose<T: Send + 'static>(&self, value: T) {
         if std::process::id() != self.pid {
-            // The thread is the parent's; dropping tensors of a forked CUDA context would crash.
+            // The thread exists only in the parent. Dropping tensors of a forked CUDA context would crash.
             std::mem::forget(value);
         } else if WORKER.get() == self.number {
             drop(value);
@@ -217,7 +217,7 @@ impl Drop for Worker {
             return;
         };
         if std::process::id() != self.pid {
-            // CUDA does not exist here either.
+            // A forked child must not use CUDA either.
             std::mem::forget((self.jobs.take(), thread, self.order.clone()));
             return;
         }
@@ -228,7 +228,7 @@ impl Drop for Worker {
     }
 }
 
-/// Waits for the answer, the first moments awake: a short call is over before a sleeper would be woken.
+/// Waits for the answer. At first it spins, because a short call ends before a sleeping thread would be woken.
 fn wait<T>(answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
     const AWAKE: Duration = Duration::from_micros(50);
     let start = Instant::now();
@@ -242,7 +242,7 @@ fn wait<T>(answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
     answer.recv()
 }
 
-/// An object that lives on a worker: its methods run there and it is dropped there.
+/// An object that lives on a worker. Its methods run there, and it is dropped there.
 pub struct Owned<T: Send + 'static> {
     worker: Arc<Worker>,
     value: Option<Shared<T>>,
@@ -293,12 +293,12 @@ impl<T: Send + 'static> Drop for Owned<T> {
     }
 }
 
-/// Whether this thread is inside a callback of the host.
+/// Whether this thread runs a callback of the host.
 pub fn in_callback() -> bool {
     IN_CALLBACK.get()
 }
 
-/// Runs a callback of the host, which tells whether it threw; calls into the library from inside are refused.
+/// Runs a callback of the host, which returns whether it threw. Calls of the library from inside it are refused.
 pub fn callback(f: impl FnOnce() -> bool) {
     let outer = IN_CALLBACK.replace(true);
     if f() {
@@ -307,7 +307,7 @@ pub fn callback(f: impl FnOnce() -> bool) {
     IN_CALLBACK.set(outer);
 }
 
-/// Fails where a callback threw on this thread since the last look.
+/// Fails where a callback threw on this thread since the last check.
 pub fn check_callbacks() -> Result<()> {
     if THREW.replace(false) {
         bail!(
@@ -318,7 +318,7 @@ pub fn check_callbacks() -> Result<()> {
     Ok(())
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()

@@ -1,4 +1,4 @@
-//! Arrays of a weights file as tensors, and back.
+//! Converts between tensors and the arrays of a weights file.
 
 use crate::error::{Result, bail};
 use crate::weights::{Array, Dtype, buffer};

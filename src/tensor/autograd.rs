@@ -1,15 +1,15 @@
-//! The one door to libtorch's backward pass.
+//! The only place that calls libtorch's backward pass.
 
 use crate::error::{Result, bail};
 use tch::Tensor;
 
-/// Turns grad mode on for this thread and restores what was there when dropped, panic or not.
+/// Turns grad mode on for this thread. Dropping the guard restores the earlier mode, also after a panic.
 pub struct GradGuard {
     previous: bool,
 }
 
 impl GradGuard {
-    /// Grad mode is on until the guard is dropped.
+    /// Turns grad mode on until the guard is dropped.
     pub fn new() -> Self {
         // SAFETY: the call only reads and writes this thread's grad mode.
         let previous = unsafe { torch_sys::at_grad_set_enabled(1) } != 0;
@@ -34,7 +34,7 @@ impl Drop for GradGuard {
 /// dtype and device. `grad` has the shape of `output` and is converted to its dtype.
 ///
 /// An input that `output` does not depend on gets zeros. The graph of `output` is freed unless
-/// `keep_graph` is set. Works whatever the thread's grad mode is.
+/// `keep_graph` is set. It works in any grad mode of the thread.
 ///
 /// # Errors
 /// `Argument` when `output` or an input does not require a gradient (libtorch itself would

@@ -1,12 +1,12 @@
-//! A tensor's content as a key.
+//! A hash of a tensor's content, as a key.
 
 use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
-/// 128-bit XXH3 of shape, dtype and elements: equal for equal content wherever the tensor lies.
-/// A CUDA tensor is copied to the host once. The hash is fast, not secret: nobody gains by forging
-/// a reference image.
+/// 128-bit XXH3 of shape, dtype and elements, which is equal for equal content on every device.
+/// A CUDA tensor is copied to the host once. The hash is not cryptographic, because nobody gains by
+/// forging a reference image.
 pub fn content_hash(tensor: &Tensor) -> Result<u128> {
     let host = tensor
         .detach()

@@ -1,4 +1,4 @@
-//! Tensors that cross the boundary, and what tch lacks.
+//! Tensors that come from the host or go to it, and functions of libtorch that tch lacks.
 
 mod array;
 mod autograd;

@@ -1,10 +1,10 @@
-//! Pictures as 8-bit pixels on the host: what detectors were trained on, and what alignment for a score
-//! that is compared with other programs' starts from.
+//! Images as 8-bit pixels in the host's memory. Detectors were trained on such pixels, and other programs align them
+//! for their scores.
 
 use crate::error::{Error, Result, bail};
 use tch::{Device, Kind, Tensor};
 
-/// One picture: three planes (red, green, blue) of `height` rows of `width` pixels.
+/// One image: three planes (red, green, blue) of `height` rows of `width` pixels, 0 to 255.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels {
     /// The planes, one after the other.
@@ -15,7 +15,7 @@ pub struct Pixels {
     pub width: usize,
 }
 
-/// The most pixels of a picture. A tensor whose strides are 0 has any size without the memory for it.
+/// The most pixels of an image. A tensor whose strides are 0 can have any size without the memory for it.
 pub const MAX_PIXELS: i64 = 1 << 28;
 /// The most pixels of a batch.
 const MAX_BATCH: i64 = 1 << 30;
@@ -42,7 +42,7 @@ pub fn bounded(images: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Images `[N,3,H,W]` in 8 bits: uint8 as they are; floats in [0, 1] rounded, and cut off where outside.
+/// Images `[N,3,H,W]` in 8 bits: uint8 as they are; floats in [0, 1] are rounded, and values outside are cut off.
 ///
 /// # Errors
 /// `Limit` where there are more pixels than can be copied.
@@ -59,8 +59,8 @@ pub fn quantised(images: &Tensor) -> Result<Tensor> {
         .f_to_kind(Kind::Uint8)?)
 }
 
-/// The least and the largest number of a batch that can hardly be meant as RGB in [0, 1], and what to do about it.
-/// Resampling and decoders overshoot by less than a quarter.
+/// The least and the largest number of a batch that is probably not RGB in [0, 1], and the remedy; `None` for a batch
+/// in the usual range. Resampling and decoders leave [0, 1] by less than a quarter.
 pub fn unusual_range(images: &Tensor) -> Result<Option<(f64, f64, &'static str)>> {
     if images.kind() == Kind::Uint8 || images.numel() == 0 {
         return Ok(None);
@@ -81,7 +81,7 @@ pub fn unusual_range(images: &Tensor) -> Result<Option<(f64, f64, &'static str)>
     Ok(Some((least, largest, advice)))
 }
 
-/// For every image of a batch whether all its pixels are finite.
+/// Per image of a batch whether all its pixels are finite.
 ///
 /// # Errors
 /// `Limit` where there are more pixels than can be copied.
@@ -96,10 +96,10 @@ pub fn finite(images: &Tensor) -> Result<Vec<bool>> {
     Ok(sums.into_iter().map(f64::is_finite).collect())
 }
 
-/// The pictures of `[N,3,H,W]`, as [`quantised`]; `None` for one with a pixel that is not finite.
+/// The images of `[N,3,H,W]`, converted as by [`quantised`]; `None` for one with a pixel that is not finite.
 ///
-/// Read from the tensor's own memory in one pass, on this thread: torch's threads would go on spinning where
-/// ONNX Runtime's are needed next.
+/// They are read from the tensor's own memory in one pass, on this thread. torch's threads would keep spinning while
+/// ONNX Runtime's threads run next.
 ///
 /// # Errors
 /// `Limit` where there are more pixels than can be copied, `OutOfMemory` where there is no room for them.
@@ -144,7 +144,7 @@ fn room(bytes: usize) -> Result<Vec<u8>> {
     }
 }
 
-/// Hands out the elements of `image` `[3,H,W]` on the CPU, row after row; `T` is its element type.
+/// Calls `take` with the elements of `image` `[3,H,W]` on the CPU, row after row. `T` is the element type.
 fn each<T: Copy>(image: &Tensor, mut take: impl FnMut(T)) {
     let (size, strides) = (image.size(), image.stride());
     let start = image.data_ptr().cast::<T>();
@@ -160,7 +160,8 @@ fn each<T: Copy>(image: &Tensor, mut take: impl FnMut(T)) {
 }
 
 impl Pixels {
-    /// The same with a black border of `border` pixels on every side; at most [`MAX_PIXELS`] in all.
+    /// The same image with a black border of `border` pixels on every side. The result must have at most
+    /// [`MAX_PIXELS`].
     ///
     /// # Errors
     /// `OutOfMemory` where there is no room for them.

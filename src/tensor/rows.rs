@@ -1,11 +1,11 @@
-//! Rows of a batch: picked, put back, and checked for numbers that are not finite.
+//! Rows of a batch: selects them, puts them back, and checks them for numbers that are not finite.
 
 use super::transfer::{numbers, upload};
 use crate::error::Result;
 use tch::{Device, Tensor};
 
-/// The given rows of `batch`, a view of the batch itself where these are all of its rows in order. The
-/// gradient flows back to `batch`.
+/// The given rows of `batch`. Where these are all rows in order, the result is a view of the batch. The gradient flows
+/// back to `batch`.
 pub fn select_rows(batch: &Tensor, rows: &[usize]) -> Result<Tensor> {
     if are_all(rows, batch) {
         return Ok(batch.shallow_clone());
@@ -13,7 +13,7 @@ pub fn select_rows(batch: &Tensor, rows: &[usize]) -> Result<Tensor> {
     Ok(batch.f_index_select(0, &index(rows, batch.device())?)?)
 }
 
-/// `batch` with `part` in place of the given rows, `part` itself where these are all of them in order.
+/// `batch` with `part` in place of the given rows. Where these are all rows in order, the result is `part`.
 pub fn place_rows(batch: &Tensor, rows: &[usize], part: &Tensor) -> Result<Tensor> {
     if are_all(rows, batch) {
         return Ok(part.shallow_clone());
@@ -21,7 +21,7 @@ pub fn place_rows(batch: &Tensor, rows: &[usize], part: &Tensor) -> Result<Tenso
     Ok(batch.f_index_copy(0, &index(rows, batch.device())?, part)?)
 }
 
-/// For every row whether all its numbers are finite: `[N]` of bool on the batch's device.
+/// Per row whether all its numbers are finite: `[N]` of bool on the batch's device.
 pub fn finite_rows(batch: &Tensor) -> Result<Tensor> {
     let finite = batch.f_isfinite()?;
     if finite.dim() < 2 {
@@ -30,7 +30,7 @@ pub fn finite_rows(batch: &Tensor) -> Result<Tensor> {
     Ok(finite.f_flatten(1, -1)?.f_all_dim(1, false)?)
 }
 
-/// The values of a tensor of bool; waits for its device.
+/// The values of a tensor of bool. It waits for the tensor's device.
 pub fn flags(values: &Tensor) -> Result<Vec<bool>> {
     Ok(numbers(values)?.into_iter().map(|v| v != 0.0).collect())
 }

@@ -18,7 +18,7 @@ thread_local! {
     static WAITS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has read numbers back from where they were computed. On a GPU every time waits for the stream.
+/// How often this thread has read numbers back from a device. On a GPU, each read waits for the stream.
 pub fn waits() -> u64 {
     WAITS.get()
 }
@@ -37,7 +37,7 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(made) })
 }
 
-/// The elements in the order of the rows; waits for the tensor's device.
+/// The elements in the order of the rows. It waits for the tensor's device.
 pub fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     WAITS.set(WAITS.get() + 1);
     let host = tensor.detach().f_to_device(Device::Cpu)?;
@@ -46,7 +46,7 @@ pub fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     )?)
 }
 
-/// The only element; waits for the tensor's device.
+/// The only element. It waits for the tensor's device.
 pub fn number(tensor: &Tensor) -> Result<f64> {
     WAITS.set(WAITS.get() + 1);
     Ok(tensor.f_double_value(&[])?)

@@ -1,5 +1,5 @@
-//! Borrowed views of host memory (DLPack's `DLTensor`): validated once, then read or written as
-//! libtorch tensors without a copy.
+//! Borrowed views of host memory (DLPack's `DLTensor`). A view is validated once, and then read or written as a
+//! libtorch tensor without a copy.
 
 use crate::error::{Result, bail};
 use std::ffi::c_void;
@@ -81,7 +81,7 @@ pub fn lent<R>(tensor: &Tensor, receive: impl FnOnce(*const RawTensor) -> R) -> 
     Ok(receive(&raw))
 }
 
-/// What a view is used for: an output must not overlap itself.
+/// What a view is used for. Elements of an output must not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
     /// Read only; a stride may be 0 (an expanded tensor).
@@ -90,8 +90,8 @@ pub enum Use {
     Output,
 }
 
-/// A validated view. It holds a raw pointer into host memory: the call that made it keeps the
-/// host waiting until it is dropped.
+/// A validated view. It holds a raw pointer to host memory. The host's call returns only after the view is
+/// dropped.
 #[derive(Debug, Clone)]
 pub struct View {
     name: &'static str,
