@@ -11,11 +11,11 @@ use tch::Tensor;
 
 /// The networks of a loss and how they are used.
 pub struct Pipeline {
-    /// Needed only where the host does not say where a face is.
+    /// The detector; needed only where the host does not say where a face is.
     pub detector: Option<Shared<Detector>>,
     /// The frozen recogniser.
     pub recogniser: Shared<Recogniser>,
-    /// What of it faces are compared on.
+    /// The levels of the recogniser on which faces are compared.
     pub levels: Levels,
     /// How a face becomes the recogniser's input.
     pub align_mode: AlignMode,
@@ -68,8 +68,8 @@ impl Pipeline {
         crop_for(self.align_mode, sample, place, self.input_size())
     }
 
-    /// Whether a place that the host gave is landmarks alone that no crop can be made of, while a detector is there to find
-    /// the face's box.
+    /// Whether a place that the host gave has only landmarks from which no crop can be made, and there is a detector
+    /// that can find the face's box.
     ///
     /// # Errors
     /// As [`crop_for`].

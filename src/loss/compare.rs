@@ -9,8 +9,8 @@ use crate::tensor::{finite_rows, numbers, place_rows, select_rows, upload, vjp};
 use tch::{Kind, Tensor};
 
 impl Loss {
-    /// Fills in the report's similarities and sums. `images` holds the pixels of each group. Where asked for, the
-    /// gradient of `report.loss` with respect to each group's images, in their dtype; `None` where no sample
+    /// Fills in the report's similarities and sums. `images` holds the pixels of each group. Returns the gradient of
+    /// `report.loss` with respect to each group's images, in their dtype, where it is asked for; `None` where no sample
     /// counts. A sample whose loss or gradient is not finite is left out of both.
     pub(super) fn compare(
         &self,
@@ -55,7 +55,8 @@ impl Loss {
             }
             finite = finite.f_logical_and(&Tensor::f_cat(&own, 0)?)?;
         }
-        // One row a face: its cosines, and whether all of its numbers are finite. Reading them waits for the device once.
+        // One row per face: its cosines, and whether all of its numbers are finite. Reading all rows at once waits for
+        // the device only once.
         let told = [
             similarities.detach().f_to_kind(Kind::Double)?,
             finite.f_to_kind(Kind::Double)?.f_unsqueeze(1)?,
@@ -78,7 +79,7 @@ impl Loss {
         if counted == 0.0 || !with_gradient {
             return Ok(None);
         }
-        // The gradients are those of the mean over all faces; the mean is over the samples that count.
+        // The gradients so far are those of the mean over all faces. The loss is the mean over the samples that count.
         let factor = faces.len() as f64 / counted;
         let dropped = finite.f_logical_not()?;
         let mut first = 0;
@@ -102,7 +103,7 @@ impl Loss {
         report.total(self.config.face_loss_weight, &levels);
     }
 
-    /// Per level the cosine beyond which there is no push: only the embedding has one.
+    /// Per level the cosine from which on there is no gradient. Only the embedding has one below 1.
     fn caps(&self) -> Vec<f32> {
         let levels = &self.pipeline.levels;
         let mut caps = vec![1.0; levels.weights().len()];

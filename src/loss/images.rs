@@ -16,7 +16,7 @@ pub(crate) trait GeneratedImages {
     fn decoded(&mut self, rows: &[usize]) -> Result<Tensor>;
 }
 
-/// Images `[N,3,H,W]` that are there already, without a graph.
+/// Images `[N,3,H,W]` that are decoded already, without a graph.
 impl GeneratedImages for Tensor {
     fn size(&self) -> (i64, i64) {
         let size = Tensor::size(self);

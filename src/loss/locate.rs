@@ -96,7 +96,7 @@ impl Loss {
             if let Some(face) = face {
                 samples[*at].located = Located::Detected;
                 samples[*at].score = face.score;
-                // Where the host gave landmarks that cannot be used, the box stands in for them.
+                // Where the host's landmarks cannot be used, the detected face's box is used.
                 places[slot] = Some(match places[slot] {
                     None => FacePlace::from(&face),
                     Some(_) => FacePlace {

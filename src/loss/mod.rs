@@ -21,7 +21,7 @@ use crate::pipeline::Pipeline;
 use crate::reference::References;
 use tch::Tensor;
 
-/// Most reference faces that are kept where several levels of each have to be.
+/// The most reference faces that are kept where several levels of each are compared.
 const MAX_CACHED_MAPS: usize = 256;
 
 /// A loss on images: its configuration, its networks and its references.
@@ -34,7 +34,7 @@ pub struct Loss {
 impl Loss {
     /// A loss over networks that are already loaded.
     pub fn new(config: LossConfig, pipeline: Pipeline) -> Self {
-        // A face's maps take a megabyte and more, its embedding two kilobytes.
+        // The feature maps of a face take a megabyte or more, its embedding takes two kilobytes.
         let capacity = match pipeline.levels.several() {
             true => config.reference_cache.min(MAX_CACHED_MAPS),
             false => config.reference_cache,

@@ -1,4 +1,4 @@
-//! The faces of reference images, kept by the content of the image, the least recently used dropped first.
+//! A cache of the faces of reference images, by the content of the image. The least recently used are dropped first.
 
 use super::extract::ReferenceFace;
 use crate::error::Result;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use tch::Tensor;
 
-/// What a face is kept by.
+/// The key of a cached face.
 #[derive(PartialEq, Eq, Hash, Clone, Serialize, Deserialize)]
 pub(super) struct CacheKey {
     /// Hash of the image.

@@ -52,7 +52,7 @@ pub(super) fn faces(
     if !unknown.is_empty() {
         let detected = pipeline.detect(&select_rows(images, &unknown)?)?;
         for (&row, face) in unknown.iter().zip(detected) {
-            // Where the host gave landmarks that cannot be used, the box stands in for them.
+            // Where the host's landmarks cannot be used, the detected face's box is used.
             places[row] = match (face, places[row]) {
                 (Some(face), Some(_)) => Some(FacePlace {
                     bbox: Some(face.bbox),
@@ -80,7 +80,7 @@ pub(super) fn faces(
     let finite = flags(&finite_rows(&embeddings)?)?;
     let size = images.size();
     for (at, (row, place)) in rows.into_iter().enumerate() {
-        // Nothing can be compared with an embedding that is not finite.
+        // An embedding that is not finite cannot be compared.
         if finite[at] {
             faces[row] = Some(ReferenceFace {
                 embedding: embeddings.f_select(0, at as i64)?.f_contiguous()?,

@@ -22,7 +22,7 @@ use tch::Tensor;
 pub struct Reference {
     /// `[K,D]`, features of which every level is normalised. The row that is most similar counts.
     pub embeddings: Tensor,
-    /// The face, where the reference is one image.
+    /// The reference's face where the reference is one image; `None` for a registered id.
     pub face: Option<ReferenceFace>,
 }
 

@@ -27,7 +27,7 @@ pub struct EmbeddedFace {
     pub embedding: Option<Embedding>,
 }
 
-/// How many crops go through the recogniser together: enough to be fast, few enough to fit into memory.
+/// How many crops run through the recogniser together: enough to be fast, and few enough to fit into memory.
 const BATCH: usize = 16;
 
 /// A detector, a recogniser and the registered people.
@@ -60,7 +60,7 @@ impl Evaluator {
         &self.detector
     }
 
-    /// What decides between faces, people and samples, under the keys of the configuration.
+    /// The settings that choose between faces, people and samples, under the keys of the configuration.
     pub fn settings(&self) -> serde_json::Value {
         let config = &self.config;
         serde_json::json!({
@@ -341,7 +341,7 @@ impl Evaluator {
         }
     }
 
-    /// The rows that stand for a person with these embeddings.
+    /// The rows that represent a person with these embeddings, as `pooling` says.
     fn pooled(&self, rows: Vec<Embedding>) -> Vec<Embedding> {
         if self.config.pooling != Pooling::Centroid {
             return rows;

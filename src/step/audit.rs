@@ -1,5 +1,5 @@
-//! Audits: the gradients through windows are compared with those through whole images, and windows are given up
-//! where they differ too much.
+//! Audits compare the gradients through windows with those through whole images. Where they differ too much, windows
+//! are no longer used.
 
 use crate::batch::{Audit, Decoded};
 use crate::config::{DecodeMode, LossConfig, NormStats};
@@ -9,7 +9,7 @@ use crate::tensor;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// What audits still allow. It only ever falls.
+/// What audits still allow. It never rises again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum WindowTrust {
     /// No windows: whole images are decoded.
@@ -77,7 +77,7 @@ impl AuditPolicy {
         );
         emit(Level::Info, &text);
         let near = (1.0 / self.max_norm_ratio..=self.max_norm_ratio).contains(&norm_ratio);
-        // A cosine of NaN fails the comparison, as it must.
+        // A cosine of NaN fails this comparison, so the audit fails.
         if cosine >= self.min_cosine && near {
             return;
         }

@@ -74,7 +74,7 @@ impl StepLoss {
         }
     }
 
-    /// Statistics that the model predicts. Those of this step where it refuses to, which it then learns from.
+    /// Statistics that the model predicts. Where it refuses, those of this step, from which it then learns.
     fn predicted_statistics(
         &mut self,
         chunk: &Chunk,
@@ -125,8 +125,8 @@ impl StepLoss {
         })
     }
 
-    /// Statistics that are remembered of the same sample at near noise levels. Those of this step where there are none,
-    /// which are then remembered.
+    /// Statistics that are cached for the same sample at near noise levels. Where there are none, those of this step, which
+    /// are then cached.
     fn cached_statistics(
         &mut self,
         chunk: &Chunk,
@@ -192,7 +192,7 @@ fn take_exact(
     Ok(())
 }
 
-/// What a sample's statistics are kept by, and its noise level; `None` where the sample cannot be identified or
+/// The key of a sample's statistics in the cache, and its noise level; `None` where the sample cannot be identified or
 /// its noise level is not known.
 fn cache_key(chunk: &Chunk, sample: usize, size: (i64, i64)) -> Result<Option<(SampleKey, f64)>> {
     let Some(level) = chunk.levels.as_ref().map(|levels| levels[sample]) else {

@@ -1,5 +1,5 @@
-//! One forward and backward pass: from the prediction of some samples to their loss and back, through whole
-//! images or through windows of them.
+//! One forward and backward pass for some samples: from their prediction to their loss and its gradient, through whole
+//! images or through windows.
 
 use super::StepLoss;
 use super::audit::compare_gradients;

@@ -1,5 +1,5 @@
-//! One training step: gate, run the samples in chunks, put their gradients together. Samples are gated before x0, so a
-//! sample that is left out costs nothing.
+//! One training step: it gates the samples, runs the others in chunks, and puts their gradients together. Samples are
+//! gated before x0 is computed, so no network runs for a sample that is left out.
 
 use super::chunk::Chunk;
 use super::gate::gate;
@@ -13,8 +13,8 @@ use crate::tensor::{number, place_rows};
 use tch::{Kind, Tensor};
 
 impl StepLoss {
-    /// One step. The gradient of `report.loss` has the prediction's shape and dtype; it is `None` unless asked
-    /// for.
+    /// Computes one step. The gradient of `report.loss` has the prediction's shape and dtype. It is `None` unless it is
+    /// asked for.
     ///
     /// # Errors
     /// `Shape` and `Argument` for what does not fit the configuration or the VAE; `OutOfMemory`.

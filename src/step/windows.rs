@@ -13,7 +13,7 @@ use crate::loss::{FaceCrop, FaceGroup, GeneratedImages};
 use crate::nets::vae::Statistics;
 use crate::shared::lock;
 
-/// Windows that are decoded together may cover this many times their own areas in all.
+/// Windows that are decoded together are enlarged to one size. Their areas may grow by this factor in all.
 const MAX_WASTE: f64 = 1.25;
 
 /// Latent pixels that are computed around a window whose statistics are not exact. The whole receptive field
