@@ -1,5 +1,5 @@
-//! The one error type. Every variant maps to a status code of the C ABI, and every message says
-//! what was expected, what came, and, where there is something to do, what to do.
+//! The error type. Every variant maps to a status code of the C ABI. Every message says what was expected and what
+//! came, and, where there is a remedy, what to do.
 
 use std::fmt;
 
@@ -134,8 +134,7 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// A name out of a file or a configuration as an error shows it: its first 80 characters, none of them a
-/// control character.
+/// A name from a file or a configuration for an error's text: its first 80 characters, without control characters.
 pub(crate) fn brief(text: &str) -> String {
     let mut shown: String = text.chars().take(80).filter(|c| !c.is_control()).collect();
     if text.chars().nth(80).is_some() {
@@ -144,7 +143,7 @@ pub(crate) fn brief(text: &str) -> String {
     shown
 }
 
-/// A library's message that quotes what it was given: where that is long, its middle is left out.
+/// A library's message that may quote its input. If it is long, its middle is left out.
 pub(crate) fn shorten(text: &str) -> String {
     const END: usize = 400;
     let count = text.chars().count();

@@ -1,9 +1,9 @@
 //! A differentiable face identity loss for diffusion training: detector, aligner and recogniser
 //! with the gradient flowing back through all of it, behind a stable C ABI.
 //!
-//! Modules from the lowest floor up; a module uses only modules on lower floors. ARCHITECTURE.md draws them.
-//! [`error`], [`log`], [`shared`], [`config`], [`face`], [`weights`] · `tensor`, `latent` · `nets`, `worker` ·
-//! `detect`, `align`, `graph` · `pipeline`, `batch` · `reference` · `loss`, `score` · `step` · `ffi`.
+//! The modules from the lowest floor up. A module uses only modules on lower floors; ARCHITECTURE.md draws them.
+//! [`error`], [`log`], [`shared`], [`config`], [`face`], [`weights`] · `tensor`, `latent` · `nets`, `align`, `worker` ·
+//! `detect`, `graph`, `batch` · `pipeline`, `score` · `reference` · `loss` · `step` · `ffi`.
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("facegrad catches panics at its C ABI and must be built with panic = \"unwind\"");

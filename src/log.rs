@@ -1,4 +1,4 @@
-//! Messages to the host. The library never prints: it calls the host's callback, or nothing.
+//! Messages to the host. The library never prints. It calls the host's callback where there is one.
 
 use once_cell::sync::Lazy;
 use std::cell::Cell;
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
 pub enum Level {
-    /// Something was lost or refused that the caller may not see otherwise.
+    /// Something failed that the caller may not see otherwise.
     Error = 1,
-    /// A sample was skipped, a fallback taken: training goes on.
+    /// A sample was skipped, or a fallback was used. Training can go on.
     Warn = 2,
-    /// One line for something that happens once.
+    /// A message about something that happens once.
     Info = 3,
     /// Details for finding a fault.
     Debug = 4,
@@ -27,7 +27,7 @@ type Setting = Option<(Level, Sink)>;
 
 static SINK: Lazy<RwLock<Setting>> = Lazy::new(|| RwLock::new(None));
 
-/// How many messages are on their way.
+/// How many messages are being delivered.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -35,11 +35,12 @@ thread_local! {
     static OWN: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How long a receiver is waited for that is taken away while it runs.
+/// How long [`set_sink`] waits for the old receiver while it runs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sets the receiver and the least important level that it gets; `None` silences the library. On return the old
-/// receiver is not running any more, nor will it again, unless this is called from it.
+/// Sets the receiver and the least important level that it gets; `None` silences the library. When this returns, the
+/// old receiver runs no longer and is not called again, unless this is called from inside it. It waits at most
+/// [`PATIENCE`].
 pub fn set_sink(sink: Setting) {
     *SINK.write().unwrap_or_else(|e| e.into_inner()) = sink;
     let start = Instant::now();
@@ -68,15 +69,15 @@ pub fn emit(level: Level, message: &str) {
     }
 }
 
-/// The setting, locked: nobody reads or changes it meanwhile.
+/// The locked setting: no other thread can read or change it meanwhile.
 pub type Held = RwLockWriteGuard<'static, Setting>;
 
-/// Locks the setting, over a fork.
+/// Locks the setting, for the duration of a fork.
 pub fn hold() -> Held {
     SINK.write().unwrap_or_else(|e| e.into_inner())
 }
 
-/// In a forked child: the messages of threads that are not here will never arrive.
+/// In a forked child, forgets the messages of threads that exist only in the parent.
 pub fn forked() {
     RUNNING.store(OWN.get(), SeqCst);
 }

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 /// The pixels outside an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Border {
-    /// Black, as `cv2.warpAffine` with border value 0.
+    /// Black pixels, as `cv2.warpAffine` with border value 0 has them.
     Zeros,
     /// The image reflected about its outermost pixels, as `F.pad(mode="reflect")`.
     Reflect,
@@ -39,7 +39,7 @@ const PAD_ZEROS: i64 = 0;
 
 /// Cuts `crops` out of `images` `[N,3,H,W]` (any float dtype, any strides). Returns `[M,3,size,size]` float32 in the
 /// units of the images. The gradient flows back to `images`. Sampling is bilinear without antialiasing at every scale, as
-/// in insightface.
+/// in insightface. The place of a crop pixel is a constant: no gradient flows to the transforms.
 pub fn align(images: &Tensor, crops: &[Crop], size: i64) -> Result<Tensor> {
     align_within(images, crops, &[], size)
 }
@@ -55,9 +55,9 @@ pub struct Frame {
     pub width: i64,
 }
 
-/// [`align`] from windows `[N,3,height,width]` of images, with one frame per window; no frames: from whole images. The
-/// maps of the crops are those of the whole images. A window must contain the [support](Crop::support) of its crops as far
-/// as it lies in the image.
+/// [`align`] for windows `[N,3,height,width]` of images, with one frame per window; no frames: for whole images. The
+/// crops' transforms are those of the whole images. A window must contain the part of its crops'
+/// [support](Crop::support) that lies in the image.
 pub fn align_within(
     images: &Tensor,
     crops: &[Crop],

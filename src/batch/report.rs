@@ -53,7 +53,7 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(i32)]
 pub enum Located {
-    /// It was not found.
+    /// It was not found, or not looked for.
     #[default]
     Nowhere = 0,
     /// By detection.
@@ -116,9 +116,10 @@ pub struct Sample {
     pub decoded: Decoded,
     /// Whether the whole image was also decoded without a gradient, for detection or for GroupNorm statistics.
     pub exact_pass: bool,
-    /// Set at steps that audit.
+    /// The audit of the sample; `None` at steps without one.
     pub audit: Option<Audit>,
-    /// Cosines on the configured levels, in their order; empty where the embedding alone is compared.
+    /// The cosine with the reference per configured level, in the order of the levels; empty where the embedding alone
+    /// is compared.
     pub levels: Vec<f64>,
 }
 
@@ -137,7 +138,8 @@ impl Sample {
 /// The value of a loss and what every sample contributed to it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
-    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target)) / counted`: the value that the gradient is of.
+    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target)) / counted`: the value that is differentiated. 0 where no sample
+    /// counts.
     pub loss: f64,
     /// Mean of `1 − cos` over the counted samples, without weights; 0 where none counts.
     pub mean_distance: f64,

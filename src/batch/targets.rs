@@ -1,4 +1,4 @@
-//! What the host says about a batch besides the generated images.
+//! What the host says about a batch of generated images.
 
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
@@ -17,7 +17,7 @@ pub struct Targets {
     pub data_types: Vec<String>,
     /// Per sample: where the generated face is; empty places are detected.
     pub faces: Vec<FacePlace>,
-    /// Per reference image: where its face is.
+    /// Per reference image: where its face is; empty places are detected.
     pub reference_faces: Vec<FacePlace>,
     /// Per sample: its weight in the mean, at least 0.
     pub weights: Vec<f64>,

@@ -3,8 +3,8 @@
 use super::{Face, Landmarks};
 use crate::config::FaceChoice;
 
-/// The index of the chosen face; `None` where there is none, or no `index`-th by score. The image is
-/// `width`×`height` pixels.
+/// The index of the chosen face. `None` where there is no face, or for [`FaceChoice::Index`] no face of that number by
+/// falling score. The image is `width`×`height` pixels.
 pub fn choose(
     faces: &[Face],
     choice: FaceChoice,

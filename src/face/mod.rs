@@ -1,4 +1,4 @@
-//! Face geometry, without tensors and files.
+//! Face geometry. It uses no tensors and no files.
 
 mod assign;
 mod choose;

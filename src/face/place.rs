@@ -1,4 +1,4 @@
-//! Where a face is in an image, as the host says it or as detection finds it.
+//! Where a face is in an image, as the host gives it or as detection finds it.
 
 use super::{Face, Landmarks, middle};
 use serde::{Deserialize, Serialize};
