@@ -1,7 +1,12 @@
-"""The face loss in the trainers people use: :class:`TrainerFace`, configured by the section ``face_loss`` of a YAML file
-and called with a trainer's own tensors; :class:`FaceTerm` below it for a loop of one's own; :class:`Rollout` for the same
-loss on what the model makes of noise; and one small module for each trainer, which puts the call where the trainer computes
-its loss. None of them needs a fork, and none is imported before it is asked for::
+"""The face loss in common trainers.
+
+- :class:`TrainerFace` is configured by the section ``face_loss`` of a YAML file and called with a trainer's own tensors.
+- :class:`FaceTerm` below it is for a training loop of your own.
+- :class:`Rollout` computes the same loss on images that the model makes from noise.
+- One small module per trainer puts the call where that trainer computes its loss. No trainer is edited, and a module is
+  imported only when its trainer runs.
+
+::
 
     python -m facegrad train SCRIPT --face face.yaml …
     from facegrad.trainers import TrainerFace

@@ -21,7 +21,7 @@ MARK = "extensions_built_in/sd_trainer/SDTrainer.py"
 
 
 class FaceTrainerExtension:
-    """What ai-toolkit asks an extension for."""
+    """The extension, in the form that ai-toolkit expects."""
 
     uid = "face_trainer"
     name = "Face Trainer"
@@ -74,7 +74,7 @@ def find(_: dict[str, Any]) -> type:
 
 
 def _noted(face: TrainerFace, trainer: Any, before: Any, *args: Any, **options: Any) -> torch.Tensor:
-    """A prediction of the trainer's, with how to make it again."""
+    """Runs the trainer's own prediction, and keeps its arguments so that it can be called again."""
     prediction: torch.Tensor = before(*args, **options)
     if face.rollouts is not None and torch.is_grad_enabled() and prediction.requires_grad:
         trainer.face_call = (prediction, before, args, options)
@@ -82,7 +82,7 @@ def _noted(face: TrainerFace, trainer: Any, before: Any, *args: Any, **options: 
 
 
 def _recall(trainer: Any, prediction: torch.Tensor, loss: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, channels: int) -> Recall | None:
-    """The trainer's ``predict_noise``, called again with the step's own captions and control channels."""
+    """How to call the trainer's ``predict_noise`` again with the step's own captions and control channels."""
     made, before, args, options = getattr(trainer, "face_call", (None, None, (), {}))
     trainer.face_call = (None, None, (), {})
     # A trainer that predicts elsewhere, or passes on something else than it predicted.
@@ -122,8 +122,8 @@ def _with_face(face: TrainerFace, before: Any, trainer: Any, noise_pred: torch.T
 
 
 def _target(model: Any, noise: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor, batch: Any) -> torch.Tensor:
-    """What the model's prediction stands for, as ai-toolkit itself asks the model; not what options such as prior prediction
-    and guidance make of it."""
+    """The target of the model's prediction, which ai-toolkit gets from the model, before options such as prior prediction and
+    guidance change it."""
     if getattr(model, "prediction_type", None) == "v_prediction":
         velocity: torch.Tensor = model.noise_scheduler.get_velocity(latents, noise, timesteps)
         return velocity

@@ -1,4 +1,4 @@
-"""How a trainer's prediction gives x0, read from the trainer's own tensors instead of from its name.
+"""Computes how x0 follows from a trainer's prediction, by the trainer's own tensors instead of its name.
 
 Every diffusion trainer mixes clean latents and noise, and compares the model's output with a target:
 
@@ -6,11 +6,11 @@ Every diffusion trainer mixes clean latents and noise, and compares the model's 
     target = c·x0 + d·noise
 
 All four numbers follow from the tensors of one step by least squares, per sample. Solving both lines for x0 gives
-``x0 = a·x_t + b·target`` with ``a = d/(p·d − c·q)`` and ``b = −q/(p·d − c·q)``, and since the prediction stands for the
-target, ``a·x_t + b·prediction`` is the model's estimate of x0. The residuals of both fits say whether to believe it: about
-1e-7 in float32, 3e-3 in bfloat16, and near 1 where the tensors do not belong together.
+``x0 = a·x_t + b·target`` with ``a = d/(p·d − c·q)`` and ``b = −q/(p·d − c·q)``. The prediction approximates the target, so
+``a·x_t + b·prediction`` is the model's estimate of x0. The residuals of both fits say whether it can be trusted: they are
+about 1e-7 in float32, 3e-3 in bfloat16, and near 1 where the tensors do not belong together.
 
-x0 is not fitted on (x_t, target) directly: the rounding of bfloat16 in both would bias the coefficients by up to 15 %.
+x0 is not fitted on (x_t, target) directly, because the rounding of both in bfloat16 would bias the coefficients by up to 15 %.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ TOLERANCE = 0.02
 
 
 class ConventionError(ValueError):
-    """The trainer's tensors do not fit together, or not to the ``prediction`` that the configuration states."""
+    """The trainer's tensors do not fit together, or do not fit the ``prediction`` that the configuration states."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """Per sample, float64 ``[N]`` on the CPU.
+    """The convention of one step. Numbers per sample are float64 ``[N]`` on the CPU.
 
     Attributes:
-        a, b: of ``x0 = a·x_t + b·prediction``
+        a, b: the numbers of ``x0 = a·x_t + b·prediction``
         signal, noise: p and q of ``x_t = p·x0 + q·noise``
-        level: the noise level that ``t_min``, ``t_max`` and ``time_weight`` are about: t for flow matching, √(1 − ᾱ) for
+        level: the noise level that ``t_min``, ``t_max`` and ``time_weight`` use: t for flow matching, √(1 − ᾱ) for
             variance-preserving schedules, q/√(p² + q²) for others (EDM)
         residual: the largest relative residual of all fits
         kind: ``flow``, ``epsilon``, ``v``, ``sample`` or ``custom``, as the configuration's ``prediction.kind``
-        negated: the prediction has the opposite sign of that kind
-        names: all pairs of kind and sign that rounding allows, the nearest first; where nearly no noise is in x_t, epsilon and v are
-            hard to tell apart
+        negated: whether the prediction has the opposite sign of that kind
+        names: all pairs of kind and sign that fit within rounding, the nearest first. Where x_t has hardly any noise, epsilon
+            and v are hard to tell apart
     """
 
     a: torch.Tensor
@@ -76,10 +76,10 @@ class Convention:
         return f"{self.formula}, residual {self.residual:.0e}"
 
     def check(self, stated: Mapping[str, Any]) -> None:
-        """Compares with the ``prediction`` that a configuration states.
+        """Compares the convention with the ``prediction`` that a configuration states.
 
         Raises:
-            ConventionError: names both
+            ConventionError: they differ; the text names both
         """
         kind = stated.get("kind", "flow")
         # What the library calls these models' own signs and times is flow matching with the other sign.
@@ -104,13 +104,13 @@ def fit(
     """The convention of one step.
 
     Args:
-        latents: the clean latents ``[N,…]``, as the model's latents are scaled
-        x_t, target, noise: of the same shape, any floating dtype. Without ``noise`` (a trainer that does not hand it
-            over) x_t is fitted on the clean latents and the target; then the target must not be the latents themselves
-        tolerance: the largest relative residual that is believed
+        latents: the clean latents ``[N,…]``, scaled as the model's latents
+        x_t, target, noise: tensors of the same shape, any float dtype. Without ``noise``, x_t is fitted on the clean latents
+            and the target; the target must then not be the latents themselves
+        tolerance: the largest relative residual that is accepted
 
     Raises:
-        ConventionError: a shape differs, or a residual is larger; the text names x_t and target
+        ConventionError: a shape differs, or a residual is too large; the text names x_t and target
     """
     shapes = {name: list(x.shape) for name, x in (("latents", latents), ("x_t", x_t), ("target", target), ("noise", noise)) if x is not None}
     if len({tuple(shape) for shape in shapes.values()}) != 1:
@@ -145,11 +145,11 @@ def fit(
 
 
 def through(found: Convention, x_t: torch.Tensor, output: torch.Tensor, prediction: torch.Tensor) -> Convention:
-    """The convention of what the model itself returned, where the trainer made its prediction of it and of x_t, as SD3's
-    preconditioning and a change of sign do.
+    """The convention of the model's own output, where the trainer computes its prediction from that output and x_t, as for
+    SD3's preconditioning or a change of sign.
 
     Raises:
-        ConventionError: the prediction is no mixture of both
+        ConventionError: the prediction is no mixture of output and x_t
     """
     alpha, beta, residual = _mixture(prediction, output, x_t)
     if not bool((residual <= TOLERANCE).all()):
@@ -185,7 +185,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _believe(x_t: torch.Tensor, target: torch.Tensor | None, tolerance: float) -> None:
-    """Refuses residuals that rounding does not explain."""
+    """Raises :class:`ConventionError` where a residual is larger than rounding explains."""
     what = {"the noisy latents (x_t)": x_t, "the target": target}
     bad = {name: r for name, r in what.items() if r is not None and not bool((r <= tolerance).all())}
     if not bad:
@@ -199,7 +199,7 @@ def _believe(x_t: torch.Tensor, target: torch.Tensor | None, tolerance: float) -
 
 
 def _near(residual: float) -> float:
-    """How far coefficients may lie from those of a named convention: they are as exact as the tensors they are fitted on."""
+    """How far coefficients may be from those of a named convention, by the residual of their fit."""
     return min(max(10 * residual, 1e-5), 2 * TOLERANCE)
 
 

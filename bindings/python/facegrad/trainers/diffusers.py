@@ -1,10 +1,9 @@
-"""diffusers' DreamBooth LoRA scripts, unedited: the face loss at their call of ``accelerator.backward``.
+"""diffusers' DreamBooth LoRA scripts, without edits: the face loss is added at their call of ``accelerator.backward``.
 
-All these scripts name the same things at that call: ``model_input`` (clean latents), ``noise``, ``noisy_model_input``,
-``model_pred`` and ``target``. They are read from the script's own variables; a script without them is an error that names
-what is missing. With prior preservation, ``model_pred`` and ``target`` are the instances' half there, and the class
-pictures get no face loss. Validation does not call ``backward``. The VAE is kept when the script deletes its own after
-caching latents.
+At that call all these scripts have the variables ``model_input`` (clean latents), ``noise``, ``noisy_model_input``,
+``model_pred`` and ``target``, from which the face loss is computed. A script without them is an error that names what is
+missing. With prior preservation, ``model_pred`` and ``target`` belong to the instance pictures there, and the class pictures
+get no face loss. Validation does not call ``backward``. The VAE is kept where the script deletes its own after caching latents.
 
 In a script of your own, one line does the same::
 
@@ -78,7 +77,7 @@ def install(face: TrainerFace, _: Any = None) -> None:
 
 
 def find(_: dict[str, Any]) -> None:
-    """Nothing of the script itself is changed."""
+    """Returns None, because nothing in the script itself is changed."""
 
 
 def _value(face: TrainerFace, script: FrameType, kept: dict[str, Any], loss: torch.Tensor) -> torch.Tensor | None:
@@ -115,8 +114,8 @@ def _value(face: TrainerFace, script: FrameType, kept: dict[str, Any], loss: tor
 
 
 def _recall(kept: dict[str, Any], noisy: torch.Tensor, count: int, loss: torch.Tensor, alphas: torch.Tensor | None) -> Recall:
-    """The script's model, called again as it was called with ``noisy_model_input``: which of its arguments these were, and in
-    which layout, is found by comparing.
+    """How to call the script's model again as it was called with ``noisy_model_input``. Comparing the arguments of that call
+    with ``noisy_model_input`` tells which argument and which layout it was.
 
     Args:
         count: the instances, which are the first of the batch

@@ -1,8 +1,8 @@
-"""tdrussell/diffusion-pipe: the face loss in the loss function of its models.
+"""tdrussell/diffusion-pipe: the face loss is added in the loss function of its models.
 
-A pipeline's last stage gets the prediction and a label. diffusion-pipe hands every entry of the label but the last, the mask, from
-the first stage to the last one, so clean and noisy latents can go along as further entries. The section names the VAE, because
-diffusion-pipe frees its own after caching latents.
+A pipeline's last stage gets the prediction and a label. diffusion-pipe passes every entry of the label but the last, the mask,
+from the first stage to the last. Clean and noisy latents are therefore added as further entries. The section must name the
+VAE, because diffusion-pipe frees its own after caching latents.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
 
 
 def find(_: dict[str, Any]) -> tuple[type, ...]:
-    """The classes that the models extend."""
+    """The classes that diffusion-pipe's models extend."""
     from models import base  # type: ignore[import-not-found]
 
     return tuple(one for name in ("BasePipeline", "ComfyPipeline") if (one := getattr(base, name, None)) is not None)
 
 
 def _picture(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Tokens of 2×2 latent pixels, as FLUX and Qwen-Image have them, as ``[N,C,h,w]``. Anything else stays as it is."""
+    """Converts tokens of 2×2 latent pixels, the layout of FLUX and Qwen-Image, to ``[N,C,h,w]``. Other layouts are returned
+    as they are."""
     return from_patches(x, (len(x), x.shape[2] // 4, *size[-2:])) if x.dim() == 3 else x

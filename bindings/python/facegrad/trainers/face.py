@@ -1,4 +1,4 @@
-"""The face loss of a trainer: made from its ``face_loss`` section, called once a step with the trainer's own tensors."""
+"""The face loss of a trainer: made from its ``face_loss`` section, called once per step with the trainer's own tensors."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from .term import FaceTerm
 
 log = logging.getLogger("facegrad")
 
-#: Longest side of a person's picture; a larger one is scaled down.
+#: The longest side of a person's picture, pixels. A larger picture is scaled down.
 LONGEST = 1024
 
 
 class TrainerFace:
-    """What an adapter calls, and what one line in a trainer's own loop calls:
+    """The face loss for an adapter, or for one line in your own training loop:
 
     >>> face = TrainerFace("face.yaml")  # doctest: +SKIP
     >>> loss = loss + face.step(  # doctest: +SKIP
     ...     prediction=model_pred, latents=model_input, noise=noise, x_t=noisy_model_input, target=target, vae=vae)
 
-    How x0 follows from the prediction is read from these tensors at every step (:mod:`.convention`); what was found is
-    logged once on the logger ``facegrad``, and tensors that do not fit together are an error.
+    At every step these tensors tell how x0 follows from the prediction (:mod:`.convention`). The result is logged once, on the
+    logger ``facegrad``. Tensors that do not fit together are an error.
 
     Args:
-        section: the section ``face_loss``: a file, or its keys; see docs/trainers.md
+        section: the section ``face_loss``, as a file or as its keys; see docs/trainers.md
 
     Attributes:
         term: the :class:`FaceTerm`, with the figures of the run
-        rollouts: the :class:`Rollout` of the section, and the noise levels it goes by; None without
-        convention: of the last step
+        rollouts: the section's rollouts, with their noise levels; None without them
+        convention: the :class:`Convention` of the last step
     """
 
     def __init__(self, section: Mapping[str, Any] | str | os.PathLike[str] | Section) -> None:
@@ -93,20 +93,20 @@ class TrainerFace:
             prediction: what the trainer compares with ``target``: ``[N,C,h,w]``, ``[N,C,1,h,w]`` or ``[N,1,C,h,w]``; the
                 gradient flows here
             latents, noise, x_t, target: clean latents, noise, their mixture, and the target of the trainer's loss, in the
-                prediction's layout. x_t may have further (control) channels behind. Without ``noise`` the convention
-                follows from the other three
-            vae: the trainer's own VAE, used where the section names none
-            pictures: ``[N,3,H,W]``, RGB in [0, 1], for ``references: pictures``
-            paths, captions: per sample, by which ``persons`` are told apart
-            skip: per sample why it gets no face loss (``"regularisation"``), or None
-            tolerance: largest relative residual of the convention that is believed
-            hints: keys of the loss that the trainer knows (``latent_format``, ``packing``); the section's count more
+                prediction's layout. x_t may have further (control) channels after its own. Without ``noise``, the other
+                three tell the convention
+            vae: the trainer's own VAE, which is used where the section names none
+            pictures: training pictures ``[N,3,H,W]``, RGB in [0, 1], for ``references: pictures``
+            paths, captions: per sample a path and a caption, with which the section's ``persons`` are matched
+            skip: per sample the reason why it gets no face loss (such as ``"regularisation"``), or None
+            tolerance: the largest relative residual of the convention that is accepted
+            hints: keys of the loss that the trainer knows (``latent_format``, ``packing``); the section's keys take precedence
             step: the optimiser's step, for ``every_n_steps``; None: the calls are counted
-            recall: how to call the model again, for the section's `rollouts`
+            recall: how to call the model again, for the section's ``rollouts``
             targets: further arguments of :class:`facegrad.targets.Targets`, per sample
 
         Raises:
-            ConventionError: the tensors do not fit together, or not to the section's ``prediction``
+            ConventionError: the tensors do not fit together, or do not fit the section's ``prediction``
         """
         if not self.term.enabled:
             return prediction.new_zeros((), dtype=torch.float32)
@@ -177,12 +177,12 @@ class TrainerFace:
         return self.term.logs() | (self.rollouts.rollout.logs() if self.rollouts is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the term's state, and what is known of the training pictures' faces."""
+        """The state for a checkpoint: the term's state, and the places of the training pictures' faces."""
         places = self._places.state_dict() if self._places is not None else None
         return {**self.term.state_dict(), "places": places, "rollouts": self.rollouts.rollout.state_dict() if self.rollouts is not None else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken; the models are loaded at the next step."""
+        """Restores what :meth:`state_dict` returned. The models are loaded at the next step."""
         self._saved = dict(state)
 
     def _call(self, prediction: torch.Tensor, reasons: Sequence[str | None], step: int | None, arguments: dict[str, Any]) -> torch.Tensor:
@@ -190,7 +190,7 @@ class TrainerFace:
         return self.term(prediction=prediction, step=step, left_out=Counter(r for r in reasons if r is not None), **arguments)
 
     def _restore(self) -> None:
-        """Takes up a state that was loaded before the models were."""
+        """Applies a state that was loaded before the models."""
         if self._saved is None:
             return
         saved, self._saved = dict(self._saved), None
@@ -251,7 +251,7 @@ class TrainerFace:
         return loss
 
     def _source(self, device: torch.device) -> Any:
-        """What decodes: the section's VAE, else the trainer's own."""
+        """The decoder: the section's VAE, else the trainer's own."""
         given = self.section.vae
         if given == "pixels":
             return lambda x: x.float() / 2 + 0.5
@@ -295,7 +295,7 @@ class TrainerFace:
         return self._places
 
     def _pictures(self, paths: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A person's pictures of any sizes as one tensor, black beyond their edges, with the faces' landmarks."""
+        """A person's pictures as one tensor, padded with black to one size, and the faces' landmarks."""
         assert self._detector is not None
         choose, found = chooser(self.section.loss.get("face_choice", "score"), int(self.section.loss.get("face_index", 0))), []
         for path in image_files(paths):

@@ -1,4 +1,4 @@
-"""What the adapters share: a call around a trainer's own method, with the trainer's arguments by name."""
+"""Shared by the adapters: wraps a trainer's own method, with its arguments by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def around(owner: Any, name: str, call: Callable[..., Any]) -> None:
-    """Replaces ``owner.name``, a method of a class or an object, or a function of a module: from now on it runs
-    ``call(before, arguments, *args, **options)``, where ``before`` is what was there, and ``arguments`` are those of the
-    call by name.
+    """Replaces ``owner.name``, which is a method of a class or an object, or a function of a module. From now on it runs
+    ``call(before, arguments, *args, **options)``, where ``before`` is the original, and ``arguments`` are the arguments of
+    the call by name.
 
     Raises:
         AttributeError: the trainer has no such method in this version; the text says what was looked for

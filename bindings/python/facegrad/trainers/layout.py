@@ -1,4 +1,4 @@
-"""The layouts that trainers keep one batch of latents in, and which of them a tensor has."""
+"""The layouts in which trainers keep a batch of latents, and how to tell the layout of a tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .convention import TOLERANCE
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout: ``pack`` takes ``[N,C,h,w]`` there, and ``unpack`` brings it back, given that shape."""
+    """One layout. ``pack`` converts ``[N,C,h,w]`` to it, and ``unpack`` converts back, given that shape."""
 
     name: str
     pack: Callable[[torch.Tensor], torch.Tensor]
@@ -20,10 +20,10 @@ class Layout:
 
 
 def one_picture(x: torch.Tensor) -> torch.Tensor:
-    """``[N,C,1,h,w]`` and ``[N,1,C,h,w]``, one frame of a video model, as ``[N,C,h,w]``.
+    """Converts one frame of a video model, ``[N,C,1,h,w]`` or ``[N,1,C,h,w]``, to ``[N,C,h,w]``.
 
     Raises:
-        ValueError: several frames
+        ValueError: there are several frames
     """
     if x.dim() != 5:
         return x
@@ -34,13 +34,13 @@ def one_picture(x: torch.Tensor) -> torch.Tensor:
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
-    """``[N,C,h,w]`` as tokens of 2×2 latent pixels ``[N,hw/4,4C]``, as FLUX and Qwen-Image have them."""
+    """Converts ``[N,C,h,w]`` to tokens of 2×2 latent pixels ``[N,hw/4,4C]``, the layout of FLUX and Qwen-Image."""
     n, c, h, w = x.shape
     return x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
 
 
 def from_patches(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The way back; control tokens behind those of the picture are left out."""
+    """The inverse of :func:`patches`. Control tokens after those of the picture are left out."""
     n, c, h, w = shape
     return x[:, : h * w // 4].reshape(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
@@ -60,8 +60,8 @@ LAYOUTS = (
 
 
 def layout_of(found: torch.Tensor, x: torch.Tensor) -> Layout | None:
-    """The layout in which ``found`` begins with ``x`` ``[N,C,h,w]``, up to rounding; behind it may be control channels or tokens.
-    None: it has none of them."""
+    """The layout in which ``found`` begins with ``x`` ``[N,C,h,w]``, up to rounding. Control channels or tokens may follow.
+    None where no layout fits."""
     for layout in LAYOUTS:
         if layout.name == "[N,hw/4,4C]" and (x.shape[-1] % 2 or x.shape[-2] % 2):
             continue

@@ -1,7 +1,7 @@
-"""kohya-ss/musubi-tuner: the face loss in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts on single
-pictures.
+"""kohya-ss/musubi-tuner: the face loss is added in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts on
+single pictures.
 
-musubi-tuner trains from cached latents and has no VAE at hand: the section names one (``vae: ae.safetensors``).
+musubi-tuner trains from cached latents and has no VAE in memory, so the section must name one (``vae: ae.safetensors``).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _hints(trainer: Any) -> dict[str, Any]:
 
 
 def _with_paths(before: Any, _: dict[str, Any], self: Any, idx: int) -> dict[str, Any]:
-    """A batch with names of its pictures: the folder of their cached latents, and their own."""
+    """Adds to a batch the names of its pictures, with the folder of their cached latents."""
     found: dict[str, Any] = before(self, idx)
     resolution, batch = self.bucket_batch_indices[idx]
     items = self.buckets[resolution][batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -1,7 +1,7 @@
-"""Nerogar/OneTrainer: the face loss in ``calculate_loss`` of the model setup that a run makes.
+"""Nerogar/OneTrainer: the face loss is added in ``calculate_loss`` of the model setup that a run makes.
 
-``_add_noise_discrete`` tells clean latents, noise and noisy latents as the model has them, scaled and shifted; ``predict``
-tells prediction and target before prior prediction replaces the latter.
+``_add_noise_discrete`` has clean latents, noise and noisy latents, scaled and shifted for the model. ``predict`` has prediction
+and target, before prior prediction replaces the target.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MARK = "modules/modelSetup/BaseModelSetup.py"
 
 
 def install(face: TrainerFace, create: Any) -> None:
-    """Puts the face loss into every setup that ``modules.util.create.create_model_setup`` makes. Works for the command
-    line and the window alike, in the process that they run in; further processes of a multi-GPU run do not see it."""
+    """Puts the face loss into every setup that ``modules.util.create.create_model_setup`` makes. It works for the command line
+    and for the window, in their own process. Further processes of a multi-GPU run do not have it."""
 
     def create_model_setup(before: Any, _: dict[str, Any], *args: Any, **options: Any) -> Any:
         setup = before(*args, **options)
@@ -104,5 +104,5 @@ def _alphas(model: Any) -> torch.Tensor | None:
 
 
 def _prior(concept: Any) -> str | None:
-    """Samples that teach nothing new, whose target is the frozen model's output."""
+    """Why a sample of a concept gets no face loss: its target is the frozen model's output. None for other concepts."""
     return "prior_prediction" if str(getattr(concept, "value", concept)).upper() == "PRIOR_PREDICTION" else None

@@ -1,8 +1,8 @@
-"""Where the faces of training pictures are, from their clean latents: decoded once, then remembered.
+"""Finds the faces of training pictures in their clean latents, which are decoded once.
 
-The clean latents of a training picture are that picture. Decoded, they show its face, which is the picture's own reference
-and tells where the estimate of x0 has its face at every noise level. That needs no pictures in the batch, which trainers
-with cached latents do not have.
+The clean latents of a training picture decode to that picture. Its face is the sample's own reference, and its place is the
+place of the face in the estimate of x0 at every noise level. This works without pictures in the batch, which trainers with
+cached latents do not have.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from ..models import Detector, Face
 
 log = logging.getLogger("facegrad")
 
-#: Two encodings of one picture differ by the VAE's sampling; another picture, crop or flip differs by far more.
+#: The largest distance between two encodings of one picture, which differ by the VAE's sampling. Another picture, crop or flip
+#: differs by far more.
 SAME = 0.05
 
-#: What a picture is recognised by: (height, width) of its latents, and their averages over an 8×8 grid.
+#: The signature of a picture: (height, width) of its latents, and their averages over an 8×8 grid.
 Signature: TypeAlias = tuple[tuple[int, int], torch.Tensor]
 
 #: Faces to remember. One is 10 numbers, a signature, and an embedding in the library.
 CAPACITY = 4096
 
 
-#: Picks one of several faces of a picture of (height, width), or none.
+#: Chooses one of several faces of a picture of (height, width), or none.
 Choose: TypeAlias = "Callable[[Sequence[Face], tuple[int, int]], Face | None]"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A face in a training picture: the id under which the loss knows its embedding, ``[5,2]`` landmarks and ``[4]`` box in
-    pixels of the decoded picture. ``id`` None: the picture shows no face."""
+    """A face in a training picture: the id under which the loss knows its embedding, and its landmarks ``[5,2]`` and box
+    ``[4]`` (x1, y1, x2, y2) in pixels of the decoded picture. If ``id`` is None, the picture shows no face."""
 
     id: str | None
     landmarks: torch.Tensor
@@ -47,13 +48,13 @@ class Place:
 class Places:
     """The faces of clean latents.
 
-    A sample is recognised by its latents, averaged to 8×8: trainers have no common name for samples, and a name would not
-    tell a flipped or newly cropped version from the first one.
+    A sample is identified by its latents, averaged to 8×8. Trainers have no common name for samples, and a name would be the
+    same for a flipped or newly cropped version.
 
     Args:
-        decode: clean latents ``[N,C,h,w]`` of the model → RGB ``[N,3,H,W]`` in [0, 1], without a gradient
+        decode: decodes clean latents ``[N,C,h,w]`` of the model to images ``[N,3,H,W]``, RGB in [0, 1], without a gradient
         detector: finds the faces
-        choose: picks one of several faces; gets them and the picture's (height, width)
+        choose: chooses one of several faces, from the faces and the picture's (height, width)
         register: called with (id, picture ``[1,3,H,W]``, landmarks ``[1,5,2]``) for every new face
         forget: called with the id of a face that is dropped for newer ones
     """
@@ -75,7 +76,7 @@ class Places:
         self.decoded = 0
 
     def look(self, latents: torch.Tensor) -> list[Place]:
-        """The face of every row of ``[N,C,h,w]``; what is new is decoded, in one call."""
+        """The face of every row of ``[N,C,h,w]``. All new rows are decoded in one call."""
         signatures = _signatures(latents)
         keys = [self._find(signature) for signature in signatures]
         new = [at for at, key in enumerate(keys) if key is None]
@@ -117,12 +118,12 @@ class Places:
         return key
 
     def state_dict(self) -> dict[str, Any]:
-        """Signatures and places; the embeddings are in the loss's own state."""
+        """The signatures and places. The embeddings are in the loss's own state."""
         rows = [(key, signature, place.id, place.landmarks, place.box) for key, (signature, place) in self._known.items()]
         return {"made": self._made, "known": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken."""
+        """Restores what :meth:`state_dict` returned."""
         self._made = int(state["made"])
         self._known = OrderedDict((key, (signature, Place(id, landmarks, box))) for key, signature, id, landmarks, box in state["known"])
 

@@ -1,4 +1,4 @@
-"""Rollouts in a trainer: its own model, called again with other latents at other noise levels."""
+"""Rollouts in a trainer: its own model is called again with other latents, at other noise levels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Recall:
     """How an adapter calls its trainer's model again.
 
     Attributes:
-        predict: latents ``[N,…]`` in the layout of the step's clean latents, float32, and times ``[N]`` float32 in; the model's
-            output of the same layout out, with the conditions of the step's batch
-        times: ``[N]``, what the model was told in this step
-        main: the trainer's own loss, and the model's output that it was computed from
-        output: what ``predict`` gives for this step's latents, where it is not the prediction itself
+        predict: the model with the conditions of the step's batch. It takes latents ``[N,…]`` in the layout of the step's clean
+            latents, float32, and times ``[N]``, float32. It returns the model's output in the same layout
+        times: ``[N]``, the times that the model was given in this step
+        main: the trainer's own loss, and the model's output from which it was computed
+        output: the result of ``predict`` for this step's latents, where it is not the prediction itself
         alphas: ᾱ of every timestep, where the trainer has a noise schedule with them
     """
 
@@ -46,9 +46,9 @@ class Rollouts:
     """The section's key ``rollouts``.
 
     Args:
-        keys: of the section, as :func:`checked` returns them
-        loss: gives the training pair's loss
-        warn_after: a warning after so many steps in which the times have not become clear
+        keys: the section's keys, as :func:`checked` returns them
+        loss: returns the loss of the training pairs
+        warn_after: after so many steps in which the meaning of the times is not clear, a warning is logged
     """
 
     def __init__(self, keys: Mapping[str, Any], loss: Callable[[], FaceIdentityLoss], warn_after: int) -> None:
@@ -62,12 +62,13 @@ class Rollouts:
         return self._loss()
 
     def register(self, id: str, picture: torch.Tensor, landmarks: torch.Tensor | None) -> None:
-        """A reference that the training pair's loss has come to know; those before are taken over with the first rollout."""
+        """Registers a reference that the loss of the training pairs has registered. Earlier ones are copied at the first
+        rollout."""
         if self._made:
             self.rollout.loss.set_reference(id, picture, landmarks)
 
     def forget(self, id: str) -> None:
-        """A reference that is dropped."""
+        """Removes a reference."""
         if self._made and self.rollout.loss.loss is not None:
             self.rollout.loss.loss.remove_reference(id)
 
@@ -85,10 +86,11 @@ class Rollouts:
         """The weighted loss of this step's rollout; 0 where none is due.
 
         Args:
-            found, tensors, rows: the convention, prediction and x_t ``[n,C,h,w]`` of those samples of the batch that get a face loss
-            shape: the trainer's own shape of the whole batch's latents
-            ids: the whole batch's references; a sample without one is not pushed
-            references: the whole batch's pictures, in place of ids
+            found, tensors, rows: the convention, prediction and x_t ``[n,C,h,w]`` of the samples that get a face loss, and
+                their rows in the batch
+            shape: the shape of the whole batch's latents in the trainer's layout
+            ids: the references of the whole batch; a sample without one has no gradient
+            references: the pictures of the whole batch, instead of ids
         """
         prediction, x_t = tensors["prediction"], tensors["x_t"]
         if recall.output is not None:

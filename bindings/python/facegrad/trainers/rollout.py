@@ -1,4 +1,4 @@
-"""The face loss on what the model makes of noise: where a LoRA's identity is judged."""
+"""The face loss on images that the model makes from noise, as a LoRA's identity is judged."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class RolloutReport:
     """What one rollout did and what it cost.
 
     Attributes:
-        face: the face loss's own report, of the samples that were pushed
+        face: the face loss's own report about the samples that had a gradient
         loss: the weighted loss that was returned
         level: the noise level in [0, 1] at which the prediction with a gradient was made
-        without_gradient: predictions of the whole batch without a gradient
-        with_gradient: predictions of the whole batch with one
-        low_score: samples whose detection score was below the floor
-        ramp: the share of λ that late start and ramp let through
+        without_gradient: how many predictions of the whole batch were made without a gradient
+        with_gradient: how many predictions of the whole batch were made with a gradient
+        low_score: how many samples had a detection score below ``min_score``
+        ramp: the factor of λ by ``start`` and ``ramp``, in [0, 1]
         found: the running share of samples that show a face with a sufficient score
-        paused: whether too few show one (``min_found``), so that nothing was pushed
+        paused: whether that share was below ``min_found``, so that there was no gradient
     """
 
     face: Report
@@ -50,45 +50,46 @@ class RolloutReport:
 
 
 class Rollout:
-    """From pure noise some steps of a deterministic sampler without a gradient, down to a random noise level; there one
-    prediction with its gradient, and the identity loss of its decoded x0.
+    """The identity loss on an image that the model samples. From pure noise, a deterministic sampler steps down to a random
+    noise level without a gradient. There the model makes one prediction with a gradient, and its x0 is decoded and compared.
 
     >>> rollout = Rollout(face_loss, weight=0.2)  # doctest: +SKIP
     >>> total = mse + face(…) + rollout(predict, noise, main=(mse, prediction), reference_ids=["anna"] * len(noise))  # doctest: +SKIP
 
-    ``predict(x, t)`` is the host's own model with captions of the host's choice. Captions that are not those of the training
-    pictures are best. ``x`` has the layout and dtype of ``noise``; ``t`` is ``[N]`` as the loss's ``prediction.time`` says.
+    ``predict(x, t)`` is the host's own model with captions of the host's choice, preferably not those of the training pictures.
+    ``x`` has the layout and dtype of ``noise``; ``t`` is ``[N]`` in the unit of the loss's ``prediction.time``.
 
-    A loss that is followed too far is won without a face that a person would see. The guard against it is on by default:
-    the bound on the gradient, the floor of the detection score, ``target_similarity``, the ramp, and the pause while faces vanish.
+    A model that follows this loss too far makes images that the recogniser accepts and that show no face. The guard against
+    this is on by default. It consists of the bound on the gradient, the least detection score, ``target_similarity``, the ramp,
+    and the pause while faces vanish.
 
-    Every random number follows from ``seed`` and the step, so all processes of a training go down to the same level, and
-    a training that was stopped goes on with the same ones. A call that is not due costs nothing.
+    ``seed`` and the step determine every random number. All processes of a training therefore use the same level, and a
+    training that was stopped continues with the same numbers. A call at a step without a rollout computes nothing.
 
     Args:
-        loss: the training pair's loss, or a function that makes it, called at the first rollout. The rollouts have a loss of
-            their own over the same networks: λ, ``gradient_limit`` and ``target_similarity`` are those given here; faces are
-            found by the detector; every noise level counts alike; all other keys are those of ``loss``
+        loss: the loss of the training pairs, or a function that makes it, which is called at the first rollout. The rollouts
+            have a loss of their own with the same networks. Its λ, ``gradient_limit`` and ``target_similarity`` are given here,
+            the detector finds the faces, and every noise level has the same weight. All other keys are those of ``loss``
         weight: λ of the rollouts
-        steps: the grid from t = 1 to 0 has so many steps of equal length
-        levels: the range, within (0, 1], of the noise level to stop at. The level is the noise fraction of flow matching, and
-            the share of the 999 training timesteps otherwise
-        every_n_steps: only steps whose number is a multiple have a rollout
-        gradient_limit: the largest norm of the gradient with respect to the prediction, relative to the main loss's with
-            respect to its own prediction, which ``main`` gives; None: no bound
-        min_score: a face that the detector gives a lower score is not pushed
-        target_similarity: cosine beyond which there is no push
-        min_found: while the running share of samples that show a face (the last rollout's counts a tenth) is smaller, nothing is
-            pushed; 0: never. It limits the damage and does not undo it
+        steps: how many steps of equal length the sampler has from t = 1 to 0
+        levels: the range, within (0, 1], of the noise level at which to stop. The level is the noise fraction for flow
+            matching, and the share of the 999 training timesteps otherwise
+        every_n_steps: only steps whose number is a multiple of this have a rollout
+        gradient_limit: the largest norm of the gradient with respect to the prediction, relative to the norm of the main loss's
+            gradient, which ``main`` gives; None: no bound
+        min_score: the least detection score of a face that has a gradient, in [0, 1]
+        target_similarity: the cosine from which on a sample has no gradient
+        min_found: below this running share of samples that show a face, there is no gradient; 0: no pause. The last rollout
+            counts for a tenth of the share. The pause limits the damage and does not undo it
         start: the first step with a rollout
-        ramp: so many steps from ``start`` on λ grows from 0
-        times: turns the noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
+        ramp: over so many steps from ``start`` on, λ grows from 0 to its value
+        times: turns a noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
             scaled-linear schedule of SD1.5 and SDXL for epsilon, v and x0
-        schedule: for a loss whose ``prediction.kind`` is ``custom``: the trainer's noise levels, as its steps have told them. It says
-            then what ``predict`` is told and how x0 follows, and ``times`` is not used
-        seed: of the levels
-        warn_after: a warning that names the reasons after so many rollouts in a row without one face; as many rollouts that
-            the guard has stopped wholly are said once
+        schedule: the trainer's noise levels, learned from its steps, for a loss whose ``prediction.kind`` is ``custom``. They
+            determine the times for ``predict`` and how x0 follows; ``times`` is not used
+        seed: the seed of the noise levels
+        warn_after: after so many rollouts in a row without a face, a warning names the reasons. One more line is logged once
+            when the guard has stopped as many rollouts wholly
         enabled: False makes every call return 0 without work
     """
 
@@ -139,7 +140,7 @@ class Rollout:
 
     @property
     def loss(self) -> FaceIdentityLoss:
-        """The rollouts' own loss, made now if it has not been; persons are registered here for ``reference_ids``."""
+        """The rollouts' own loss, which is made here at the first use. Persons for ``reference_ids`` are registered with it."""
         if self._loss is None:
             source = self._source if isinstance(self._source, FaceIdentityLoss) else self._source()
             kind = _prediction(source).get("kind", "flow")
@@ -150,7 +151,7 @@ class Rollout:
         return self._loss
 
     def due(self, step: int | None = None) -> bool:
-        """Whether the step with this number (None: the next one) has a rollout; a host may spare itself the noise."""
+        """Whether the step with this number (None: the next one) has a rollout. Only then does the host need noise for it."""
         number = self.step if step is None else step
         weight = self._keys["face_loss_weight"]
         return self.enabled and bool(weight) and number >= self.start and number % self.every_n_steps == 0 and self._ramp(number) > 0
@@ -167,15 +168,15 @@ class Rollout:
         """The weighted loss of one rollout: a scalar to be added to the trainer's own loss before ``backward``; 0 where none is due.
 
         Args:
-            predict: the host's model; its last call is made with a gradient, those before under ``torch.no_grad``
+            predict: the host's model. Its last call has a gradient; those before run under ``torch.no_grad``
             noise: ``[N,…]`` in the layout that the model takes, of unit variance
-            main: the main loss and the prediction that it was computed from, or the norm of its gradient with respect to
-                it; ``gradient_limit`` is relative to it
+            main: the main loss and the prediction from which it was computed, or the norm of that loss's gradient with respect
+                to the prediction. ``gradient_limit`` is relative to this norm
             step: the optimiser's step; None: the calls are counted
-            targets: what else :class:`facegrad.FaceIdentityLoss` takes: ``reference_ids``, ``references``, ``size``, …
+            targets: further arguments of :class:`facegrad.FaceIdentityLoss`: ``reference_ids``, ``references``, ``size``, …
 
         Raises:
-            ValueError: where ``predict`` returns another shape, numbers that are not finite, or no gradient
+            ValueError: ``predict`` returns another shape, numbers that are not finite, or no gradient; or ``main`` is missing
         """
         number = self.step if step is None else step
         self.step = number + 1
@@ -224,7 +225,7 @@ class Rollout:
 
     @torch.no_grad()
     def _descend(self, predict: Predict, x: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """From noise to the level: the latents, the host's times there, and how many predictions it took."""
+        """Samples from noise down to the level. Returns the latents, the host's times there, and the number of predictions."""
         ways = self._ways(level)
         config = _prediction(self.loss)
         times = [self._time(v, config) for v in ways]
@@ -235,7 +236,7 @@ class Rollout:
 
     @torch.no_grad()
     def _descend_schedule(self, predict: Predict, x: torch.Tensor, level: float) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """The same over the trainer's own noise levels."""
+        """:meth:`_descend` over the trainer's own noise levels."""
         assert self._schedule is not None
         ways = self._ways(level)
         points = [self._schedule.at(v) for v in ways]
@@ -245,7 +246,7 @@ class Rollout:
         return x, times[-1], len(points) - 1
 
     def _ways(self, level: float) -> list[float]:
-        """The noise levels of the grid above ``level``, and it."""
+        """The noise levels of the grid above ``level``, and ``level`` itself."""
         grid = [1 - k / self.steps for k in range(self.steps)]
         return [v for v in grid if v > level + 1e-9] + [level]
 
@@ -314,7 +315,7 @@ class Rollout:
                 "reasons": dict(self._reasons), "totals": dict(self._totals)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken."""
+        """Restores what :meth:`state_dict` returned."""
         missing = {"step", "quiet", "stopped", "said", "reasons", "totals"} - set(state)
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
@@ -338,7 +339,7 @@ def _checked(prediction: torch.Tensor, x: torch.Tensor, level: float) -> torch.T
 
 
 def host_time(level: float, config: Mapping[str, Any]) -> float:
-    """A noise level in [0, 1] as the host's time: the noise fraction of flow matching, the timestep of 999 otherwise.
+    """A noise level in [0, 1] as the host's time: the noise fraction for flow matching, the timestep in 0 to 999 otherwise.
 
     Args:
         config: the object ``prediction`` of a loss's configuration

@@ -1,7 +1,7 @@
-"""A trainer's noise levels, read from its own tensors: what its model is told there, how x_t is mixed, and how x0 follows.
+"""Learns a trainer's noise levels from its own tensors: the times for its model, how x_t is mixed, and how x0 follows.
 
-A rollout goes to noise levels of its own choice. The convention of a step (:mod:`.convention`) and the times that the trainer
-gave its model there tell how: noise fractions or timesteps, counted from the noise or from the picture.
+A rollout chooses its own noise levels. The convention of a step (:mod:`.convention`), and the times that the trainer gave its
+model there, tell what a noise level means to the trainer: a noise fraction or a timestep, counted from noise or from the picture.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 
 from .convention import TOLERANCE, Convention, ConventionError
 
-#: time = scale·level + offset, as trainers have it for flow matching: fractions and thousandths, from either end, some with
-#: one timestep more or less.
+#: The pairs (scale, offset) of time = scale·level + offset that trainers use for flow matching: fractions and thousandths, from
+#: either end, some with one timestep more or less.
 CLOCKS = tuple((scale, start + step * abs(scale) / 1000) for scale, start in ((1, 0), (1000, 0), (-1, 1), (-1000, 1000)) for step in (0, 1, -1))
 
-#: Mean distance of the times from a clock, as a share of the range, that rounding to bfloat16 explains.
+#: The largest mean distance of times from a clock, as a share of its range, that rounding to bfloat16 explains.
 NEAR = 0.005
 
 
 @dataclass(frozen=True)
 class Point:
-    """One noise level: the time that the model is told, p and q of ``x_t = p·x0 + q·noise``, and a and b of
+    """One noise level: the time for the model, p and q of ``x_t = p·x0 + q·noise``, and a and b of
     ``x0 = a·x_t + b·prediction``."""
 
     time: float
@@ -43,7 +43,7 @@ class Point:
 
 
 class Schedule:
-    """Learns from every step; :attr:`ready` once one clock fits."""
+    """Learns the noise levels from every step. It is :attr:`ready` when only one clock fits."""
 
     def __init__(self) -> None:
         self._names: tuple[tuple[str, bool], ...] | None = None
@@ -54,12 +54,12 @@ class Schedule:
         self._whole = True
 
     def observe(self, found: Convention, times: torch.Tensor, alphas: torch.Tensor | None = None) -> None:
-        """Takes in one step.
+        """Learns from one step.
 
         Args:
-            found: its convention, of the prediction that the rollout's ``predict`` returns
-            times: ``[N]``, what the model was told
-            alphas: ᾱ of every timestep, of a variance-preserving trainer; None: the scaled-linear schedule of SD 1.5 and SDXL
+            found: the convention of the step, for the prediction that the rollout's ``predict`` returns
+            times: ``[N]``, the times that the model was given
+            alphas: ᾱ of every timestep of a variance-preserving trainer; None: the scaled-linear schedule of SD 1.5 and SDXL
 
         Raises:
             ConventionError: the convention has no name, or the times do not follow from the noise levels
@@ -99,7 +99,7 @@ class Schedule:
 
     @property
     def ready(self) -> bool:
-        """Whether one kind and one clock fit and the others do not: a single step at level 0.5 fits two clocks."""
+        """Whether exactly one kind and one clock fit. A single step at level 0.5, for example, fits two clocks."""
         if self._names is None or len(self._names) > 1:
             return False
         if not self._seen or not self._flow:
@@ -109,7 +109,7 @@ class Schedule:
         return min(others) / self._seen > 4 * NEAR
 
     def at(self, level: float) -> Point:
-        """A noise level in [0, 1]: the noise fraction of flow matching, and the share of the last timestep otherwise."""
+        """The :class:`Point` of a level in [0, 1]: the noise fraction for flow matching, the share of the last timestep otherwise."""
         if not self.ready:
             raise ValueError("rollouts: no step has told yet what the model's times are")
         sign = -1.0 if self._negated else 1.0
@@ -128,5 +128,5 @@ class Schedule:
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012, count: int = 1000) -> torch.Tensor:
-    """ᾱ of every timestep for SD 1.5, SDXL and their kin, float64 ``[count]``."""
+    """ᾱ of every timestep for SD 1.5, SDXL and models with their schedule: float64 ``[count]``."""
     return (1 - torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64).square()).cumprod(0)

@@ -1,8 +1,8 @@
-"""kohya-ss/sd-scripts: the face loss in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts.
+"""kohya-ss/sd-scripts: the face loss is added in ``process_batch`` of its ``NetworkTrainer``, for all its LoRA scripts.
 
-``process_batch`` is where a batch becomes a loss, in training and in validation. Within it, the library's functions that
-mix noise into latents tell clean latents, noise and noisy latents, and ``get_noise_pred_and_target`` tells prediction and
-target. The data sets are asked which pictures a batch has, and which of them are for regularisation.
+``process_batch`` computes the loss of a batch, in training and in validation. Within it, sd-scripts' functions that mix noise
+into latents have clean latents, noise and noisy latents, and ``get_noise_pred_and_target`` has prediction and target. The data
+sets tell which pictures a batch has, and which of them are for regularisation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .face import TrainerFace
 from .hook import around
 from .recall import Recall
 
-#: In this file of a checkout is what belongs to sd-scripts.
+#: A file of a checkout by which sd-scripts is recognised.
 MARK = "library/train_util.py"
 
 #: What a model's latents are, where sd-scripts' own VAE classes do not tell.
@@ -63,7 +63,7 @@ def install(face: TrainerFace, trainer: type) -> None:
 
 
 def find(namespace: dict[str, Any]) -> type:
-    """``NetworkTrainer`` as the script has it: its own class, or the first ancestor of it."""
+    """``NetworkTrainer``: the script's own class of that name, or the ancestor of its class."""
     for value in list(namespace.values()):
         if isinstance(value, type) and any(base.__name__ == "NetworkTrainer" for base in value.__mro__):
             return next(base for base in value.__mro__ if base.__name__ == "NetworkTrainer")
@@ -71,7 +71,7 @@ def find(namespace: dict[str, Any]) -> type:
 
 
 def _recall(seen: dict[str, Any], loss: torch.Tensor, scheduler: Any) -> Recall:
-    """The step's own function, called again: what mixes noise into latents hands over the rollout's latents instead."""
+    """How to call the step's own function again: the function that mixes noise into latents then returns the rollout's latents."""
     step = seen["step"]
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def _recall(seen: dict[str, Any], loss: torch.Tensor, scheduler: Any) -> Recall:
 
 
 def _record(trainer: Any, seen: dict[str, Any]) -> None:
-    """Notes what the functions within a step get and return."""
+    """Records the arguments and results of the functions that a step calls."""
 
     def mix(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         found = before(*args, **options)
@@ -117,7 +117,8 @@ def _record(trainer: Any, seen: dict[str, Any]) -> None:
 
 
 def _skip(batch: dict[str, Any]) -> list[str | None]:
-    """Regularisation pictures, and those of differential output preservation, whose target is the model's own output."""
+    """Per sample why it gets no face loss: regularisation pictures, and those of differential output preservation, whose target
+    is the model's own output."""
     count = len(batch["captions"])
     regularisation = batch.get("face_regularisation") or [False] * count
     attributes = batch.get("custom_attributes") or [{}] * count
@@ -133,7 +134,7 @@ def _hints(trainer: Any) -> dict[str, Any]:
 
 
 def _with_paths(before: Any, _: dict[str, Any], self: Any, index: int) -> dict[str, Any]:
-    """A batch with its pictures' paths, and which of them are for regularisation."""
+    """Adds to a batch its pictures' paths, and which of them are for regularisation."""
     example: dict[str, Any] = before(self, index)
     if self.caching_mode is not None:
         return example

@@ -20,13 +20,14 @@ from .recall import checked as checked_rollouts
 REFERENCES = ("latents", "pictures", "persons")
 LANDMARKS = ("latents", "reference", "detect", "detect_or_reference")
 
-#: Keys of the section beside the loss's.
+#: Keys of the section that are not keys of the loss.
 OWN = ("recogniser", "root", "device", "references", "persons", "average", "warn_after", "rollouts")
 
 
 @dataclass(frozen=True)
 class Person:
-    """A registered person: pictures, and which samples show them: patterns for path or caption; None: all samples."""
+    """A registered person: the pictures, and the pattern for the path or caption of samples that show the person; None: all
+    samples do."""
 
     name: str
     pictures: tuple[str, ...]
@@ -38,13 +39,14 @@ class Section:
     """A checked section.
 
     Attributes:
-        loss: keys of the loss
-        stated: ``prediction``, where it is stated; it is compared with what the tensors say
+        loss: the keys of the loss
+        stated: the section's ``prediction``, where it has one; it is compared with the convention of the tensors
         min_snr: γ of ``time_weight: {min_snr: γ}``
-        references: whom a sample is compared with: its own clean ``latents``, the batch's ``pictures``, or ``persons``
-        landmarks: where the face is in the estimate: where the clean ``latents`` have it, or as the loss's own key says
+        references: what a sample is compared with: its own clean ``latents``, the batch's ``pictures``, or ``persons``
+        landmarks: where the face is in the estimate of x0: ``latents``, at its place in the clean latents, or a value of the
+            loss's own key
         vae, detector, recogniser: a path, an object of keys, or None; ``vae: pixels`` for models without a VAE
-        rollouts: arguments of :class:`.rollout.Rollout`; None: no rollouts
+        rollouts: the arguments of :class:`.rollout.Rollout`; None: no rollouts
     """
 
     loss: dict[str, Any] = field(default_factory=dict)
@@ -64,14 +66,14 @@ class Section:
 
 
 def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
-    """Checks a section.
+    """Reads and checks a section.
 
     Args:
-        source: the path of a YAML or JSON file that has the section ``face_loss`` or the section's keys
-            at its top; or those keys as a mapping
+        source: the path of a YAML or JSON file that has the section ``face_loss``, or the section's keys at its top; or these
+            keys as a mapping
 
     Raises:
-        ValueError: an unknown key, with the nearest known one; a value that does not fit
+        ValueError: a key is unknown, where the text names the nearest known one, or a value does not fit
     """
     where = "face_loss"
     if isinstance(source, Mapping):

@@ -1,4 +1,4 @@
-"""bghira/SimpleTuner: the face loss in ``auxiliary_loss`` of its ``ModelFoundation``, which all model families extend."""
+"""bghira/SimpleTuner: the face loss is added in ``auxiliary_loss`` of its ``ModelFoundation``, which all model families extend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts a trainer's own script with the face loss in it. Nothing of the trainer is edited."""
+"""Starts a trainer's own script with the face loss. No file of the trainer is edited."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from types import ModuleType
 
 from .face import TrainerFace
 
-#: The adapters that know a trainer by a file of its checkout; a script of none of them is one of diffusers'.
+#: The adapters that recognise their trainer by a file of its checkout. Any other script is taken for one of diffusers'.
 ADAPTERS = ("sd_scripts", "musubi_tuner", "ai_toolkit", "simpletuner", "onetrainer", "diffusion_pipe")
 
 
 def run(script: Path, arguments: Sequence[str], face: TrainerFace) -> None:
     """Runs ``script`` as ``python script arguments…`` does, with ``face`` in its loss.
 
-    The script's definitions are run first, then the adapter changes them, then what stands below
-    ``if __name__ == "__main__":`` is run.
+    First the script's definitions run, then the adapter changes them, and then the code below
+    ``if __name__ == "__main__":`` runs.
 
     Raises:
         FileNotFoundError: there is no such script
-        RuntimeError, AttributeError: the trainer has no place for the loss in this version; the text says what is missing
+        RuntimeError, AttributeError: this version of the trainer lacks something that the adapter needs; the text names it
     """
     script = script.resolve()
     source = script.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The face loss as one more term of a trainer's loss, with what a long run needs around it."""
+"""The face loss as one more term of a trainer's loss, with counters, logs and state for a long run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ log = logging.getLogger("facegrad")
 
 
 class FaceTerm:
-    """Wraps a :class:`facegrad.FaceIdentityLoss` for a training loop: counts the steps, keeps statistics for the
-    trainer's log, warns when nothing has counted for long, and can be saved and restored.
+    """Wraps a :class:`facegrad.FaceIdentityLoss` for a training loop. It counts the steps, keeps statistics for the
+    trainer's log, warns when no sample has counted for long, and can be saved and restored.
 
     >>> face = FaceTerm(loss)  # doctest: +SKIP
     >>> total = mse + face(x_t=x_t, prediction=v, t=t, references=pictures, size=(h, w))  # doctest: +SKIP
 
-    Nothing is synchronised between processes: every rank has its own term over its own samples.
+    Nothing is synchronised between processes. Every rank has its own term over its own samples.
 
     Args:
-        loss: λ and all weights are its own. Or a function without arguments that makes it, called at the first step:
-            the models are loaded then, in every process on its own device
-        average: ``"counted"``, the method's mean over the samples that count; ``"batch"``, their sum over the
-            batch's size. Only the latter makes equal batches add up: with it the mean over ranks or over
-            accumulated batches is exactly the value of one large batch, however the faces are spread
-        warn_after: a warning that names the reasons after so many calls in a row without one counted sample, and
-            again after as many; calls that ``every_n_steps`` leaves out are not counted
+        loss: the loss, which has λ and all weights; or a function without arguments that makes it. The function is called at
+            the first step, so every process loads the models then, on its own device
+        average: ``"counted"``: the method's mean over the samples that count. ``"batch"``: their sum divided by the size of the
+            batch. Only with ``"batch"`` is the mean over ranks or accumulated batches exactly the value of one large batch,
+            however the faces are distributed
+        warn_after: after so many calls in a row without a counted sample, a warning names the reasons, and again after as many
+            calls. Calls that ``every_n_steps`` leaves out are not counted
         enabled: False makes every call return 0 without work, as for a validation pass
     """
 
@@ -61,7 +61,7 @@ class FaceTerm:
 
     @property
     def loss(self) -> FaceIdentityLoss:
-        """The loss, made now if it has not been."""
+        """The loss, which is made here at the first use."""
         if not isinstance(self._source, FaceIdentityLoss):
             self._source = self._source()
         return self._source
@@ -82,14 +82,14 @@ class FaceTerm:
         """The weighted face loss of one batch: a scalar to be added to the trainer's own loss before ``backward``.
 
         Args:
-            prediction: the model's output, in the layout and dtype that the trainer has it in
+            prediction: the model's output ``[N,…]``, in the layout and dtype that the trainer has it in
             x_t: the noisy latents. A flow-matching trainer that keeps only the clean ``latents`` and the ``target``
                 ``noise − latents`` may give these two instead: ``x_t = latents + t·target``
-            t: noise levels ``[N]`` as the loss's ``prediction.time`` says
+            t: noise levels ``[N]`` in the unit of the loss's ``prediction.time``
             step: the optimiser's step, for ``every_n_steps``; None: the calls are counted
-            left_out: how many further samples of the batch the caller did not hand over, by reason; they are counted as
-                samples that do not count
-            targets: what else :class:`facegrad.FaceIdentityLoss` takes, ``references``, ``reference_ids``,
+            left_out: by reason, how many samples of the batch the caller left out. They are reported as samples that do not
+                count
+            targets: further arguments of :class:`facegrad.FaceIdentityLoss`: ``references``, ``reference_ids``,
                 ``data_types``, ``size``, ``landmarks``, …
         """
         if not self.enabled:
@@ -139,14 +139,14 @@ class FaceTerm:
         return figures | {f"face/skipped_{reason}": float(count) for reason, count in skipped.items()}
 
     def summary(self) -> dict[str, float]:
-        """Over the whole run: samples by outcome, and ``similarity``, the mean over the counted ones (NaN without)."""
+        """Figures of the whole run: samples by outcome, and ``similarity``, the mean over the counted ones (NaN where there are
+        none)."""
         counted = self._totals["counted"]
         return {**{k: float(v) for k, v in self._totals.items()}, "similarity": self._totals["similarity"] / counted if counted else math.nan}
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``torch.save`` keeps with the rest of a checkpoint: the step, the figures of the run, and under ``memory``,
-        a uint8 tensor, what the loss remembers (:meth:`facegrad.FaceLoss.save`: references, statistics); None before the
-        loss is made."""
+        """The state for a checkpoint: the step, the figures of the run, and under ``memory`` what the loss remembers
+        (:meth:`facegrad.FaceLoss.save`: references, statistics) as a uint8 tensor, or None before the loss is made."""
         state = {"step": self.step, "quiet": self._quiet, "reasons": dict(self._reasons), "totals": dict(self._totals)}
         return state | {"memory": self._memory()}
 
@@ -159,8 +159,11 @@ class FaceTerm:
             return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken. Makes the loss where it has not been made and there is something for
-        it to remember; raises :class:`facegrad.FacegradError` where that is of another recogniser or VAE."""
+        """Restores what :meth:`state_dict` returned. If the state has something for the loss to remember, the loss is made here.
+
+        Raises:
+            facegrad.FacegradError: the state was saved with another recogniser or VAE
+        """
         missing = {"step", "quiet", "reasons", "totals", "memory"} - set(state)
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
@@ -187,8 +190,8 @@ def noisy_latents(latents: torch.Tensor, target: torch.Tensor, t: torch.Tensor) 
 
 
 def person_types(names: Sequence[str], face_types: Sequence[str] = ("person", "person_head")) -> list[str]:
-    """Data types from the names of pictures or folders: ``person_head`` or ``person`` where a path's folder is called
-    so, ``other`` elsewhere. For trainers whose data sets have no field for it."""
+    """Data types from the paths of pictures, for trainers whose data sets have no field for them: ``person_head`` or ``person``
+    where a folder of the path has that name, else ``other``."""
     found = []
     for name in names:
         parts = name.replace("\\", "/").split("/")[:-1]
