@@ -1,4 +1,4 @@
-"""Where torch.compile ends its graph: calls into the library run as they are."""
+"""Keeps torch.compile away from calls into the library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps torch.compile out of a function: a compiled caller breaks its graph there and goes on behind it."""
+    """Makes torch.compile skip a function. A compiled caller breaks its graph before the call and continues after it."""
     # torch.compiler.disable would import the compiler, which takes seconds, whether somebody compiles or not.
     outside = _disable_dynamo(function)
 

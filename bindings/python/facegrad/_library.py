@@ -23,11 +23,11 @@ log = logging.getLogger("facegrad")
 
 
 class FacegradError(RuntimeError):
-    """The library refused or failed. The text says what was expected, what came and what to do.
+    """A call of the library failed. The text says what was expected, what came and what to do.
 
     Attributes:
-        status: the number, ``FACEGRAD_ERR_*`` of the header
-        name: the status in words
+        status: the number of the error, one of the header's ``FACEGRAD_ERR_*``
+        name: the name of the status, such as ``wrong shape``
     """
 
     def __init__(self, status: int, name: str, text: str) -> None:
@@ -91,7 +91,7 @@ version: str = library.facegrad_version().decode()
 
 
 def check(status: int) -> None:
-    """Raises what the last call reported."""
+    """Raises :class:`FacegradError` with the text of the last error, where ``status`` is not 0."""
     if status == 0:
         return
     text = read_text(library.facegrad_last_error)
@@ -113,8 +113,8 @@ def read_text(function: Callable[..., int], *arguments: object) -> str:
 
 
 def config_text(config: Mapping[str, Any]) -> bytes:
-    """A configuration as the library takes it. Paths may be str, bytes or PathLike; a byte of a name that is no text
-    becomes ``\\udcXX``, which the library knows."""
+    """A configuration as JSON. Paths may be str, bytes or PathLike. A byte that is not UTF-8 becomes ``\\udcXX``, which the
+    library turns back into the byte."""
 
     def path(value: object) -> str:
         if isinstance(value, (bytes, os.PathLike)):
@@ -125,14 +125,15 @@ def config_text(config: Mapping[str, Any]) -> bytes:
 
 
 def live(kind: str | None = None) -> int:
-    """How many handles are alive: of ``context``, ``detector``, ``backbone``, ``vae``, ``loss``, ``graph``, ``evaluator``, or of all."""
+    """How many handles of the library are not freed: of the kind ``context``, ``detector``, ``backbone``, ``vae``, ``loss``,
+    ``graph`` or ``evaluator``, or with None of all kinds."""
     count = c.c_int64()
     call("debug_live", kind.encode() if kind else None, c.byref(count))
     return count.value
 
 
 def build_info() -> dict[str, Any]:
-    """What the library was built for and what it finds."""
+    """The versions of the library, its ABI and torch, the number of CUDA devices, and the keys of a loss's configuration."""
     info: dict[str, Any] = json.loads(read_text(library.facegrad_build_info))
     return info
 
@@ -150,7 +151,7 @@ class Owner:
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
-        # After a fork the objects are the parent's.
+        # In a forked child, the objects belong to the parent.
         if handle and getattr(self, "_pid", None) == os.getpid():
             getattr(library, f"facegrad_{self._kind}_free")(handle)
 
@@ -171,7 +172,7 @@ class Context(Owner):
 
     @classmethod
     def of(cls, device: str | torch.device) -> Context:
-        """The context of a device in this process; made when first asked for."""
+        """The context of a device in this process. It is made at the first call."""
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
@@ -182,7 +183,7 @@ class Context(Owner):
 
     @property
     def stream(self) -> int | None:
-        """The stream that torch works on now."""
+        """torch's current CUDA stream on the context's device; None on a CPU."""
         if self.device.type != "cuda":
             return None
         return int(torch.cuda.current_stream(self.device).cuda_stream)
@@ -206,5 +207,5 @@ def _forward(level: int, message: bytes, _: object) -> None:
 
 _callback = _abi.LogCallback(_forward)
 call("set_log_callback", c.cast(_callback, c.c_void_p), None, 4)
-# The callback must not be called once Python is gone.
+# The callback must not run after Python's end.
 atexit.register(lambda: library.facegrad_set_log_callback(None, None, 4))

@@ -27,7 +27,7 @@ def building() -> bool:
 
 
 def cores() -> list[Path]:
-    """Where the library itself may be, best first: ``$FACEGRAD_LIBRARY``, or in this package, or in its checkout."""
+    """The paths where the library itself may be, best first: ``$FACEGRAD_LIBRARY``, or in this package, or in its checkout."""
     named = os.environ.get("FACEGRAD_LIBRARY")
     if named:
         return [Path(named)]
@@ -35,7 +35,7 @@ def cores() -> list[Path]:
 
 
 def core() -> Path | None:
-    """The library itself, where there is one."""
+    """The path of the library itself; None where there is none."""
     return next((path for path in cores() if path.exists()), None)
 
 
@@ -52,7 +52,7 @@ def compiled_for(part: Path) -> str:
 
 
 def is_cut(library: Path) -> bool:
-    """Whether an ELF library is shorter than its header says. To load such a file would end the process with a signal."""
+    """Whether an ELF library is shorter than its header says. Loading such a file would end the process with a signal."""
     with library.open("rb") as file:
         head = file.read(64)
     if len(head) < 64 or not head.startswith(b"\x7fELF"):
@@ -62,7 +62,7 @@ def is_cut(library: Path) -> bool:
 
 
 def user_folder() -> Path:
-    """Where ``python -m facegrad build`` puts parts: ``$XDG_CACHE_HOME/facegrad``, by default ``~/.cache/facegrad``."""
+    """The folder for parts of ``python -m facegrad build``: ``$XDG_CACHE_HOME/facegrad``, by default ``~/.cache/facegrad``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "facegrad"
 
@@ -74,7 +74,7 @@ def user_part(core: Path, version: str) -> Path:
 
 
 def candidates(core: Path, version: str) -> list[Path]:
-    """Where the part for torch ``version`` may be, best first. ``core`` is ``libfacegrad.so``."""
+    """The paths where the part for torch ``version`` may be, best first. ``core`` is ``libfacegrad.so``."""
     return [core.parent / f"torch{minor(version)}" / NAME, user_part(core, version), core.parent / NAME]
 
 
@@ -85,7 +85,7 @@ def shipped(core: Path) -> list[str]:
 
 
 def missing(core: Path, version: str, facegrad: str) -> str:
-    """One sentence on why there is no part for torch ``version``, and what to do. It never asks for another torch."""
+    """One sentence that says why there is no part for torch ``version``, and what to do. It never asks for another torch."""
     known = shipped(core)
     compile_it = "compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)"
     if not known and core.with_name(TEXT).exists():

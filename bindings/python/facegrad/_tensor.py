@@ -20,7 +20,7 @@ _DTYPES = {
 
 
 class View:
-    """A ``facegrad_tensor`` over a tensor's memory; keeps both alive."""
+    """A ``facegrad_tensor`` over a tensor's memory. It keeps both alive."""
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):
@@ -29,7 +29,7 @@ class View:
             raise TypeError(f"{name}: expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
-        # Lazy negation lives in a flag that the memory does not show.
+        # torch keeps a lazy negation in a flag, so it is not in the memory yet.
         self.tensor = tensor.detach().resolve_neg()
         code, bits = _DTYPES[tensor.dtype]
         sizes = c.c_int64 * self.tensor.dim()
@@ -49,5 +49,5 @@ class View:
 
 
 def optional(name: str, tensor: torch.Tensor | None) -> View | None:
-    """A view, or None for None."""
+    """A :class:`View` of a tensor; None for None."""
     return None if tensor is None else View(name, tensor)

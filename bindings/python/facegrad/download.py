@@ -1,4 +1,4 @@
-"""Packs from where they are published, whole or not at all."""
+"""Downloads model packs from where they are published, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ CHUNK = 1 << 18
 
 
 class DownloadError(RuntimeError):
-    """A download that did not end well; the text says what to do."""
+    """A download failed. The text says what to do."""
 
 
 def download_pack(name: str, root: str | os.PathLike[str] | None = None, *, attempts: int = 5, progress: bool = True) -> Files:
-    """Downloads a pack into ``root/models/<name>/`` and returns its files; one that is there is left alone, unless its files
-    are not the published ones: then it is downloaded again, to where it is.
+    """Downloads a pack into ``root/models/<name>/`` and returns its files. A pack that is there already is used. If its files
+    are not the published ones, they are downloaded again, to the same place.
 
-    A broken connection is taken up where it broke, in the same call up to ``attempts`` times and in the next call as
-    well; a server that asks to wait is waited for. What came is used only where its sha256 is the known one.
+    After a broken connection the download resumes, up to ``attempts`` times in the same call, and also in the next call. If
+    the server asks to wait, it waits. A file is used only if its sha256 is the known one.
 
     Args:
-        name: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc``, ``auraface``
-        root: default ``~/.insightface``
+        name: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc`` or ``auraface``
+        root: InsightFace's folder; default ``~/.insightface``
         attempts: how often a connection is tried
-        progress: whether a bar is shown on standard error
+        progress: whether a progress bar is shown on standard error
 
     Raises:
         DownloadError: no connection, or a file that is not the known one
@@ -64,7 +64,7 @@ def download_pack(name: str, root: str | os.PathLike[str] | None = None, *, atte
 
 
 def fetch(source: Source, file: Path, *, attempts: int = 5, progress: bool = True, pause: float = 1.0) -> None:
-    """Downloads ``source`` to ``file``, going on with what is there already, and checks it."""
+    """Downloads ``source`` to ``file`` and checks its sha256. A file that is there already is continued."""
     begun = file.exists()
     _fetch(source.url, file, attempts, progress, pause)
     came = sha256(file)
@@ -89,7 +89,7 @@ _PATIENCE = 600.0
 
 
 class _Broken(Exception):
-    """A connection that ended early."""
+    """A connection ended early."""
 
 
 def _fetch(url: str, file: Path, attempts: int, progress: bool, pause: float) -> None:

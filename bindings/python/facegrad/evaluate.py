@@ -1,4 +1,4 @@
-"""The score that needs no gradient: faces, embeddings and similarities as InsightFace's users know them."""
+"""The score without a gradient: faces, embeddings and similarities as InsightFace computes them."""
 
 from __future__ import annotations
 
@@ -35,28 +35,33 @@ class EmbeddedFace(Face):
 
 
 class Evaluator(Owner):
-    """Faces and embeddings as ``insightface.app.FaceAnalysis.get`` computes them, from 8-bit pixels, and the
-    similarities of people by them. Nothing here has a gradient. Any thread may use it.
+    """Faces and embeddings as ``insightface.app.FaceAnalysis.get`` computes them, from 8-bit pixels, and similarities of
+    people. Nothing here has a gradient. Any thread may use it; calls run one after the other.
 
     Args:
         detector: an SCRFD ONNX file
         recogniser: a recogniser's ONNX file or weights, or a mapping with ``path`` and further keys of
             ``facegrad_backbone_new`` (``mean``, ``std``, ``color``, …)
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_sizes: sides of the detection canvases, or pairs (width, height), multiples of 32; what they find is merged.
-            InsightFace before 1.0 used 640, since then 128 and 640
-        threshold, nms_threshold: least score of a face, and overlap above which the weaker of two boxes is dropped
+        det_sizes: sides of the detection canvases, or pairs (width, height), in pixels, multiples of 32; the faces of all
+            sizes are merged. InsightFace used 640 before version 1.0, and uses 128 and 640 since
+        threshold, nms_threshold: least score of a face, and overlap (intersection over union) above which the weaker of two
+            boxes is dropped; both in (0, 1)
         min_size: least length of a face's shorter side, pixels
-        retry_sizes: sides tried in turn where ``det_sizes`` find nothing
-        retry_padding: then ``det_sizes`` again with a black border of this part of the picture's longer side
+        retry_sizes: sizes that are tried one after the other where ``det_sizes`` find no face
+        retry_padding: after these, ``det_sizes`` are tried with a black border of this part of the image's longer side
         engine: ``ort`` (ONNX Runtime), ``torch``, or ``auto``: ONNX Runtime on the CPU where it is installed
         providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, ``tensorrt``, ``rocm``,
-            ``migraphx``, ``openvino``, ``coreml``, ``directml``. One that is not there is an error
+            ``migraphx``, ``openvino``, ``coreml``, ``directml``. A provider that is missing is an error
         onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
-        face_choice: of several faces ``score``, ``largest``, ``center``, or ``index`` with ``face_index``
-        pooling: of several reference images of one person: ``centroid``, the cosine with their normalised mean;
-            ``mean`` of the cosines; ``max``
+        face_choice: which of several faces counts: ``score`` (the highest), ``largest``, ``center``, or ``index`` with
+            ``face_index``
+        pooling: how several reference images of one person are compared: ``centroid``, the cosine with their normalised
+            mean; ``mean``, the mean of the cosines; ``max``, the largest
         face_types: the ``data_types`` that count; None: all
+
+    Raises:
+        facegrad.FacegradError: a file that cannot be read or is no such network, or an engine or provider that is missing
     """
 
     _kind = "evaluator"
@@ -107,7 +112,7 @@ class Evaluator(Owner):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the networks. Images may be on any device."""
         return self._context.device
 
     def _here(self, images: torch.Tensor) -> torch.Tensor:
@@ -137,11 +142,11 @@ class Evaluator(Owner):
 
     @eager
     def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
-        """The crops that the recogniser sees, ``[M,3,S,S]`` float32 in [0, 1]: InsightFace's ``norm_crop``.
+        """The crops that the recogniser sees, ``[M,3,S,S]`` float32 in [0, 1], as InsightFace's ``norm_crop`` makes them.
 
         Args:
             images: ``[N,3,H,W]``, RGB, uint8, or floats in [0, 1]
-            faces: lists of faces as :meth:`faces` gives them, or landmarks ``[N,5,2]``, one face an image
+            faces: lists of faces as :meth:`faces` returns them, or landmarks ``[N,5,2]`` in pixels, one face per image
         """
         array, count = _faces(images, faces)
         crops = torch.empty(count, 3, self.input_size, self.input_size, device=self._context.device)
@@ -151,13 +156,22 @@ class Evaluator(Owner):
 
     @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
-        """Registers a person by the chosen face of every image of ``[K,3,H,W]``; with ``landmarks`` ``[K,5,2]``, rows
-        of NaN where not known, by the nearest one. Images without a face are left out with a warning."""
+        """Registers a person by one face of every image. Images without a face are left out with a warning.
+
+        Args:
+            id: the name of the person; an earlier person of that name is replaced
+            images: ``[K,3,H,W]``, RGB, uint8, or floats in [0, 1]
+            landmarks: ``[K,5,2]`` in pixels, rows of NaN where not known: the detected face nearest to them is used. None:
+                ``face_choice`` decides
+
+        Raises:
+            facegrad.FacegradError: no image has a face
+        """
         view, points = View("images", self._here(images)), optional("landmarks", landmarks)
         call("evaluator_set_reference", self._handle, id.encode(), view.pointer, points.pointer if points else None, self._context.stream)
 
     def remove_reference(self, id: str) -> None:
-        """Forgets a registered person."""
+        """Removes a registered person."""
         call("evaluator_remove_reference", self._handle, id.encode())
 
     @eager
@@ -172,8 +186,8 @@ class Evaluator(Owner):
         Args:
             images: ``[N,3,H,W]``, RGB, uint8, or floats in [0, 1]
             references: ``[N,3,H,W]`` or ``[1,3,H,W]``, any size
-            targets: the arguments of :class:`facegrad.targets.Targets`. Landmarks and boxes say which of the faces that are
-                found is meant: the nearest one. Only ``report.loss`` is weighted
+            targets: the arguments of :class:`facegrad.targets.Targets`. Landmarks and boxes say which face is meant: the
+                detected face nearest to them is compared. ``sample_weights`` change only ``report.loss``
         """
         images = self._here(images)
         references = None if references is None else self._here(references)
@@ -183,8 +197,8 @@ class Evaluator(Owner):
 
     @eager
     def find(self, images: torch.Tensor, ids: Sequence[str]) -> list[dict[str, Sample]]:
-        """Who of the registered people is where: for every image of ``[N,3,H,W]`` every person's face, matched one
-        to one so that the sum of the similarities is largest (the Hungarian method)."""
+        """Finds registered people in every image of ``[N,3,H,W]``. Faces and people are matched one to one so that the sum
+        of the similarities is largest (the Hungarian method). Returns per image the sample of every id."""
         view = View("images", self._here(images))
         names = (_abi.Text * max(1, len(ids)))(*(id.encode() for id in ids))
         report = self._report(
@@ -195,7 +209,7 @@ class Evaluator(Owner):
         return [{id: next(rows) for id in ids} for _ in range(images.shape[0])]
 
     def _report(self, count: int, run: Callable[..., None]) -> Report:
-        """The report of a call that ends in samples, their number, result and stream."""
+        """Runs a call whose last arguments are samples, their number, result and stream, and returns its report."""
         sink = Sink(count)
         run(sink.samples, sink.capacity, c.byref(sink.result), self._context.stream)
         return sink.report()

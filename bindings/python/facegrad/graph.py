@@ -1,4 +1,4 @@
-"""The library's tape: the chain from a prediction to the loss, node by node."""
+"""The library's graph: the chain from a prediction to the loss, node by node."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .vae import Vae
 
 
 class Graph(Owner):
-    """An autograd tape of the library. Nodes are numbers; each is computed when it is made and stays until the tape
-    goes. All objects that are used with it must live on its device.
+    """A graph of the library's operations. Nodes are numbers. A node is computed when it is made, and it stays until the
+    graph is deleted. All objects that are used with the graph must be on its device. Any thread may use it.
 
     >>> graph = Graph("cpu")
     >>> prediction = graph.input(velocity, needs_gradient=True)  # doctest: +SKIP
@@ -36,18 +36,19 @@ class Graph(Owner):
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._context = Context.of(device)
-        #: Decoders of the host's: the tape calls them.
+        #: Decoders of the host, which the graph calls.
         self._hosts: list[Vae] = []
         super().__init__(lambda out: call("graph_new", self._context._handle, out))
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the graph's nodes."""
         return self._context.device
 
     @eager
     def input(self, tensor: torch.Tensor, needs_gradient: bool = False) -> int:
-        """A copy of a tensor; float32, float16 or bfloat16, any shape. ``needs_gradient``: :meth:`gradient` will be asked for it."""
+        """Adds a copy of a tensor: float32, float16 or bfloat16, any shape. ``needs_gradient``: whether :meth:`gradient` will be
+        called with this node."""
         view = View("tensor", tensor)
         return self._make("graph_input", view.pointer, int(needs_gradient))
 
@@ -55,11 +56,13 @@ class Graph(Owner):
     def predict_x0(
         self, x_t: int | None, prediction: int, times: torch.Tensor | None = None, config: Mapping[str, Any] | None = None
     ) -> int:
-        """The clean latent ``a·x_t + b·prediction``, float32, in the prediction's layout.
+        """Adds the clean latent ``x0 = a·x_t + b·prediction``, float32, in the prediction's layout.
 
         Args:
-            x_t: None where the model predicts x0 itself
-            times: ``[N]``, or pairs a, b ``[N,2]`` for kind ``custom``; None for kind ``sample``
+            x_t: the node of the noisy latents; None where the model predicts x0 itself
+            prediction: the node of the model's prediction
+            times: noise levels ``[N]`` in the unit of ``prediction.time``, or pairs a, b ``[N,2]`` for kind ``custom``; None
+                for kind ``sample``
             config: the object ``prediction`` of :class:`FaceIdentityLoss`'s configuration; None for flow matching
         """
         view = optional("times", times)
@@ -68,11 +71,12 @@ class Graph(Owner):
     def sampler_step(
         self, x_t: int, prediction: int, times: torch.Tensor, next_times: torch.Tensor, config: Mapping[str, Any] | None = None
     ) -> int:
-        """The sample at another noise level, as :func:`facegrad.sampler_step` makes it: a node of ``x_t``'s dtype and layout
-        that no gradient passes.
+        """Adds the sample at another noise level, as :func:`facegrad.sampler_step` computes it: a node of ``x_t``'s dtype and
+        layout. No gradient flows through it.
 
         Args:
-            times, next_times: ``[N]``
+            x_t, prediction: nodes of the same shape
+            times, next_times: the noise levels ``[N]`` before and after the step
             config: the object ``prediction`` of :class:`FaceIdentityLoss`'s configuration; None for flow matching
         """
         views = View("times", times), View("next_times", next_times)
@@ -80,31 +84,35 @@ class Graph(Owner):
 
     @eager
     def unpack(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> int:
-        """Model-space latents in the host's packing → what the VAE decodes, ``[B,C,H,W]`` float32.
+        """Converts model-space latents in the host's packing to the latents that the VAE decodes: ``[B,C,H,W]`` float32.
 
         Args:
-            config: ``packing``, ``latent_crop``, ``latent_format``
-            size: height and width of the unpacked latent in latent pixels; needed for tokens alone
+            latents: a node
+            vae: the VAE, whose config may tell the latent format
+            config: the keys ``packing``, ``latent_crop`` and ``latent_format`` of a loss
+            size: height and width of the unpacked latent in latent pixels; needed only for tokens
         """
         return self._make("graph_unpack", latents, vae._handle, _json(config), *size)
 
     @eager
     def decode(self, latents: int, vae: Vae, config: Mapping[str, Any] | None = None) -> int:
-        """VAE-space latents ``[B,C,h,w]`` → images ``[B,3,H,W]`` in [0, 1], float32. ``config``: ``clamp``."""
+        """Decodes a node of VAE-space latents ``[B,C,h,w]`` to images ``[B,3,H,W]``, RGB in [0, 1], float32. ``config``: the key
+        ``clamp`` of a loss."""
         if not vae.native:
             self._hosts.append(vae)
         with vae._guard():
             return self._make("graph_decode", latents, vae._handle, _json(config))
 
     def features(self, crops: int, recogniser: Recogniser, level: str = "embedding") -> int:
-        """What a recogniser makes of aligned crops ``[M,3,S,S]``, RGB in [0, 1], at one of its levels, float32, not
-        normalised: ``embedding``, the last, ``[M,D]``; of an IResNet ``layer1`` … ``layer4``, ``[M,C,h,w]``; of an ONNX
-        model an output by its name."""
+        """Adds a recogniser's features of a node of aligned crops ``[M,3,S,S]``, RGB in [0, 1]: float32, not normalised. The
+        level is ``embedding``, ``[M,D]``; of an IResNet also ``layer1`` … ``layer4``, ``[M,C,h,w]``; of an ONNX model also its
+        further outputs by name."""
         return self._make("graph_features", crops, recogniser._handle, level.encode())
 
     @eager
     def face_loss(self, images: int, loss: FaceLoss, **targets: Any) -> tuple[int, Report]:
-        """The weighted loss of a node of images, a scalar node, and the report. ``targets``: as :class:`FaceLoss` takes them."""
+        """Adds the weighted loss of a node of images ``[N,3,H,W]``, RGB in [0, 1]: a scalar node. Returns the node and the
+        report. ``targets``: the arguments of :class:`facegrad.targets.Targets`."""
         count = self.shape(images)[0]
         struct, sink = Targets(count, **targets).struct, Sink(count)
         node = self._make("graph_face_loss", images, loss._handle, c.byref(struct), sink.samples, sink.capacity, c.byref(sink.result))
@@ -112,7 +120,7 @@ class Graph(Owner):
 
     @eager
     def shape(self, node: int) -> tuple[int, ...]:
-        """The sizes of a node's value; empty for a scalar."""
+        """The shape of a node's value; empty for a scalar."""
         ndim = c.c_size_t()
         call("graph_shape", self._handle, node, None, 0, c.byref(ndim))
         sizes = (c.c_int64 * ndim.value)()
@@ -121,12 +129,13 @@ class Graph(Owner):
 
     @eager
     def read(self, node: int) -> torch.Tensor:
-        """A node's value, float32, on the tape's device."""
+        """A copy of a node's value, float32, on the graph's device."""
         return self._copy("graph_read", node)
 
     @eager
     def backward(self, node: int, seed: torch.Tensor | None = None) -> None:
-        """Walks back from a node. ``seed``: the gradient with respect to it; None: ones. Forgets an earlier walk's gradients."""
+        """Computes the gradients of a node with respect to all nodes before it. ``seed``: the gradient with respect to the node,
+        of its shape; None: ones. The gradients of an earlier call are dropped."""
         view = optional("seed", seed)
         with ExitStack() as guards:
             for vae in self._hosts:
@@ -135,7 +144,7 @@ class Graph(Owner):
 
     @eager
     def gradient(self, node: int) -> torch.Tensor:
-        """What the last walk brought to a node, of its shape, float32; zeros where nothing arrived."""
+        """The gradient with respect to a node from the last :meth:`backward`, float32; zeros where the node has no influence."""
         return self._copy("graph_gradient", node)
 
     def _make(self, name: str, *arguments: object) -> int:

@@ -1,4 +1,4 @@
-"""A decoder of the host's as the library calls it: images forward, gradients backward, by the host's own autograd."""
+"""A decoder of the host, as the library calls it: it returns images, and gradients by the host's own autograd."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ._tensor import View
 from .host_vae import pictures
 
 _keys = itertools.count(1)
-#: Every decoder by its key. The library may let go of a picture after the decoder is gone.
+#: Every decoder by its key. The library may forget a ticket after its decoder is deleted.
 _decoders: WeakValueDictionary[int, HostDecoder] = WeakValueDictionary()
 
 _DTYPE = {(2, 32): torch.float32, (2, 16): torch.float16, (4, 16): torch.bfloat16, (2, 64): torch.float64}
 
 
 class HostDecoder:
-    """The two functions of ``facegrad_vae_new_from_functions`` around a function of the host's.
+    """The two functions of ``facegrad_vae_new_from_functions``, made from one function of the host.
 
-    They run on the library's thread, where grad mode, autocast and inference mode are torch's defaults, on the caller's
-    CUDA stream. An exception in them ends the library's call; :meth:`reraise` throws it again where the host called.
+    They run on the library's thread, on the caller's CUDA stream, where grad mode, autocast and inference mode have torch's
+    defaults. An exception in them ends the library's call. :meth:`reraise` raises it again in the thread of the call.
 
     Args:
-        function: latents ``[B,C,h,w]`` float32 → images ``[B,3,H,W]`` or ``[B,4,H,W]``, on whatever device it works
+        function: from latents ``[B,C,h,w]`` float32 to images ``[B,3,H,W]`` or ``[B,4,H,W]``, on any device
 
     Attributes:
-        key: what the library hands to :data:`DECODE` and :data:`VJP` as ``user_data``
+        key: the ``user_data`` that the library passes to :data:`DECODE` and :data:`VJP`
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -51,7 +51,7 @@ class HostDecoder:
         return pictures(self.function(latents)).float().to(latents.device)
 
     def image(self, latents: torch.Tensor, ticket: int) -> torch.Tensor:
-        """The images; with a ticket, what :meth:`gradient` needs is kept."""
+        """The images. With a ticket other than 0, what :meth:`gradient` needs is kept."""
         x = latents.clone().requires_grad_(bool(ticket))
         with torch.set_grad_enabled(bool(ticket)):
             y = self.run(x)
@@ -65,18 +65,18 @@ class HostDecoder:
         return y.detach().contiguous()
 
     def gradient(self, ticket: int, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient with respect to the latents of a ticket, which is used up."""
+        """The gradient with respect to the latents of a ticket, which cannot be used again."""
         x, y = self._graphs.pop(ticket)
         with torch.enable_grad():
             (found,) = torch.autograd.grad(y, x, gradient)
         return found.contiguous()
 
     def forget(self, ticket: int) -> None:
-        """The gradient of a ticket will not be asked for."""
+        """Drops what is kept for a ticket."""
         self._graphs.pop(ticket, None)
 
     def answer(self, work: Callable[[], torch.Tensor], out: Any) -> int:
-        """Hands a tensor to the library; 1 where there is none, because of an exception."""
+        """Passes the tensor that ``work`` returns to the library. Returns 0, or 1 after an exception."""
         try:
             self._view = View("image", work())
             out[0] = self._view.struct
@@ -87,7 +87,7 @@ class HostDecoder:
 
     @contextmanager
     def reraise(self) -> Iterator[None]:
-        """Around a call of the library: an exception of the function comes out as it was."""
+        """Wraps a call of the library, and raises the function's own exception where it had one."""
         try:
             yield
         except FacegradError as failed:

@@ -1,4 +1,4 @@
-"""VAEs that the host decodes with itself: any object with ``decode`` and ``config``, or any function."""
+"""VAEs that decode with the host's own code: any object with ``decode`` and ``config``, or any function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: These decode videos: a picture is one frame of them.
+#: Classes that decode videos. An image is a video of one frame.
 _VIDEO = (
     "AutoencoderKLQwenImage", "AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLHunyuanVideo15", "AutoencoderKLCogVideoX",
     "AutoencoderKLMochi", "AutoencoderKLLTXVideo", "AutoencoderKLCosmos", "AutoencoderKLAllegro", "AutoencoderKLMagvit",
@@ -20,7 +20,7 @@ def is_duck(vae: object) -> bool:
 
 
 def class_names(module: object) -> list[str]:
-    """The names of an object's class and of the classes that it is made from, nearest first."""
+    """The names of an object's class and its base classes, in method resolution order."""
     return [one.__name__ for one in type(module).__mro__]
 
 
@@ -33,11 +33,11 @@ def config_of(vae: object, name: str, default: Any = None) -> Any:
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """The model's latents ``[B,C,h,w]`` as images in [0, 1], clamped, by a diffusers VAE or what behaves like one, or by a
-    function that does it. The gradient flows through the host's own decoder.
+    """Decodes a model's latents ``[B,C,h,w]`` to images ``[B,3,H,W]``, RGB in [0, 1], clamped. ``vae`` is a diffusers VAE, an
+    object that behaves like one, or a function from latents to images. The gradient flows through the host's own decoder.
 
-    ``config`` tells how the model's latents relate to the VAE's: ``scaling_factor`` and ``shift_factor``, or
-    ``latents_mean`` and ``latents_std``. Of an image with alpha the colour channels are taken.
+    The VAE's ``config`` tells how the model's latents relate to the VAE's: ``scaling_factor`` and ``shift_factor``, or
+    ``latents_mean`` and ``latents_std``. Of an image with alpha, the colour channels are used.
     """
     if not is_duck(vae):
         if not callable(vae):
@@ -56,7 +56,7 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def raw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """What a VAE makes of its own latents ``[B,C,h,w]``: ``[B,3,H,W]`` float32 in [−1, 1], not clamped."""
+    """Decodes a VAE's own latents ``[B,C,h,w]`` to ``[B,3,H,W]`` float32, RGB, nominally in [−1, 1], not clamped."""
     dtype = weights_dtype(vae)
     x = latents if dtype is None else latents.to(dtype)
     frames = any(name in _VIDEO for name in class_names(vae))
@@ -68,7 +68,7 @@ def raw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def pictures(images: Any) -> torch.Tensor:
-    """Checks that a decoder gave ``[B,3,H,W]``, or ``[B,4,H,W]`` with alpha, of which the colours are returned."""
+    """Checks that a decoder returned ``[B,3,H,W]``, or ``[B,4,H,W]`` with alpha. Returns the colour channels."""
     if not isinstance(images, torch.Tensor) or images.dim() != 4 or images.shape[1] not in (3, 4):
         got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise TypeError(f"vae: expected the decoder to give images [B,3,H,W] (or [B,4,H,W] with alpha), got {got}")

@@ -1,4 +1,4 @@
-"""The identity loss as a trainer uses it: made from its configuration, called once a step."""
+"""The identity loss as a trainer uses it: made from a configuration, called once per step."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class FaceIdentityLoss:
     >>> loss, report = face(x_t=x_t, prediction=v, t=t, references=pictures, data_types=kinds)  # doctest: +SKIP
     >>> (mse + loss).backward()  # doctest: +SKIP
 
-    λ, the time weights and the gates are in the loss already. A sample that does not count (another ``data_type``, no
-    face, outside the time window, …) has a gradient of exactly zero, and ``report.samples`` says why.
+    The loss contains λ, the time weights and the gates already. A sample that does not count (another ``data_type``, no
+    face, a noise level outside ``t_min`` to ``t_max``, …) has a gradient of exactly zero, and ``report.samples`` says why.
+    Any thread may use the loss; calls run one after the other.
 
     Args:
         config: the method's keys (``use_face_loss``, ``face_loss_weight``, ``face_align_mode``, ``face_loss_type``,
@@ -44,7 +45,7 @@ class FaceIdentityLoss:
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: that of the networks given, else ``cuda`` where there is one
         root: the folder of InsightFace packs, or of one pack; default: the config's ``arcface_root``, else ``~/.insightface``
 
-    With ``face_loss_type: non_differentiable`` the value is the score, aligned by landmarks as InsightFace does, and has no
+    With ``face_loss_type: non_differentiable``, the value is the score with InsightFace's alignment by landmarks, without a
     gradient.
 
     Attributes:
@@ -91,8 +92,8 @@ class FaceIdentityLoss:
         log.info("face loss on %s: %s", device, json.dumps(self.loss.description))
 
     def again(self, **keys: Any) -> FaceIdentityLoss:
-        """Another loss over the same networks, which are shared and not loaded again, with other values of some keys. It
-        knows the persons that are registered with this one now."""
+        """Another loss with other values of some keys. It shares the networks of this loss and does not load them again. The
+        persons that are registered with this loss now are registered with it too."""
         made = object.__new__(FaceIdentityLoss)
         made.loss, made.vae, made.config, made._score = None, self.vae, {**self.config, **keys}, self._score
         if self.loss is not None and made.config.get("use_face_loss", True) is not False:
@@ -142,7 +143,7 @@ class FaceIdentityLoss:
             self.loss.save(path)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Remembers what :meth:`save` wrote: see :meth:`FaceLoss.restore`."""
+        """Restores what :meth:`save` wrote: see :meth:`FaceLoss.restore`."""
         if self.loss is not None:
             self.loss.restore(path)
 

@@ -1,4 +1,4 @@
-"""Pictures from files, as every camera and editor writes them."""
+"""Reads image files of all kinds that cameras and editors write."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read; the text says which and why."""
+    """An image cannot be read. The text says which one and why."""
 
 
 def read_image(path: str | bytes | os.PathLike[Any]) -> torch.Tensor:
-    """The picture as ``[3,H,W]`` uint8, RGB.
+    """The image as ``[3,H,W]`` uint8, RGB.
 
-    EXIF's rotation is applied where it can be read. Samples are scaled from their own range to 8 bits: unsigned integers
-    from 0 to the largest that their bits hold, signed ones from 0 to theirs, and floats as :func:`_scaled` says. Grey is
-    repeated, transparent parts lie on white.
+    EXIF's rotation is applied where it can be read. Samples are scaled from their own range to 8 bits: integers from 0 to
+    the largest number of their type, floats as :func:`_scaled` says. Grey is repeated for the three channels. Transparent
+    parts become white.
 
     Raises:
-        ImageError: the file is missing, no picture, damaged, or larger than Pillow's limit of pixels
+        ImageError: the file is missing, is no image, is damaged, or has more pixels than Pillow allows
     """
     pillow, name = _pillow(), shown(path)
     try:
@@ -71,10 +71,10 @@ def shown(path: str | bytes | os.PathLike[Any]) -> str:
 
 
 def image_files(paths: Iterable[str | bytes | os.PathLike[Any]]) -> list[Path]:
-    """The files themselves, and the pictures in folders, by name. Links are followed.
+    """The given files, and the images in the given folders in the order of their names. Links are followed.
 
     Raises:
-        ImageError: a folder without pictures, or one that may not be read
+        ImageError: a folder has no images, or cannot be read
     """
     files: list[Path] = []
     for path in (Path(os.fsdecode(path)) for path in paths):
@@ -111,8 +111,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 def _scaled(image: Image.Image, name: str) -> np.ndarray[Any, Any]:
     """Grey samples that are wider than 8 bits, signed or floating, as ``[H,W]`` uint8.
 
-    Floats say nothing of their range. Up to 16 they are taken as [0, 1], with the highlights of a picture of high dynamic
-    range cut off; up to 255 as 8-bit and above as 16-bit numbers that were stored as floats.
+    A file of floats does not tell their range. If the largest is at most 16, the range is [0, 1], and the highlights of an
+    image of high dynamic range are cut off. If it is at most 255, the range is that of 8 bits, and above that of 16 bits.
     """
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
@@ -156,7 +156,7 @@ def _tag(image: Image.Image, number: int) -> int | None:
 
 
 def _exif_orientation(block: object) -> int | None:
-    """The orientation that an EXIF block tells, whatever the other entries are: Pillow stops at the first broken one."""
+    """The orientation in an EXIF block, even if other entries are broken, at the first of which Pillow would stop."""
     if not isinstance(block, bytes):
         return None
     block = block.removeprefix(b"Exif\0\0")
@@ -174,7 +174,7 @@ def _exif_orientation(block: object) -> int | None:
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """Turned as the metadata of ``image`` say. Metadata that cannot be read say nothing."""
+    """Rotates ``rgb`` as the metadata of ``image`` say. Metadata that cannot be read are ignored."""
     turns = _pillow().Transpose
     orientation: object = _exif_orientation(image.info.get("exif"))
     if orientation is None:

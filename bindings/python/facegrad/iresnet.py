@@ -1,4 +1,4 @@
-"""The method's recogniser as a module: arcface_torch's IResNet, frozen, computed by the library."""
+"""The method's recogniser as a torch module: arcface_torch's IResNet, frozen, computed by the library."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .models import Recogniser
 
 
 class IResNet(torch.nn.Module):
-    """A frozen recogniser as a torch module: normalised crops in, embeddings out. The gradient flows to the crops; the
-    weights are the library's, so ``parameters()`` is empty, and ``to(dtype)`` leaves their precision alone.
+    """A frozen recogniser as a torch module, from normalised crops to embeddings. The gradient flows to the crops. The library
+    holds the weights, so ``parameters()`` is empty, and ``to(dtype)`` does not change their precision.
 
     >>> net = facegrad.iresnet50("backbone.pth", device="cuda")  # doctest: +SKIP
     >>> embedding = net(face * 2 - 1)  # doctest: +SKIP
@@ -58,11 +58,12 @@ class IResNet(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the network."""
         return self.recogniser.device if self.recogniser is not None else self._device
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes the weights of ``torch.load``: what a file may hold. Names that are missing or left over are an error."""
+        """Takes the weights that ``torch.load`` returns for a recogniser's file. Names that are missing or left over are an
+        error, and ``strict=False`` is refused."""
         if not strict:
             raise ValueError("strict=False: the library's recogniser needs all of its weights; leave strict out")
         self._state = {name: tensor.detach().cpu() for name, tensor in state_dict.items() if isinstance(tensor, torch.Tensor)}
@@ -93,11 +94,12 @@ class IResNet(torch.nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B,3,S,S]`` crops, RGB in [−1, 1] → ``[B,D]`` float32 embeddings, as the network gives them."""
+        """Embeds crops ``[B,3,S,S]``, RGB in [−1, 1]: ``[B,D]`` float32, not normalised."""
         return self._features(x, ("embedding",))[0]
 
     def forward_multiscale(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``[B,3,S,S]`` crops, RGB in [−1, 1] → ``layer1`` … ``layer4``, maps ``[B,C,h,w]`` float32, and ``embedding``."""
+        """All levels of crops ``[B,3,S,S]``, RGB in [−1, 1]: ``layer1`` … ``layer4``, maps ``[B,C,h,w]`` float32, and
+        ``embedding``, ``[B,D]``, not normalised."""
         return dict(zip(LEVELS, self._features(x, tuple(LEVELS))))
 
     def _features(self, x: torch.Tensor, levels: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
@@ -119,7 +121,7 @@ def iresnet100(weights: str | os.PathLike[str] | None = None, *, device: str | t
 
 
 class _Features(torch.autograd.Function):
-    """A recogniser's levels, on the library's tape."""
+    """A recogniser's levels, computed by the library's graph."""
 
     @staticmethod
     def forward(ctx: Any, crops: torch.Tensor, recogniser: Recogniser, levels: tuple[str, ...]) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Decoding a diffusion model's latents with a gradient, by whatever decodes: the library or the host."""
+"""Decodes a diffusion model's latents with a gradient, by the library's decoder or by the host's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _UNPACK, _DECODE = ("packing", "latent_crop", "latent_format"), ("clamp",)
 
 
 def decode_latents(vae: Vae, latents: torch.Tensor, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
-    """A model's latents as images ``[B,3,H,W]`` float32 in [0, 1]; the gradient flows to the latents.
+    """Decodes a model's latents to images ``[B,3,H,W]``, RGB in [0, 1], float32. The gradient flows to the latents.
 
     Args:
-        latents: ``[B,C,h,w]``, or as ``packing`` says
-        config: ``packing``, ``latent_crop``, ``latent_format``, ``clamp`` of :class:`FaceLoss`; other keys are not looked at
+        vae: the decoder
+        latents: ``[B,C,h,w]``, or in the layout that ``packing`` names
+        config: the keys ``packing``, ``latent_crop``, ``latent_format`` and ``clamp`` of :class:`FaceLoss`; others are ignored
         size: (height, width) of the latent in latent pixels, for packed tokens
     """
     images: torch.Tensor = _Decode.apply(latents, vae, dict(config or {}), size)  # type: ignore[no-untyped-call]
@@ -28,7 +29,7 @@ def decode_latents(vae: Vae, latents: torch.Tensor, config: Mapping[str, Any] | 
 
 
 class _Decode(torch.autograd.Function):
-    """Unpacking and decoding on the library's tape."""
+    """Unpacking and decoding by the library's graph."""
 
     @staticmethod
     def forward(ctx: Any, latents: torch.Tensor, vae: Vae, config: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:

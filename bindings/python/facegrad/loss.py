@@ -23,7 +23,8 @@ from .vae import Vae
 
 
 class FaceLoss(Owner):
-    """The library's loss object: images, or a model's prediction, in; weighted loss and report out.
+    """The library's loss object. It computes the weighted loss of images or of a model's prediction, and a report. Any thread
+    may use it; calls run one after the other.
 
     Args:
         config: the keys of ``facegrad_loss_new`` (``face_loss_weight``, ``face_align_mode``, ``face_types``,
@@ -55,18 +56,28 @@ class FaceLoss(Owner):
 
     @property
     def description(self) -> dict[str, Any]:
-        """The networks that the loss uses, and every key of its configuration with the value that counts."""
+        """The networks that the loss uses, and every key of its configuration with the value that is used."""
         info: dict[str, Any] = json.loads(read_text(library.facegrad_loss_info, self._handle))
         return info
 
     @eager
     def set_reference(self, id: str, images: torch.Tensor, landmarks: torch.Tensor | None = None) -> None:
-        """Registers a person under an id with the faces of ``[K,3,H,W]``, RGB in [0, 1]."""
+        """Registers a person under an id, for ``reference_ids``. An earlier person of that id is replaced. Images without a
+        face are left out with a warning.
+
+        Args:
+            id: any text
+            images: ``[K,3,H,W]``, RGB in [0, 1]
+            landmarks: ``[K,5,2]`` in pixels, rows of NaN where not known; None: the detector finds the faces
+
+        Raises:
+            facegrad.FacegradError: no image has a face
+        """
         views = View("images", images), optional("landmarks", landmarks)
         call("loss_set_reference", self._handle, id.encode(), views[0].pointer, views[1].pointer if views[1] else None, self._context.stream)
 
     def remove_reference(self, id: str) -> None:
-        """Forgets a registered person."""
+        """Removes a registered person."""
         call("loss_remove_reference", self._handle, id.encode())
 
     def save(self, path: str | bytes | os.PathLike[Any]) -> None:
@@ -75,10 +86,13 @@ class FaceLoss(Owner):
         call("loss_save", self._handle, os.fsencode(path))
 
     def restore(self, path: str | bytes | os.PathLike[Any]) -> None:
-        """Remembers what :meth:`save` wrote, and nothing else: a training that was stopped goes on with the same numbers.
+        """Replaces everything that the loss remembers by what :meth:`save` wrote. A training that was stopped then continues
+        with the same numbers.
 
-        Raises :class:`facegrad.FacegradError` where the file is damaged, or was written with another recogniser or VAE;
-        the loss is then unchanged."""
+        Raises:
+            facegrad.FacegradError: the file is damaged, or was written with another recogniser or VAE; the loss is then
+                unchanged
+        """
         call("loss_restore", self._handle, os.fsencode(path))
 
     @eager
@@ -170,8 +184,8 @@ def _value(tensor: torch.Tensor, run: _Run) -> tuple[torch.Tensor, Report]:
 
 
 class _Value(torch.autograd.Function):
-    """Value and gradient come from one call, so backward is one multiplication. The gradient stays in float32 until a
-    loss scale such as GradScaler's has been multiplied in: in float16 most of it would be zero before, or infinite."""
+    """One call computes value and gradient, so the backward pass is one multiplication. The gradient stays in float32 until it
+    is multiplied by the loss scale, such as GradScaler's: without the scale, most of it would be zero in float16."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, run: _Run, sink: Sink) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The method's configuration: its keys, as a trainer's YAML has them, in the library's words."""
+"""The method's configuration: translates its keys, as a trainer's YAML has them, into those of the library."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _METHOD = ("arcface_root", "use_t_aware_weighting", "use_multiscale_face_loss", 
 
 
 def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
-    """The loss's keys of a YAML or JSON file: those below ``model`` where there is such a section, else those at its top.
+    """The loss's keys in a YAML or JSON file: those in its section ``model`` where there is one, else those at its top.
 
     Raises:
-        ValueError: for a key that begins like the method's and is none, with the nearest that is
+        ValueError: a key begins like the method's keys and is not known; the text names the nearest known key
     """
     file = Path(os.fsdecode(path))
     text = file.read_text(encoding="utf-8")
@@ -51,10 +51,12 @@ def check_keys(keys: Iterable[Any], known: Collection[str], where: str = "") -> 
     """Refuses keys that are not known.
 
     Args:
-        where: what the error begins with
+        keys: the keys to check
+        known: the known keys
+        where: the beginning of the error's text
 
     Raises:
-        ValueError: names the first such key, with the nearest that is known
+        ValueError: names the first unknown key and the nearest known one
     """
     for key in keys:
         if key not in known:
@@ -75,12 +77,12 @@ class Method:
             ``use_multiscale_face_loss``, ``multiscale_layer_weights``, ``face_loss_type``
 
     Attributes:
-        keys: what is left, in the library's words
+        keys: the keys of the library
         root: ``arcface_root``, or None
-        score: ``face_loss_type`` is ``non_differentiable``: the value counts and there is no gradient
+        score: whether ``face_loss_type`` is ``non_differentiable``, so that there is a value and no gradient
 
     Raises:
-        ValueError: for a key that is unknown, and for keys that contradict each other
+        ValueError: a key is unknown, or keys contradict each other
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -109,7 +111,7 @@ class Method:
 
 
 def layer_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Weights by level; None: the method's."""
+    """The weights by level: the given ones, or the method's for None."""
     if weights is None:
         return dict(LEVELS)
     if not isinstance(weights, Mapping) or not weights:

@@ -14,16 +14,16 @@ from .report import Located, Outcome, Report
 
 
 def copy_paste(generated: torch.Tensor, references: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How far generated faces copy the training references instead of showing the person: −1 to 1 each, ``[N]``.
+    """Per generated face how much it copies a training reference instead of showing the person: ``[N]``, −1 to 1.
 
-    ``(θ(g, t) − θ(g, r)) / θ(t, r)`` with the angles θ between embeddings of the generated face g, the reference r
-    nearest to it, and a photograph t of the same person that the training never saw (WithAnyone, arXiv:2510.14975).
-    1 is a copy of the reference, 0 as far from it as from the other photograph.
+    The value is ``(θ(g, t) − θ(g, r)) / θ(t, r)``, with the angles θ between the embeddings of the generated face g, the
+    reference r that is nearest to it, and a photograph t of the same person that was not in the training (WithAnyone,
+    arXiv:2510.14975). 1 means a copy of the reference. 0 means that g is as far from r as from t.
 
     Args:
         generated: ``[N,D]``
         references: ``[K,D]``, the training's own photographs
-        targets: ``[N,D]`` or ``[1,D]``, photographs kept out of it
+        targets: ``[N,D]`` or ``[1,D]``, photographs that were not in the training
     """
     g, r, t = (torch.nn.functional.normalize(x.detach().double().cpu(), dim=-1) for x in (generated, references, targets))
     nearest = r[(g @ r.T).argmax(1)]
@@ -36,7 +36,7 @@ def copy_paste(generated: torch.Tensor, references: torch.Tensor, targets: torch
 
 
 class Statistics:
-    """Count, mean, standard deviation, least and largest of numbers that come one by one (Welford's method)."""
+    """Count, mean, standard deviation, least and largest of numbers that are added one by one (Welford's method)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -45,7 +45,7 @@ class Statistics:
         self._squares = 0.0
 
     def add(self, value: float) -> None:
-        """Takes one more number in."""
+        """Adds a number."""
         self.count += 1
         before = 0.0 if self.count == 1 else self.mean
         self.mean = before + (value - before) / self.count
@@ -54,7 +54,7 @@ class Statistics:
 
     @property
     def deviation(self) -> float:
-        """The sample's standard deviation; NaN below two numbers."""
+        """The sample standard deviation; NaN for fewer than two numbers."""
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else math.nan
 
 
@@ -83,10 +83,10 @@ class TrainingMetrics:
         self._found = 0
 
     def update(self, report: Report, *, times: torch.Tensor | Sequence[float] | None = None) -> None:
-        """Takes the report of a step in.
+        """Adds the report of a step.
 
         Args:
-            report: of a loss or of an evaluator
+            report: the report of a loss or of an evaluator
             times: per sample the noise level in [0, 1]
         """
         levels = [math.nan] * len(report.samples) if times is None else [float(t) for t in times]
@@ -106,15 +106,15 @@ class TrainingMetrics:
                 self.by_time[bucket].add(sample.similarity)
 
     def update_copying(self, generated: torch.Tensor, references: torch.Tensor, targets: torch.Tensor) -> None:
-        """Takes :func:`copy_paste` of some generated faces in; arguments as there. Rows of NaN are left out."""
+        """Adds :func:`copy_paste` of some generated faces, with the same arguments. Rows of NaN are left out."""
         for value in copy_paste(generated, references, targets).tolist():
             if math.isfinite(value):
                 self.copying.add(value)
 
     def as_dict(self, prefix: str = "face/") -> dict[str, float]:
-        """Everything as plain numbers; what is not known yet is left out.
+        """All metrics as plain numbers. Metrics that are not known yet are left out.
 
-        ``similarity`` (the window's mean), ``similarity_mean``, ``_std``, ``_min``, ``_max`` of the run,
+        The keys are ``similarity`` (the window's mean), ``similarity_mean``, ``_std``, ``_min``, ``_max`` of the run,
         ``detection_rate``, ``counted``, ``skipped/<reason>``, ``similarity_t/<from>-<to>`` and ``copy_paste``.
         """
         count = len(self.window)

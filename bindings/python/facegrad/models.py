@@ -19,13 +19,13 @@ from ._tensor import View
 
 @dataclass(frozen=True)
 class Face:
-    """A face in an image; pixels, with pixel centres at integers.
+    """A face in an image. Places are in pixels, with pixel centres at integers.
 
     Attributes:
         bbox: x1, y1, x2, y2
         score: detection score in [0, 1]
-        landmarks: left eye, right eye, nose, left and right mouth corner in the picture's order, x and y
-            each; None where the detector gives none
+        landmarks: x and y of left eye, right eye, nose, left and right mouth corner, where left and right are those of the
+            image; None where the detector finds no landmarks
     """
 
     bbox: tuple[float, float, float, float]
@@ -38,16 +38,16 @@ DetectionSize: TypeAlias = "int | tuple[int, int]"
 
 
 def detection_sizes(sizes: Sequence[DetectionSize]) -> list[int | list[int]]:
-    """Sizes as the library's configuration has them."""
+    """Detection sizes in the form that the library's configuration takes."""
     return [list(size) if isinstance(size, (tuple, list)) else size for size in sizes]
 
 
 def canvases(det_size: int | tuple[int, int] | list[Any]) -> list[DetectionSize]:
-    """``det_size`` as InsightFace's users write it: a side, or a tuple (width, height) of one canvas. A list holds several,
-    whose finds are merged.
+    """The detection canvases of a ``det_size`` as InsightFace's users write it: a side, or a tuple (width, height) of one
+    canvas. A list holds several canvases, whose faces are merged.
 
     Raises:
-        ValueError: for a tuple that is no pair
+        ValueError: a tuple is no pair
     """
     if isinstance(det_size, int):
         return [det_size]
@@ -61,20 +61,21 @@ def canvases(det_size: int | tuple[int, int] | list[Any]) -> list[DetectionSize]
 
 
 class Detector(Owner):
-    """An SCRFD face detector: InsightFace's ``det_10g.onnx``, ``det_500m.onnx``, ``scrfd_10g_bnkps.onnx``, …
+    """An SCRFD face detector: InsightFace's ``det_10g.onnx``, ``det_500m.onnx``, ``scrfd_10g_bnkps.onnx``, … Any thread may use
+    it; calls run one after the other.
 
     Args:
         path: the ONNX file
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_sizes: sides of the detection canvases, or pairs (width, height), multiples of 32; what they find is merged.
-            A face that fills the picture is found at small sizes only.
-        threshold: least score of a face
-        nms_threshold: overlap above which the weaker of two boxes is dropped
+        det_sizes: sides of the detection canvases, or pairs (width, height), in pixels, multiples of 32; the faces of all
+            sizes are merged. Only small sizes find a face that fills the image
+        threshold: least score of a face, in (0, 1)
+        nms_threshold: overlap (intersection over union) above which the weaker of two boxes is dropped, in (0, 1)
         engine: ``auto``, ``ort`` (ONNX Runtime) or ``torch``
         min_size: least length of a face's shorter side, pixels
-        retry_sizes: sides tried in turn where ``det_sizes`` find nothing
-        retry_padding: then ``det_sizes`` again with a black border of this part of the picture's longer side
-        providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, …; one that is not there is an
+        retry_sizes: sizes that are tried one after the other where ``det_sizes`` find no face
+        retry_padding: after these, ``det_sizes`` are tried with a black border of this part of the image's longer side
+        providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, …; a provider that is missing is an
             error
         onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
     """
@@ -146,16 +147,16 @@ class Detector(Owner):
 
 class Recogniser(Owner):
     """A frozen face recogniser: arcface_torch weights (``.pth``, ``.safetensors``) or any recogniser ONNX
-    (``w600k_r50.onnx``, ``glintr100.onnx``, …).
+    (``w600k_r50.onnx``, ``glintr100.onnx``, …). Any thread may use it; calls run one after the other.
 
     Args:
-        path: the weights; their kind is found from the content
+        path: the file of the weights; its content tells its kind
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        model: ``r18``, ``r34``, ``r50``, ``r100``, ``r200``: checked against the weights where given
-        dtype: ``f32``, ``bf16`` or ``f16``
-        mean, std: three numbers each, in units of an image in [0, 1]; default: the family's
-        color: ``rgb`` or ``bgr``: the order that the network was trained with; default: the family's
-        input_size: pixels; default: the network's
+        model: ``r18``, ``r34``, ``r50``, ``r100`` or ``r200``, which is checked against the weights; None: not checked
+        dtype: the precision of the network: ``f32``, ``bf16`` or ``f16``
+        mean, std: three numbers each in units of an image in [0, 1], in the network's channel order; default: the family's
+        color: the channel order of the network, ``rgb`` or ``bgr``; default: the family's
+        input_size: side of the crops, pixels; default: the network's
     """
 
     _kind = "backbone"
@@ -205,7 +206,7 @@ class Recogniser(Owner):
 
         Args:
             images: ``[N,3,H,W]`` RGB in [0, 1]
-            faces: lists of faces as :meth:`Detector.detect` gives them, or landmarks ``[N,5,2]``, one face an
+            faces: lists of faces as :meth:`Detector.detect` returns them, or landmarks ``[N,5,2]`` in pixels, one face per
                 image; None: the images are aligned crops already
         """
         array, count = _faces(images, faces)
@@ -216,7 +217,8 @@ class Recogniser(Owner):
 
     @eager
     def align(self, images: torch.Tensor, faces: Sequence[Sequence[Face]] | torch.Tensor) -> torch.Tensor:
-        """The crops that the network sees, ``[M,3,S,S]`` float32; arguments as for :meth:`embed`."""
+        """The crops that the network sees, ``[M,3,S,S]`` float32 in the units of the images. The arguments are those of
+        :meth:`embed`."""
         array, count = _faces(images, faces)
         out = torch.empty(count, 3, self.input_size, self.input_size, device=images.device)
         view, result = View("images", images), View("crops", out)

@@ -23,23 +23,23 @@ from .vae import Vae, VaeSource
 
 log = logging.getLogger("facegrad")
 
-#: What the method calls a face: ``bbox``, four whole pixels, and ``kps``, ``[5,2]`` or None.
+#: A face in the method's form: ``bbox``, four whole pixels, and ``kps``, ``[5,2]`` or None.
 FaceInfo = dict[str, Any]
 
 
 class DifferentiableFaceLoss(torch.nn.Module):
     """``mean(1 − cos)`` between reference and generated faces, differentiable in the generated images.
 
-    The networks are the library's, frozen and in float32: ``parameters()`` is empty and ``to(dtype)`` changes nothing;
-    ``to(device)`` loads them there.
+    The library holds the networks, frozen and in float32. ``parameters()`` is therefore empty, and ``to(dtype)`` changes
+    nothing. ``to(device)`` loads the networks on that device.
 
     Args:
         model_name: ``r50``, ``r100``, … of the recogniser; checked against the weights. None: not checked
         pretrained_path: the recogniser: arcface_torch weights or an ONNX file. None: the one of the pack in ``root``
         device: ``cpu``, ``cuda`` or ``cuda:N``
-        det_size: side, ``(width, height)`` of one canvas, or a list of several, whose finds are merged
+        det_size: side, or ``(width, height)``, of one canvas in pixels, or a list of several, whose faces are merged
         root: the folder of InsightFace packs, or of one pack; default ``~/.insightface``
-        align_mode: ``bbox``, as the method's default, or ``kps``, recommended
+        align_mode: ``bbox``, the method's default, or ``kps``, which is recommended
         detector: the detector's ONNX file. None: the one of the pack in ``root``
         config: further keys of :class:`FaceLoss`
         vae: for the loss's step from latents
@@ -84,7 +84,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.recogniser.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> DifferentiableFaceLoss:
@@ -109,7 +109,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
         landmarks: torch.Tensor | None = None,
         ref_landmarks: torch.Tensor | None = None,
     ) -> torch.Tensor | Details:
-        """The loss, a scalar; with ``return_details`` ``loss, per_sample, mask``, whose ``report`` says more: see
+        """The loss, a scalar. With ``return_details``, the three values ``loss, per_sample, mask`` and a report: see
         :class:`facegrad.Details`.
 
         Args:
@@ -131,13 +131,13 @@ class DifferentiableFaceLoss(torch.nn.Module):
         return_details: bool = False,
         **targets: Any,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """The weighted sum of the cosine distances of the recogniser's levels, a scalar; with ``return_details`` also the
-        mean distance of every level, without a gradient, and ``[B]`` bool: which samples count.
+        """The weighted sum of the cosine distances of the recogniser's levels, a scalar. With ``return_details`` also the
+        mean distance of every level, without a gradient, and which samples count, ``[B]`` bool.
 
         Args:
             ref_images, gen_images: as for :meth:`forward`
-            layer_weights: by ``layer1`` … ``layer4`` and ``embedding``; None: .1, .2, .3, .4, 1. For an ONNX recogniser by
-                the names of its outputs, and ``embedding``, the first
+            layer_weights: weights of ``layer1`` … ``layer4`` and ``embedding``; None: .1, .2, .3, .4 and 1. For an ONNX
+                recogniser, weights of its outputs by name, and of ``embedding``, its first output
             targets: further arguments of :meth:`FaceLoss.__call__`
         """
         weights = weights_by_level(layer_weights)
@@ -152,8 +152,8 @@ class DifferentiableFaceLoss(torch.nn.Module):
 
     @torch.no_grad()
     def detect_faces(self, images: torch.Tensor) -> list[FaceInfo | None]:
-        """The face with the highest score in every image of ``[B,3,H,W]``, RGB in [0, 1]: ``bbox``, whole pixels x1, y1, x2,
-        y2, and ``kps``, float32 ``[5,2]`` or None; None where there is no face."""
+        """The face with the highest score in every image of ``[B,3,H,W]``, RGB in [0, 1]; None where there is no face. A face
+        has ``bbox``, x1, y1, x2, y2 in whole pixels, and ``kps``, landmarks ``[5,2]`` float32 in pixels, or None."""
         found: list[FaceInfo | None] = []
         for faces in self.detector.detect(images.detach().to(self.detector.device)):
             if not faces:
@@ -165,21 +165,23 @@ class DifferentiableFaceLoss(torch.nn.Module):
         return found
 
     def crop_and_resize_face(self, image: torch.Tensor, bbox: Sequence[float]) -> torch.Tensor:
-        """The face in a box x1, y1, x2, y2 of ``[3,H,W]`` as ``[3,S,S]``; the gradient flows to the image."""
+        """The face in a box x1, y1, x2, y2 (pixels) of an image ``[3,H,W]``, resized to ``[3,S,S]``. The gradient flows to the
+        image."""
         return crop_and_resize(image, bbox, self.face_size)
 
     @staticmethod
     def preprocess_face(face: torch.Tensor) -> torch.Tensor:
-        """A crop in [0, 1] as :meth:`extract_embedding` takes it: in [−1, 1]."""
+        """A crop in [0, 1], scaled to [−1, 1] as :meth:`extract_embedding` takes it."""
         return face * 2 - 1
 
     def extract_embedding(self, face: torch.Tensor) -> torch.Tensor:
-        """``[3,S,S]``, RGB in [−1, 1] → ``[D]`` float32, not normalised; the gradient flows to the crop."""
+        """The embedding of a crop ``[3,S,S]``, RGB in [−1, 1]: ``[D]`` float32, not normalised. The gradient flows to the crop."""
         embedding: torch.Tensor = self.recognizer(face[None])[0]
         return embedding
 
     def extract_multiscale_features(self, face: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``[3,S,S]``, RGB in [−1, 1] → ``layer1`` … ``layer4``, maps ``[C,h,w]``, and ``embedding``."""
+        """All levels of a crop ``[3,S,S]``, RGB in [−1, 1]: ``layer1`` … ``layer4``, maps ``[C,h,w]``, and ``embedding``,
+        ``[D]``, float32, not normalised. The gradient flows to the crop."""
         return {name: value[0] for name, value in self.recognizer.forward_multiscale(face[None]).items()}
 
 
@@ -191,10 +193,10 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
             :class:`Vae`
         arcface_weights_path, model_name, device, root, align_mode, det_size, detector: as ``pretrained_path`` and the
             rest of :class:`DifferentiableFaceLoss`
-        image_size: width of one image, pixels: of a picture twice as wide (reference | target) the loss is about the right
-            half. None: all of the picture
-        config: further keys of :class:`FaceLoss`. ``latent_format`` says how the latents relate to the VAE's; default:
-            what the VAE tells. ``"none"`` for latents that are divided by the scaling factor already.
+        image_size: width of one image, pixels. Of an image that is twice as wide (reference | target), only the right half
+            is compared. None: the whole image
+        config: further keys of :class:`FaceLoss`. ``latent_format`` says how the latents relate to the VAE's; default: the
+            format that the VAE tells. Use ``"none"`` for latents that are divided by the scaling factor already.
 
     Attributes:
         face_loss: the :class:`DifferentiableFaceLoss`
@@ -233,11 +235,12 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         return self.face_loss.loss
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """``[B,C,h,w]`` as the diffusion model has them → images ``[B,3,H,W]`` in [0, 1]; the gradient flows to the latents."""
+        """Decodes the diffusion model's latents ``[B,C,h,w]`` to images ``[B,3,H,W]``, RGB in [0, 1]. The gradient flows to the
+        latents."""
         return decode_latents(self.vae, latents, self._config)
 
     def extract_target_region(self, images: torch.Tensor) -> torch.Tensor:
-        """The image that the loss is about: of a diptych ``[B,3,H,2·image_size]`` the right half."""
+        """The part of an image that is compared: the right half of a diptych ``[B,3,H,2·image_size]``, else the whole image."""
         return target_region(images, self.image_size)
 
     def forward(
@@ -247,13 +250,15 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         return_details: bool = False,
         **arguments: Any,
     ) -> torch.Tensor | Details:
-        """The loss, a scalar; with ``return_details`` ``loss, per_sample, mask``, whose ``report`` says more.
+        """The loss, a scalar. With ``return_details``, the three values ``loss, per_sample, mask`` and a report: see
+        :class:`facegrad.Details`.
 
         Args:
             ref_images: ``[B,3,H,W]`` (or one for all), RGB in [0, 1], any size
-            gen_latents: ``[B,C,h,w]`` as the diffusion model has them; the gradient flows here
-            arguments: ``data_types``, ``landmarks``, … of :class:`facegrad.targets.Targets`; with ``image_size`` places are
-                pixels of the target, without it the others of :meth:`FaceLoss.step` too
+            gen_latents: the diffusion model's latents ``[B,C,h,w]``; the gradient flows here
+            arguments: the arguments of :class:`facegrad.targets.Targets`, such as ``data_types`` and ``landmarks``. With
+                ``image_size``, places are pixels of the right half. Without it, the further arguments of
+                :meth:`FaceLoss.step` are allowed too
         """
         value: torch.Tensor
         report: Report
@@ -266,7 +271,8 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         return Details.of(value, report) if return_details else value
 
     def _warn(self, latents: torch.Tensor) -> None:
-        """The method itself takes the right half of every picture; here that has to be said."""
+        """Warns about images that look like diptychs. The method uses the right half of every image; here only
+        ``image_size`` does that."""
         if not self._warned and latents.dim() == 4 and latents.shape[-1] == 2 * latents.shape[-2]:
             self._warned = True
             log.warning(

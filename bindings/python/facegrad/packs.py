@@ -1,7 +1,7 @@
-"""InsightFace's model packs: what is in them, under which licence, and where they lie on a disk.
+"""InsightFace's model packs: their files, their licences, and where they are on a disk.
 
-InsightFace keeps a pack in ``~/.insightface/models/<pack>/``. Found are also a pack's folder itself, the folder in a
-folder that antelopev2's zip makes of itself, and ComfyUI's ``models/insightface``.
+InsightFace keeps a pack in ``~/.insightface/models/<pack>/``. The functions here also find a pack in its own folder, in the
+nested folder that antelopev2's zip makes, and in ComfyUI's ``models/insightface``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ RECOGNISERS = {"r50": ("w600k_r50.onnx",), "r100": ("glintr100.onnx",), None: ("
 
 
 def bases(root: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders that may hold packs: ``root`` as InsightFace, ComfyUI or a hand-made folder means it."""
+    """The folders that may hold packs, where ``root`` is InsightFace's folder, ComfyUI's, or the user's own."""
     base = Path(os.fsdecode(root) if root is not None else HOME).expanduser()
     return [base, base / "models", base / "models" / "insightface" / "models"]
 
@@ -113,11 +113,11 @@ class Files:
 
 
 def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
-    """The files of a pack: InsightFace's by their names, those of any other folder by what the models are.
+    """The files of a pack. In InsightFace's packs the names tell them, in any other folder the models' inputs and outputs.
 
     Raises:
-        FileNotFoundError: lists the places searched, the files that the pack must hold, and how to get them
-        ValueError: a folder of that name without a detector or a recogniser
+        FileNotFoundError: no such pack; the text lists the places searched, the files of the pack, and how to get them
+        ValueError: a folder of that name has no detector or no recogniser
     """
     searched = pack_folders(name, root)
     if name not in PACKS:
@@ -134,13 +134,14 @@ def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
 
 
 def damaged(name: str, files: Files) -> list[Path]:
-    """The files of a pack that are not the published ones: cut off, damaged, or others under their names."""
+    """The files of a pack that are not the published ones: they are cut off, damaged, or other files of that name."""
     known = zip((files.detector, files.recogniser), PACKS[name].hashes)
     return [file for file, digest in known if sha256(file) != digest]
 
 
 def _own_pack(name: str, searched: list[Path]) -> Files:
-    """As InsightFace reads a folder: of its models in the order of their names the first detector and the first recogniser."""
+    """The first detector and the first recogniser among the models of a folder in the order of their names, as InsightFace
+    chooses them."""
     folder = next((folder for folder in searched if name and any(folder.glob("*.onnx"))), None)
     if folder is None:
         raise FileNotFoundError(
@@ -159,8 +160,8 @@ def _own_pack(name: str, searched: list[Path]) -> Files:
 
 
 def onnx_task(path: Path) -> str:
-    """``detector``, ``recogniser`` or ``other``, by the rules of InsightFace's ``model_zoo.get_model``: five outputs and more
-    are a detector's; a recogniser sees a square whose side is a multiple of 16 from 112, and not 192."""
+    """``detector``, ``recogniser`` or ``other``, by the rules of InsightFace's ``model_zoo.get_model``: a detector has five or
+    more outputs; a recogniser's input is a square whose side is a multiple of 16, at least 112 and not 192."""
     if path.name in DETECTORS:
         return "detector"
     if any(path.name in names for names in RECOGNISERS.values()):

@@ -1,4 +1,4 @@
-"""Cutting images with a gradient: the target of a diptych, and a face by its box, as the method does it."""
+"""Crops images with a gradient as the method does: the target of a diptych, and a face by its box."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ MARGIN = 1.2
 
 
 def target_region(images: torch.Tensor, image_size: int | None) -> torch.Tensor:
-    """The image that a loss is about: of a diptych (reference | target) ``[B,C,H,2·image_size]`` the right half.
+    """The part of an image that is compared: the right half of a diptych (reference | target) ``[B,C,H,2·image_size]``.
 
     Args:
-        image_size: width of one image, pixels; None: ``images`` as they are
+        images: ``[B,C,H,W]``
+        image_size: width of one image, pixels; None: ``images`` are returned as they are
 
     Raises:
-        ValueError: for images that are neither one nor two of them wide
+        ValueError: the width is neither ``image_size`` nor twice that
     """
     width = images.shape[-1]
     if image_size is None or width == image_size:
@@ -32,11 +33,11 @@ def target_region(images: torch.Tensor, image_size: int | None) -> torch.Tensor:
 
 
 def crop_and_resize(image: torch.Tensor, bbox: Sequence[float], size: int) -> torch.Tensor:
-    """The square of 1.2 times the longer side of a box around its middle, in whole pixels, as ``[C,size,size]``. What lies
-    beyond the image is its mirror image. The gradient flows to ``image`` ``[C,H,W]``.
+    """Crops a square around the middle of a box, in whole pixels, and resizes it to ``[C,size,size]``. Its side is 1.2 times
+    the box's longer side. Outside the image, pixels are mirrored. The gradient flows to ``image`` ``[C,H,W]``.
 
     Raises:
-        ValueError: for a box that has no area inside the image
+        ValueError: the box has no area inside the image
     """
     height, width = image.shape[-2:]
     x1, y1, x2, y2 = (float(v) for v in bbox)
@@ -54,7 +55,7 @@ def crop_and_resize(image: torch.Tensor, bbox: Sequence[float], size: int) -> to
 
 
 def _mirrored(start: int, end: int, length: int, device: torch.device) -> torch.Tensor:
-    """The indices ``start``…``end`` of an axis, those outside 0…``length`` − 1 mirrored at its ends."""
+    """The indices ``start``…``end`` of an axis. Those outside 0…``length`` − 1 are mirrored at its ends."""
     index = torch.arange(start, max(end, start + 1), device=device)
     if length == 1:
         return torch.zeros_like(index)

@@ -1,4 +1,4 @@
-"""What a loss tells about every sample."""
+"""The report of a loss about every sample."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Located(IntEnum):
 
 
 class Alignment(IntEnum):
-    """How it was brought to the recogniser's input."""
+    """How the face was brought to the recogniser's input."""
 
     NONE = 0
     KPS = 1
@@ -47,7 +47,7 @@ class Alignment(IntEnum):
 
 
 class Decoded(IntEnum):
-    """What was decoded of the generated image."""
+    """Which part of the generated image was decoded with a gradient."""
 
     NOTHING = 0
     FULL = 1
@@ -59,10 +59,21 @@ class Decoded(IntEnum):
 
 @dataclass(frozen=True)
 class Sample:
-    """What one sample did for the loss. Pixels; NaN and None where a number was not computed.
+    """What happened to one sample. NaN or None where a number was not computed.
 
-    ``exact_pass``: the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
-    ``audit_cosine``, ``audit_norm_ratio``: the window's gradient against the whole image's, at steps that audit.
+    Attributes:
+        outcome: whether it counts, or why not
+        located: how the generated face was found
+        alignment: how the face was aligned
+        similarity: cosine similarity to the reference in [−1, 1]
+        weight: the sample's weight in the mean
+        score: detection score in [0, 1]
+        bbox: the generated face's box x1, y1, x2, y2, pixels
+        landmarks: the generated face's five points x, y, pixels
+        decoded: which part of the image was decoded with a gradient
+        exact_pass: whether the whole image was decoded without a gradient, for detection or for GroupNorm's statistics
+        audit_cosine: at steps that audit, the cosine between the gradients through the window and the whole image
+        audit_norm_ratio: at steps that audit, the norm of the former divided by that of the latter
     """
 
     outcome: Outcome
@@ -81,16 +92,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """The value of a loss and what every sample did for it.
+    """The value of a loss, and what happened to every sample.
 
     Attributes:
-        loss: the weighted loss, what the gradient belongs to
-        mean_distance: mean of 1 − cos over the counted samples, in [0, 2]
+        loss: the weighted loss, which is differentiated
+        mean_distance: mean of 1 − cos over the counted samples, in [0, 2]; 0 where none counts
         counted: how many samples count
-        samples: one a generated image
-        exact_passes: how many whole images were decoded without a gradient for the sake of windows
-        audit_cosine, audit_norm_ratio: of the audited sample with the least cosine; NaN where none was audited
-        level_distances: with ``levels`` the mean of 1 − cos of each, in the order of the config; empty without
+        samples: one per generated image, in order
+        exact_passes: how many whole images were decoded without a gradient, for detection or for GroupNorm's statistics
+        audit_cosine, audit_norm_ratio: those of the audited sample with the least cosine; NaN where none was audited
+        level_distances: with ``levels``, the mean of 1 − cos per level, in the order of the config; empty without
     """
 
     loss: float
@@ -115,20 +126,20 @@ class _Details(NamedTuple):
 
 
 class Details(_Details):
-    """What the method's losses return with ``return_details=True``: ``loss, per_sample, mask = …``.
+    """The tuple ``loss, per_sample, mask`` that the method's losses return with ``return_details=True``.
 
     Attributes:
-        loss: the scalar; the gradient flows from it
+        loss: the loss, a scalar with a gradient
         per_sample: ``[B]`` float32, 1 − cos of every sample that counts, 0 elsewhere, without a gradient
         mask: ``[B]`` bool: which samples count
-        report: why, and where the faces are: the :class:`Report`
+        report: the :class:`Report`, which says why, and where the faces are
     """
 
     report: Report
 
     @classmethod
     def of(cls, loss: torch.Tensor, report: Report) -> Details:
-        """Those of a report."""
+        """The details of a loss and its report."""
         counts = [sample.outcome is Outcome.COUNTED for sample in report.samples]
         distances = [1 - sample.similarity if count else 0.0 for sample, count in zip(report.samples, counts)]
         details = cls(
@@ -141,7 +152,7 @@ class Details(_Details):
 
 
 class Sink:
-    """The ABI's arrays that a call fills in, for a batch of ``count``."""
+    """The ABI's structs that a call fills in, for a batch of ``count``."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -151,7 +162,7 @@ class Sink:
         self.result = _abi.Result(struct_size=c.sizeof(_abi.Result))
 
     def report(self) -> Report:
-        """What the call left."""
+        """The report that the call wrote."""
         result = self.result
         samples = tuple(_sample(s) for s in self.samples[: self._count])
         return Report(

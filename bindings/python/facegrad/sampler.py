@@ -19,10 +19,10 @@ def sampler_step(
     next_t: torch.Tensor | Sequence[float] | float,
     config: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
-    """Goes from one noise level to another: Euler's step for flow matching, DDIM's with η = 0 for epsilon, v and x0.
+    """The same sample at another noise level: Euler's step for flow matching, DDIM's with η = 0 for epsilon, v and x0.
 
-    Computed in float32, without a gradient; the result has the layout, dtype and device of ``x_t``. The step is linear in
-    both tensors, so every packing is as good as any other.
+    The step is computed in float32, without a gradient. The result has the layout, dtype and device of ``x_t``. The step is
+    linear in both tensors, so it works in any packing.
 
     >>> x = torch.ones(1, 4, 2, 2)
     >>> sampler_step(x, x, 1.0, 0.75)[0, 0, 0, 0].item()
@@ -31,13 +31,14 @@ def sampler_step(
     Args:
         x_t: the noisy latents ``[N,…]``; float32, float16 or bfloat16
         prediction: the model's output, of the same shape
-        t, next_t: noise levels per sample (or one for all), as ``prediction.time`` of a loss's configuration says. A
-            ``next_t`` of −1 among the timesteps of epsilon, v and x0 is the clean latent
+        t, next_t: noise levels per sample (or one for all) before and after the step, in the unit of ``prediction.time``.
+            With timesteps of epsilon, v and x0, a ``next_t`` of −1 means the clean latent
         config: the object ``prediction`` of :class:`facegrad.FaceIdentityLoss`'s configuration; None for flow matching.
-            Kind ``sample`` is x0 of a variance-preserving process: of a flow model give the velocity ``(x_t − x0)/t``
+            Kind ``sample`` is x0 of a variance-preserving process. For x0 of a flow model, give the velocity
+            ``(x_t − x0)/t`` as kind ``flow``
 
     Raises:
-        facegrad.FacegradError: for another shape, or a level outside its range
+        facegrad.FacegradError: the shapes differ, or a level is outside its range
     """
     context = Context.of(x_t.device)
     count = x_t.shape[0] if x_t.dim() else 0

@@ -1,4 +1,4 @@
-"""The method's classes that need no gradient: a score of images, and one of latents."""
+"""The method's classes without a gradient: a score of images, and one of latents."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ log = logging.getLogger("facegrad")
 
 
 class ArcFaceLoss(torch.nn.Module):
-    """``mean(1 − cos)`` between reference and generated faces, for watching a training: no gradient.
+    """``mean(1 − cos)`` between reference and generated faces, without a gradient, to watch a training.
 
     Args:
         model_name: InsightFace's pack: ``buffalo_l``, ``antelopev2``, ``buffalo_m``, ``buffalo_s``, ``buffalo_sc``,
             ``auraface``, or the name of any folder with ONNX models in the place of a pack
-        ctx_id: a GPU's number, -1 for the CPU, as InsightFace has it; without CUDA the CPU computes. None: ``device`` says
-        det_size: side, ``(width, height)`` of one canvas, or a list of several, whose finds are merged
-        root: InsightFace's folder, default ``~/.insightface``; the pack's folder, or ComfyUI's ``models/insightface``
-        device: ``cpu``, ``cuda`` or ``cuda:N``; default ``cpu``; inputs may lie anywhere
-        options: further arguments of :class:`Evaluator`. Where a detection finds nothing, smaller sizes are tried;
+        ctx_id: a GPU's number, or -1 for the CPU, as in InsightFace. Without CUDA, the CPU is used. None: use ``device``
+        det_size: side, or ``(width, height)``, of one canvas in pixels, or a list of several, whose faces are merged
+        root: InsightFace's folder, the pack's folder, or ComfyUI's ``models/insightface``; default ``~/.insightface``
+        device: ``cpu``, ``cuda`` or ``cuda:N``; default ``cpu``. Inputs may be on any device
+        options: further arguments of :class:`Evaluator`. Where detection finds no face, smaller sizes are tried;
             ``retry_sizes=()`` switches that off
 
     Attributes:
         evaluator: the :class:`Evaluator` that does the work
-        embedding_dim: numbers of an embedding
+        embedding_dim: the length of an embedding
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ArcFaceLoss(torch.nn.Module):
         self.embedding_dim = self.evaluator.dim
 
     def _apply(self, fn: Any, recurse: bool = True) -> ArcFaceLoss:
-        """``to``, ``cuda`` and ``cpu`` load the networks where they are sent; their precision stays."""
+        """Loads the networks on the device that ``to``, ``cuda`` or ``cpu`` names. Their precision does not change."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = moved(fn, self.evaluator.device)
         if device is not None:
@@ -70,15 +70,15 @@ class ArcFaceLoss(torch.nn.Module):
     def forward(
         self, ref_images: torch.Tensor, gen_images: torch.Tensor, return_details: bool = False, **targets: Any
     ) -> torch.Tensor | Details:
-        """The distance, a scalar in [0, 2] on ``gen_images``' device; with ``return_details`` ``loss, per_sample, mask``,
-        whose ``report`` says more: see :class:`facegrad.Details`.
+        """The distance, a scalar in [0, 2] on the device of ``gen_images``. With ``return_details``, the three values
+        ``loss, per_sample, mask`` and a report: see :class:`facegrad.Details`.
 
-        A sample without a face is left out with a warning. Where all are, the distance is 0, as the method has it,
-        the mask is all false, and ``report.similarity`` is NaN.
+        A sample without a face is left out with a warning. If all are left out, the distance is 0, as in the method, the
+        mask is all false, and ``report.similarity`` is NaN.
 
         Args:
             ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
-            gen_images: ``[B,3,H,W]``
+            gen_images: ``[B,3,H,W]``, likewise
             targets: further arguments of :meth:`Evaluator.compare`
         """
         report = self.evaluator.compare(gen_images, ref_images, **targets)
@@ -93,8 +93,8 @@ class ArcFaceLoss(torch.nn.Module):
 
     @eager
     def extract_batch_embeddings(self, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The embeddings ``[N,D]`` of those images of ``[B,3,H,W]`` that have a face, and ``[B]`` bool that says which; twice
-        None where none has one. See :meth:`extract_embedding`."""
+        """The embeddings ``[N,D]`` of those images of ``[B,3,H,W]`` that have a face, and ``[B]`` bool that says which images
+        these are. Two times None where no image has a face. See :meth:`extract_embedding`."""
         rows = [self._best(faces) for faces in self.evaluator.faces(images)]
         found = [row for row in rows if row is not None]
         if not found:
@@ -108,16 +108,16 @@ class ArcFaceLoss(torch.nn.Module):
 
 
 class FaceLossWrapper(torch.nn.Module):
-    """:class:`ArcFaceLoss` of latents: decodes them first.
+    """:class:`ArcFaceLoss` on latents, which it decodes first.
 
     Args:
-        vae: a diffusers VAE, or anything with ``decode`` and ``config``, whose config tells the scaling of the model's
-            latents; or any function from latents ``[B,C,h,w]`` to images in [0, 1]
+        vae: a diffusers VAE, or any object with ``decode`` and ``config``, whose config tells the scaling of the model's
+            latents; or any function from latents ``[B,C,h,w]`` to images ``[B,3,H,W]`` in [0, 1]
         arcface_model_name: as ``model_name`` of :class:`ArcFaceLoss`
-        image_size: width of one image, pixels: of a picture twice as wide (reference | target) the right half is compared.
-            None: all of the picture
+        image_size: width of one image, pixels. Of an image that is twice as wide (reference | target), only the right half
+            is compared. None: the whole image
         arcface_root: as ``root`` of :class:`ArcFaceLoss`
-        options: the others of :class:`ArcFaceLoss`
+        options: further arguments of :class:`ArcFaceLoss`
 
     Attributes:
         arcface_loss: the :class:`ArcFaceLoss`
@@ -137,7 +137,7 @@ class FaceLossWrapper(torch.nn.Module):
                 raise TypeError(f"FaceLossWrapper: `{old}` is called `{new}` here; write {new}={options[old]!r}")
         self.arcface_loss = ArcFaceLoss(arcface_model_name, root=arcface_root, **options)
         self.image_size = image_size
-        # A tuple hides the VAE from parameters() and state_dict(): it is the trainer's.
+        # The tuple hides the VAE from parameters() and state_dict(), because it belongs to the trainer.
         self._vae = (vae,)
 
     @property
@@ -147,11 +147,11 @@ class FaceLossWrapper(torch.nn.Module):
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The model's latents ``[B,C,h,w]`` as images ``[B,3,H,W]`` in [0, 1]."""
+        """Decodes the model's latents ``[B,C,h,w]`` to images ``[B,3,H,W]``, RGB in [0, 1]."""
         return decode(self.vae, latents)
 
     def extract_target_region(self, images: torch.Tensor) -> torch.Tensor:
-        """The image that is compared: of a diptych ``[B,3,H,2·image_size]`` the right half."""
+        """The part of an image that is compared: the right half of a diptych ``[B,3,H,2·image_size]``, else the whole image."""
         return target_region(images, self.image_size)
 
     @eager
@@ -165,13 +165,13 @@ class FaceLossWrapper(torch.nn.Module):
         return_details: bool = False,
         **targets: Any,
     ) -> torch.Tensor | Details:
-        """As :meth:`ArcFaceLoss.forward`, for latents.
+        """The distance of :meth:`ArcFaceLoss.forward`, for latents.
 
         Args:
             ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
-            pred_latents: ``[B,C,h,w]``: the latents to score; where ``x_0_latents`` are given they are not looked at
-            x_0_latents: ``[B,C,h,w]``: the latents to score, where the method's four arguments are given
-            t: the method's fourth argument; a score of x_0 does not depend on it
+            pred_latents: the latents to score, ``[B,C,h,w]``; ignored where ``x_0_latents`` are given
+            x_0_latents: the latents to score where the method's four arguments are given, ``[B,C,h,w]``
+            t: the method's fourth argument; the score does not depend on it
             return_details, targets: as for :class:`ArcFaceLoss`
         """
         latents = pred_latents if x_0_latents is None else x_0_latents
@@ -181,7 +181,7 @@ class FaceLossWrapper(torch.nn.Module):
 
 
 def _device(ctx_id: int | None, device: str | torch.device | None) -> str | torch.device:
-    """Where ``ctx_id`` and ``device`` say that the networks compute."""
+    """The device that ``ctx_id`` or ``device`` names."""
     if ctx_id is None:
         return device if device is not None else "cpu"
     if isinstance(ctx_id, bool) or not isinstance(ctx_id, int):

@@ -1,4 +1,5 @@
-"""A module's weights for the library to share: without what a trainer wraps around them, or why they cannot be shared."""
+"""Prepares a module's weights for the library to share: removes what a trainer wraps around them, or says why they cannot be
+shared."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import torch
 
 from .host_vae import class_names
 
-#: What belongs to an encoder, in any dialect of names.
+#: Prefixes of an encoder's tensors, in all dialects of names.
 _ENCODER = ("encoder.", "quant_conv.", "taesd_encoder.")
 
-#: Parts of names that torch's own wrappers put in: torch.compile, DataParallel and DDP, FSDP, activation checkpointing.
+#: Parts of names that torch's own wrappers insert: torch.compile, DataParallel and DDP, FSDP, activation checkpointing.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 #: diffusers' classes whose decoders the library has.
@@ -25,11 +26,11 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Refusal(Exception):
-    """Weights cannot be shared; the text is the reason, as the end of a sentence that begins with `because`."""
+    """Weights cannot be shared. The text is the reason, written as the end of a sentence with `because`."""
 
 
 def unwrapped(module: Any) -> Any:
-    """The module inside torch.compile's, DataParallel's and DDP's wrappers."""
+    """The module inside the wrappers of torch.compile, DataParallel and DDP."""
     for _ in range(8):
         inner = getattr(module, "_orig_mod", None)
         if inner is None and type(module).__name__ in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
@@ -41,17 +42,17 @@ def unwrapped(module: Any) -> Any:
 
 
 def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The decoder's tensors by the names of the module itself, and what its config tells of them.
+    """The decoder's tensors under the names of the module itself, and the entries of its config.
 
     Raises:
-        Refusal: for weights that are elsewhere (offloaded, on ``meta``), quantised, or none of a decoder's
+        Refusal: the weights are elsewhere (offloaded, on ``meta``), are quantised, or are not those of a decoder
     """
     about: dict[str, Any] = {}
     if isinstance(source, torch.nn.Module):
         module = unwrapped(source)
         config = getattr(module, "config", None)
         if isinstance(config, Mapping):
-            # Only what JSON can carry: the rest says nothing about weights.
+            # Only entries that JSON can represent. The others do not describe weights.
             plain = (bool, int, float, str, list, tuple, type(None))
             about = {key: value for key, value in config.items() if isinstance(value, plain)}
             known = next((name for name in class_names(module) if name in KNOWN), None)

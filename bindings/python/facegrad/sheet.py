@@ -1,4 +1,4 @@
-"""A picture of what was found: boxes, landmarks, aligned crops and similarities on one sheet."""
+"""Draws found faces on one sheet: boxes, landmarks, aligned crops and similarities."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Mark:
     """A face in a panel.
 
     Attributes:
-        face: where it is
-        crop: the aligned crop ``[3,S,S]`` in [0, 1]
-        name: the short name that picture, crop and table share
-        note: what the crop is labelled with
+        face: the face's place in the image
+        crop: the aligned crop ``[3,S,S]``, RGB in [0, 1]
+        name: the short name of the face in image, crops and table
+        note: the label of the crop
     """
 
     face: Face
@@ -46,14 +46,14 @@ class Mark:
 
 @dataclass
 class Panel:
-    """A picture with its faces.
+    """An image with its faces.
 
     Attributes:
-        title: what is written above it
+        title: the text above the image
         image: ``[3,H,W]`` uint8, RGB
         marks: the faces
-        note: what is written where there are none
-        size: width and height of the picture, where ``image`` is a small copy of it
+        note: the text where there are no faces
+        size: width and height of the original image, where ``image`` is a smaller copy
     """
 
     title: str
@@ -64,7 +64,7 @@ class Panel:
 
     @classmethod
     def small(cls, title: str, image: torch.Tensor, marks: list[Mark]) -> Panel:
-        """A panel that keeps no more of a picture than the sheet shows."""
+        """A panel with a copy of the image that is only as large as the sheet shows it."""
         from PIL import Image
 
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -190,7 +190,7 @@ def _bytes(picture: torch.Tensor) -> torch.Tensor:
 
 
 class _Sheet:
-    """Paper that is measured in points and drawn at twice the size."""
+    """A canvas that is measured in points and drawn at twice the size."""
 
     def __init__(self, width: int, height: int) -> None:
         try:
@@ -217,7 +217,7 @@ class _Sheet:
         self.pen.rectangle([2 * x - 3, 2 * y - 3, 2 * (x + side) + 2, 2 * (y + side) + 2], None, colour, 4)
 
     def box(self, box: Sequence[float], colour: tuple[int, int, int], frame: Sequence[float]) -> None:
-        """A face's box, as far as it lies in the picture."""
+        """Draws the part of a face's box that lies in the image."""
         x1, y1 = max(box[0], frame[0]), max(box[1], frame[1])
         x2, y2 = min(box[2], frame[2]), min(box[3], frame[3])
         if x2 > x1 and y2 > y1:

@@ -1,4 +1,4 @@
-"""What a trainer says of the samples of a batch."""
+"""What a trainer says about the samples of a batch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ._tensor import optional
 
 
 class Targets:
-    """The arguments of one call as ``facegrad_targets``, for a batch of ``count``. Keeps their memory alive.
+    """The arguments of one call as ``facegrad_targets``, for a batch of ``count``. It keeps their memory alive.
 
     Args:
-        references: ``[N,3,H,W]`` or ``[1,3,H,W]``, RGB in [0, 1], any size
-        reference_ids: per sample an id of ``set_reference``; None: its row of ``references``
-        data_types: per sample, checked against ``face_types``; None: every sample counts
-        landmarks, boxes: ``[N,5,2]``, ``[N,4]`` where the generated faces are known, pixels; rows of NaN where not
-        reference_landmarks, reference_boxes: the same of the references
-        sample_weights: ``[N]``, ≥ 0
-        sample_ids: per sample a name that tells it from all others of the training, by which ``norm_stats`` remembers it;
-            None: its reference image tells
+        references: reference images ``[N,3,H,W]``, or ``[1,3,H,W]`` for all samples, RGB in [0, 1], any size
+        reference_ids: per sample an id of ``set_reference``, or None where the sample uses its row of ``references``
+        data_types: per sample the kind of training image; only those among ``face_types`` count. None: every sample counts
+        landmarks, boxes: places of the generated faces in pixels: ``[N,5,2]``, and ``[N,4]`` as x1, y1, x2, y2. Faces whose
+            rows are NaN are detected. None: all are detected
+        reference_landmarks, reference_boxes: the same for the faces in ``references``
+        sample_weights: weights of the samples in the mean, ``[N]``, at least 0; None: 1 each
+        sample_ids: per sample a name that is unique in the training set, under which ``norm_stats`` remembers statistics;
+            None: the sample is identified by its reference image
     """
 
     def __init__(

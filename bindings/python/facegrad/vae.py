@@ -30,25 +30,30 @@ _ANOTHER = ("unsupported", "weights do not fit the network", "wrong dtype", "wro
 
 
 class Vae(Owner):
-    """The frozen decoder of a VAE.
+    """The frozen decoder of a VAE. Any thread may use it; calls run one after the other.
 
-    The library's own decoders are AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1, …), FLUX.2, Qwen-Image, Wan 2.1 and 2.2 (one
-    frame), HunyuanImage 2.1, Sana's DC-AE, the TAESD family, and TorchScript; all but the last allow windows. A TorchScript file is a program: loading it runs
-    code that is in it, so it is loaded only with ``config={"family": "torchscript", "latent_channels": …}``. Any other VAE in memory, and
-    one whose weights cannot be shared (offloaded, quantised), is decoded by its own code with the host's autograd; one line
-    in the log says so, and why. So is any function.
+    The library has decoders of its own for AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1, …), FLUX.2, Qwen-Image, Wan 2.1 and 2.2
+    (one frame), HunyuanImage 2.1, Sana's DC-AE, the TAESD family, and TorchScript. All but TorchScript allow windows. A
+    TorchScript file is a program: loading it runs code that is in it. It is therefore loaded only with
+    ``config={"family": "torchscript", "latent_channels": …}``.
+
+    Any other VAE in memory decodes with its own code and the host's autograd, and so does any function. The same holds for a
+    VAE whose weights cannot be shared (offloaded, quantised). One line in the log says so, and why.
 
     Args:
-        source: a safetensors, ``.pth`` or TorchScript file, a single-file checkpoint, a diffusers folder; or a module
-            (``pipe.vae``; compiled, in ``DataParallel``, or of a class derived from a known one as well), or its tensors by
-            name. Weights in memory that have ``dtype`` and are on ``device`` are shared, not copied: they must not change
-            while the decoder lives, which keeps them alive. Or any object with ``decode`` and ``config``; or a function from
-            the model's latents ``[B,C,h,w]``, unpacked and float32, to images ``[B,3,H,W]`` in [0, 1]: the identity or a scale
-            for a model of pixels
+        source: one of these:
+
+            - a safetensors, ``.pth`` or TorchScript file, a single-file checkpoint, or a diffusers folder
+            - a module (``pipe.vae``), which may be compiled, in ``DataParallel``, or of a class derived from a known one; or
+              its tensors by name. Weights that have ``dtype`` and are on ``device`` are shared and not copied: the decoder
+              keeps them alive, and they must not change while it exists
+            - any object with ``decode`` and ``config``
+            - a function from the model's latents ``[B,C,h,w]``, unpacked and float32, to images ``[B,3,H,W]``, RGB in [0, 1].
+              For a model of pixels this is the identity or a scale
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: that of a module's weights, else the CPU
-        dtype: of weights and activations: ``f32``, ``bf16`` or ``f16`` (SDXL's own VAE overflows in it); default: that of a
-            module's weights, else ``f32``
-        recompute: ``none``, or ``blocks``: keep only the blocks' inputs for the backward pass and compute the rest again
+        dtype: the precision of weights and activations: ``f32``, ``bf16`` or ``f16``, in which SDXL's own VAE overflows;
+            default: that of a module's weights, else ``f32``
+        recompute: ``none``, or ``blocks`` to keep only the blocks' inputs for the backward pass and compute the rest again
         slicing: decode one sample at a time
         config: further keys of ``facegrad_vae_new``: ``family``, ``norm_num_groups``, ``latent_channels``, …
 
@@ -91,7 +96,7 @@ class Vae(Owner):
         self.latent_format: str | dict[str, Any] | None = info["latent_format"]
 
     def _share(self, source: Any, device: Any, dtype: str | None, keys: dict[str, Any]) -> str | None:
-        """Builds the library's decoder over a host's weights; where that cannot be, says why."""
+        """Builds the library's decoder over a host's weights. Returns the reason where that is not possible."""
         if not isinstance(source, (torch.nn.Module, Mapping)):
             if is_duck(source) or callable(source):
                 return "it is no module"
@@ -147,16 +152,17 @@ class Vae(Owner):
 
     @property
     def device(self) -> torch.device:
-        """Where latents are expected."""
+        """The device on which latents are expected."""
         return self._context.device
 
     def _guard(self) -> AbstractContextManager[None]:
-        """Around a call that may decode: what the host's decoder throws comes out as it was."""
+        """Wraps a call that may decode, and raises the host decoder's own exception where it had one."""
         return self._host.reraise() if self._host is not None else nullcontext()
 
     @eager
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """``[B,C,h,w]``, as the VAE takes them → ``[B,3,s·h,s·w]`` float32, RGB in units of [0, 1], not clamped, without a gradient."""
+        """Decodes the VAE's own latents ``[B,C,h,w]`` to ``[B,3,s·h,s·w]``, RGB, nominally in [0, 1], float32, not clamped, without
+        a gradient. s is ``scale_factor``."""
         if self._host is not None:
             with torch.no_grad():
                 decoded = self._host.run(latents.float())

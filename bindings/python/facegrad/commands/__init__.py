@@ -1,1 +1,1 @@
-"""The commands of ``python -m facegrad``, one a file."""
+"""The commands of ``python -m facegrad``, one per file."""

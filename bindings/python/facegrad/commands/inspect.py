@@ -89,7 +89,7 @@ def _evaluator(arguments: argparse.Namespace) -> Evaluator:
 
 
 def _files(paths: list[str]) -> tuple[list[Path], bool]:
-    """The pictures, and whether something named shows none."""
+    """The files of the pictures, and whether a named path has none."""
     files: list[Path] = []
     unreadable = False
     for path in paths:
@@ -102,13 +102,13 @@ def _files(paths: list[str]) -> tuple[list[Path], bool]:
 
 
 class _Looked:
-    """What has been seen so far: embeddings, and small copies for the sheet. One picture is in memory at a time.
+    """Embeddings of the pictures so far, and small copies for the sheet. One picture is in memory at a time.
 
     Attributes:
-        pictures: how many could be read
+        pictures: how many pictures could be read
         faceless: how many of them show no face
-        embeddings: of all faces in their order
-        panels: for the sheet, of the first pictures
+        embeddings: the embeddings of all faces, in order
+        panels: the sheet's panels of the first pictures
     """
 
     def __init__(self, evaluator: Evaluator, with_sheet: bool) -> None:
