@@ -1,7 +1,7 @@
 // The part of facegrad that is compiled for one version of torch: libfacegrad_torch.so.
 //
-// The line FUNCTIONS stands for functions of torch-sys, which torch/cut.rs puts there. The text is the same for
-// every torch; what the compiler makes of it is not, because libtorch's C++ ABI changes with every minor version.
+// torch/cut.rs replaces the line FUNCTIONS by functions of torch-sys. The source is the same for every torch. The
+// compiled part is not, because libtorch's C++ ABI changes with every minor version.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -34,7 +34,7 @@ static void keep_error(const char *text) {
     torch_last_err = strdup(text);
 }
 
-// No exception leaves a function of this file: it would unwind into Rust.
+// No exception may leave a function of this file, because it would unwind into Rust.
 #define PROTECT(...)                                          \
     try {                                                     \
         __VA_ARGS__                                           \
@@ -84,8 +84,8 @@ char *get_and_reset_last_err() {
     return text;
 }
 
-/// The torch whose headers this part was compiled with: "2.11.0". A loader finds the same words in the file without
-/// loading it.
+/// The version of torch whose headers this part was compiled with: "2.11.0". A loader can read the same text in the file
+/// without loading it.
 const char *facegrad_torch_compiled(void) {
     static const char text[] = "libfacegrad_torch for torch " TORCH_VERSION;
     return text + sizeof "libfacegrad_torch for torch " - 1;
@@ -95,7 +95,7 @@ const char *facegrad_torch_compiled(void) {
 std::uint64_t aoti_torch_abi_version(void);
 #endif
 
-/// The torch of this process as 0xMMmmpp0000000000, or 0 where it does not tell (before 2.7).
+/// The version of the torch of this process as 0xMMmmpp0000000000; 0 where torch does not tell it (before 2.7).
 std::uint64_t facegrad_torch_running(void) {
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7
     return aoti_torch_abi_version();
@@ -121,7 +121,7 @@ static c10::Device gpu(std::int32_t device) { return c10::Device(c10::DeviceType
 
 static c10::Stream current_stream(std::int32_t device) { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(gpu(device)); }
 
-/// Marks in `*event` what is on the stream now. Makes the event where it is NULL.
+/// Records in `*event` the work that is on the stream now. The event is made where it is NULL.
 std::int32_t facegrad_torch_event_record(void **event, std::int32_t device) {
     PROTECT(if (*event == nullptr) { *event = new c10::Event(c10::DeviceType::CUDA); } static_cast<c10::Event *>(*event)->record(
         current_stream(device));
@@ -129,13 +129,13 @@ std::int32_t facegrad_torch_event_record(void **event, std::int32_t device) {
     return 1;
 }
 
-/// Lets the stream wait for what the event marks. The host does not wait.
+/// Lets the stream wait for the work that the event records. The host does not wait.
 std::int32_t facegrad_torch_event_block(void *event, std::int32_t device) {
     PROTECT(static_cast<c10::Event *>(event)->block(current_stream(device)); return 0;)
     return 1;
 }
 
-/// Waits for what the event marks.
+/// Waits for the work that the event records.
 std::int32_t facegrad_torch_event_wait(void *event) {
     PROTECT(static_cast<c10::Event *>(event)->synchronize(); return 0;)
     return 1;
@@ -162,7 +162,7 @@ tensor facegrad_torch_upload(tensor t, std::int32_t device) {
     return nullptr;
 }
 
-/// Calls the host's log callback: 1 where it threw. An exception must not unwind into Rust, and Rust cannot catch one.
+/// Calls the host's log callback. Returns 1 where it threw. An exception must not unwind into Rust, and Rust cannot catch it.
 std::int32_t facegrad_torch_call_log(void (*log)(std::int32_t, const char *, void *), std::int32_t level, const char *message,
                                      void *user_data) {
     try {
@@ -173,7 +173,7 @@ std::int32_t facegrad_torch_call_log(void (*log)(std::int32_t, const char *, voi
     }
 }
 
-/// Calls the host's decoder (facegrad_decode_function): its own status, or -1 where it threw.
+/// Calls the host's decoder (facegrad_decode_function). Returns its status, or -1 where it threw.
 std::int32_t facegrad_torch_call_decode(std::int32_t (*decode)(const void *, std::uint64_t, void *, void *), const void *latents,
                                         std::uint64_t ticket, void *image, void *user_data) {
     try {
@@ -183,7 +183,7 @@ std::int32_t facegrad_torch_call_decode(std::int32_t (*decode)(const void *, std
     }
 }
 
-/// Calls the host's derivative of its decoder (facegrad_vjp_function): its own status, or -1 where it threw.
+/// Calls the derivative of the host's decoder (facegrad_vjp_function). Returns its status, or -1 where it threw.
 std::int32_t facegrad_torch_call_vjp(std::int32_t (*vjp)(std::uint64_t, const void *, void *, void *), std::uint64_t ticket,
                                      const void *gradient, void *latents_gradient, void *user_data) {
     try {

@@ -1,15 +1,15 @@
-/* facegrad for C++17: header only, over the C ABI of facegrad.h, whose text is the manual of every call.
+/* facegrad for C++17: header-only classes over the C ABI. facegrad.h describes shapes, units and errors of every call.
  *
- * Linked (-lfacegrad), or loaded at run time: define FACEGRAD_DYNAMIC and call Plugin::load first.
+ * A program links the library (-lfacegrad) or loads it at run time: then define FACEGRAD_DYNAMIC and call Plugin::load first.
  *
  * Objects are move-only and free their handle. They may be destroyed in any order and used from any
- * thread. What can fail throws facegrad::Error; with FACEGRAD_NO_EXCEPTIONS it returns a Result instead:
+ * thread. A call that fails throws facegrad::Error. With FACEGRAD_NO_EXCEPTIONS, calls return a Result instead:
  *
  *     auto context = facegrad::Context::make(R"({"device": "cuda"})");            // throws
  *     auto context = facegrad::Context::make(R"({"device": "cuda"})");            // Result<Context>
  *     if (!context) { puts(context.error().what()); }  else { use(context.value()); }
  *
- * Functions that came after this file are reached through facegrad::api() and facegrad::check().
+ * For functions that are newer than this file, use facegrad::api() and facegrad::check().
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0 */
 
@@ -64,13 +64,14 @@ struct Device {
     std::int32_t type = 1, id = 0;
 };
 
-/// A strided view of memory that somebody else owns.
+/// A strided view of memory that the view does not own. The memory must stay valid until the call returns, and on CUDA until the
+/// work that the call put on the stream has run.
 class TensorView {
   public:
     /// Floats on the CPU, in C order.
     TensorView(float *data, std::vector<std::int64_t> shape) : TensorView(data, float32, std::move(shape)) {}
     TensorView(Span<float> data, std::vector<std::int64_t> shape) : TensorView(data.data(), float32, std::move(shape)) {}
-    /// Any memory; `strides` in elements, empty for C order.
+    /// Any memory. `strides` are in elements; empty for C order.
     TensorView(void *data, Dtype dtype, std::vector<std::int64_t> shape, std::vector<std::int64_t> strides = {}, Device device = {})
         : data_(data), dtype_(dtype), device_(device), shape_(std::move(shape)), strides_(std::move(strides)) {}
     /// A DLTensor of any dlpack.h, such as DLManagedTensor::dl_tensor.
@@ -89,7 +90,7 @@ class TensorView {
     const std::vector<std::int64_t> &shape() const { return shape_; }
     /// The first size: samples of a batch.
     std::size_t batch() const { return shape_.empty() ? 0 : static_cast<std::size_t>(shape_[0]); }
-    /// The view in C. It points into this object.
+    /// The struct of the C ABI. It points into this object.
     facegrad_tensor raw() const {
         facegrad_tensor tensor{};
         tensor.data = data_;
@@ -114,18 +115,18 @@ class TensorView {
     std::uint16_t lanes_ = 1;
 };
 
-/// What the host says about a batch; fields as in facegrad_targets, what is not set is not known.
+/// What the host says about a batch. The fields are those of facegrad_targets; a field that is not set is not known.
 struct Targets {
     std::optional<TensorView> references, landmarks, boxes, reference_landmarks, reference_boxes, sample_weights;
-    /// N entries or none; nullopt means the sample's reference image.
+    /// N entries or none. nullopt: the sample uses its reference image.
     std::vector<std::optional<std::string>> reference_ids;
     /// N entries or none.
     std::vector<std::string> data_types;
-    /// N entries or none; nullopt means the content of the sample's reference image.
+    /// N entries or none. nullopt: the sample is identified by its reference image.
     std::vector<std::optional<std::string>> sample_ids;
 };
 
-/// What a trainer knows at one step; fields as in facegrad_step.
+/// What a trainer knows at one step. The fields are those of facegrad_step.
 struct Step {
     TensorView prediction;
     std::optional<TensorView> x_t, times, coefficients;
@@ -134,7 +135,7 @@ struct Step {
     double gradient_norm = 0;
 };
 
-/// The value of a loss and what every sample did for it.
+/// The value of a loss, and what happened to every sample.
 struct Report {
     facegrad_result result{};
     std::vector<facegrad_sample> samples;
@@ -142,7 +143,7 @@ struct Report {
 
 namespace detail {
 
-/// Optional views in C: NULL where not set. The addresses stay as long as the object.
+/// Optional views as structs of the C ABI; NULL where not set. The addresses stay valid as long as the object.
 class Pointers {
   public:
     const facegrad_tensor *operator()(const std::optional<TensorView> &view) { return view ? keep(*view) : nullptr; }
@@ -153,7 +154,7 @@ class Pointers {
     std::deque<facegrad_tensor> kept_;
 };
 
-/// Targets in C.
+/// Targets as a struct of the C ABI.
 class RawTargets {
   public:
     explicit RawTargets(const Targets &targets) {
@@ -202,7 +203,7 @@ inline Report report(std::size_t samples) {
 
 /* ---- objects ------------------------------------------------------------------------------------- */
 
-/// A device and its thread.
+/// A device, and the thread on which all work of its objects runs.
 class Context : public detail::Handle<facegrad_context, &facegrad_api::context_free> {
   public:
     using Handle::Handle;
@@ -227,7 +228,7 @@ class Detector : public detail::Handle<facegrad_detector, &facegrad_api::detecto
         const auto status = api().detector_new(context.get(), config.c_str(), &out);
         return detail::done(status, [&] { return Detector(out); });
     }
-    /// The faces of `[N,3,H,W]` images, at most `most` of them.
+    /// The faces of images `[N,3,H,W]`, RGB, uint8 or floats in [0, 1], ordered by image and falling score; at most `most` of them.
     Outcome<std::vector<facegrad_face>> detect(const TensorView &images, void *stream = nullptr, std::size_t most = 256) {
         std::vector<facegrad_face> faces(most == 0 ? 1 : most);
         faces[0].struct_size = sizeof faces[0];
@@ -237,7 +238,7 @@ class Detector : public detail::Handle<facegrad_detector, &facegrad_api::detecto
         faces.resize(count < faces.size() ? count : faces.size());
         return detail::done(status, [&] { return std::move(faces); });
     }
-    /// What was loaded.
+    /// One line of text: see facegrad_detector_info.
     std::string info() const {
         return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().detector_info(get(), b, c, n); });
     }
@@ -253,7 +254,7 @@ class Backbone : public detail::Handle<facegrad_backbone, &facegrad_api::backbon
         const auto status = api().backbone_new(context.get(), config.c_str(), &out);
         return detail::done(status, [&] { return Backbone(out); });
     }
-    /// `[count,D]` embeddings of faces; without faces the images are crops.
+    /// Writes `[count,D]` embeddings of length 1 of faces in images `[N,3,H,W]`, RGB in [0, 1]. Without faces, the images are crops.
     Outcome<void> embed(const TensorView &images, Span<const facegrad_face> faces, const TensorView &embeddings, void *stream = nullptr) {
         const facegrad_tensor in = images.raw(), out = embeddings.raw();
         return check(api().backbone_embed(get(), &in, faces.data(), faces.size(), &out, stream));
@@ -269,7 +270,7 @@ class Backbone : public detail::Handle<facegrad_backbone, &facegrad_api::backbon
     }
 };
 
-/// A frozen VAE decoder.
+/// A frozen VAE decoder. See facegrad_vae_new.
 class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
   public:
     using Handle::Handle;
@@ -279,7 +280,7 @@ class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
         const auto status = api().vae_new(context.get(), config.c_str(), &out);
         return detail::done(status, [&] { return Vae(out); });
     }
-    /// From named tensors of the host, which must outlive the decoder.
+    /// Builds a decoder from named tensors of the host, which must outlive the decoder and every loss and graph made with it.
     static Outcome<Vae> make(const Context &context, Span<const std::pair<std::string, TensorView>> tensors,
                              const std::string &config = "{}") {
         std::vector<const char *> names;
@@ -292,14 +293,15 @@ class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
         const auto status = api().vae_new_from_tensors(context.get(), names.data(), raw.data(), raw.size(), config.c_str(), &out);
         return detail::done(status, [&] { return Vae(out); });
     }
-    /// A decoder of the host's own: see facegrad_vae_new_from_functions. What `user_data` points to must outlive the decoder.
+    /// Makes a decoder from functions of the host: see facegrad_vae_new_from_functions. `user_data` must stay valid until the decoder
+    /// and every loss and graph made with it are freed.
     static Outcome<Vae> make(const Context &context, facegrad_decode_function decode, facegrad_vjp_function vjp, void *user_data,
                              const std::string &config = "{}") {
         facegrad_vae *out = nullptr;
         const auto status = api().vae_new_from_functions(context.get(), decode, vjp, user_data, config.c_str(), &out);
         return detail::done(status, [&] { return Vae(out); });
     }
-    /// `[B,C,h,w]` latents to `[B,3,s·h,s·w]` images.
+    /// Decodes the VAE's own latents `[B,C,h,w]` to images `[B,3,s·h,s·w]`, RGB, nominally in [0, 1], without a gradient.
     Outcome<void> decode(const TensorView &latents, const TensorView &images, void *stream = nullptr) {
         const facegrad_tensor in = latents.raw(), out = images.raw();
         return check(api().vae_decode(get(), &in, &out, stream));
@@ -314,7 +316,7 @@ class Vae : public detail::Handle<facegrad_vae, &facegrad_api::vae_free> {
 class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
   public:
     using Handle::Handle;
-    /// `config` as in facegrad_loss_new; a network that is nullptr is named there.
+    /// `config` as in facegrad_loss_new. A network that is nullptr is loaded from the file that `config` names.
     static Outcome<Loss> make(const Context &context, const Detector *detector, const Backbone *backbone, const Vae *vae,
                               const std::string &config = "{}") {
         facegrad_loss *out = nullptr;
@@ -329,11 +331,11 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
         return check(api().loss_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
     }
     Outcome<void> remove_reference(const std::string &id) { return check(api().loss_remove_reference(get(), id.c_str())); }
-    /// Writes what the loss remembers, so that a stopped training goes on with the same numbers.
+    /// Writes what the loss remembers to a file. A training that restores it continues with the same numbers.
     Outcome<void> save(const std::string &path) { return check(api().loss_save(get(), path.c_str())); }
-    /// Remembers what save() wrote, and nothing else.
+    /// Replaces everything that the loss remembers by what save() wrote.
     Outcome<void> restore(const std::string &path) { return check(api().loss_restore(get(), path.c_str())); }
-    /// The loss of `[N,3,H,W]` images; `gradient` receives its gradient with respect to them.
+    /// The loss of images `[N,3,H,W]`, RGB in [0, 1]. `gradient` receives its gradient with respect to them; nullptr: not computed.
     Outcome<Report> images(const TensorView &images, const Targets &targets, const TensorView *gradient = nullptr,
                            void *stream = nullptr) {
         detail::Pointers pointers;
@@ -343,7 +345,7 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
                                               report.samples.size(), &report.result, stream);
         return detail::done(status, [&] { return std::move(report); });
     }
-    /// One training step; `gradient` receives the gradient with respect to the prediction.
+    /// The loss of one training step. `gradient` receives its gradient with respect to the prediction; nullptr: not computed.
     Outcome<Report> step(const Step &step, const Targets &targets, const TensorView *gradient = nullptr, void *stream = nullptr) {
         detail::Pointers pointers;
         detail::RawTargets raw(targets);
@@ -362,7 +364,7 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
                                             &report.result, stream);
         return detail::done(status, [&] { return std::move(report); });
     }
-    /// What the loss uses, as JSON.
+    /// Describes the loss as JSON: see facegrad_loss_info.
     std::string info() const {
         return detail::text([&](char *b, std::size_t c, std::size_t *n) { return api().loss_info(get(), b, c, n); });
     }
@@ -378,7 +380,8 @@ class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evalu
         const auto status = api().evaluator_new(context.get(), config.c_str(), &out);
         return detail::done(status, [&] { return Evaluator(out); });
     }
-    /// The faces of `[N,3,H,W]` images, at most `most` of them; `embeddings` `[most,D]` receives a row for each.
+    /// The faces of images `[N,3,H,W]`, RGB, uint8 or floats in [0, 1], ordered by image and falling score; at most `most` of them.
+    /// `embeddings` `[most,D]` receives one row per face; nullptr: none.
     Outcome<std::vector<facegrad_face>> faces(const TensorView &images, const TensorView *embeddings = nullptr, void *stream = nullptr,
                                               std::size_t most = 256) {
         detail::Pointers pointers;
@@ -402,7 +405,7 @@ class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evalu
         return check(api().evaluator_set_reference(get(), id.c_str(), pointers(&images), pointers(landmarks), stream));
     }
     Outcome<void> remove_reference(const std::string &id) { return check(api().evaluator_remove_reference(get(), id.c_str())); }
-    /// One face of every image with its reference.
+    /// Compares one face of every image with its reference. See facegrad_evaluator_compare.
     Outcome<Report> compare(const TensorView &images, const Targets &targets, void *stream = nullptr) {
         detail::Pointers pointers;
         detail::RawTargets raw(targets);
@@ -411,7 +414,7 @@ class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evalu
                                                     &report.result, stream);
         return detail::done(status, [&] { return std::move(report); });
     }
-    /// Several registered people in every image, one to one: `N · people` samples.
+    /// Finds registered people in every image. The report has `N · people` samples, image after image. See facegrad_evaluator_find.
     Outcome<Report> find(const TensorView &images, const std::vector<std::string> &people, void *stream = nullptr) {
         detail::Pointers pointers;
         std::vector<const char *> ids;
@@ -429,12 +432,13 @@ class Evaluator : public detail::Handle<facegrad_evaluator, &facegrad_api::evalu
     }
 };
 
-/// An autograd tape whose nodes are numbers. `config` everywhere as in the function of the C ABI.
+/// A graph of operations with gradients, whose nodes are numbers. Every member is the function facegrad_graph_* of its name, whose
+/// text describes shapes and `config`.
 class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
   public:
     using Handle::Handle;
     using Node = std::int64_t;
-    /// In place of a node that is not there.
+    /// Stands for a missing node, such as `x_t` where the model predicts x0.
     static constexpr Node none = -1;
     static Outcome<Graph> make(const Context &context) {
         facegrad_graph *out = nullptr;
@@ -450,7 +454,7 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
         const facegrad_tensor *raw = pointers(times);
         return node([&](Node *out) { return api().graph_predict_x0(get(), x_t, prediction, raw, config.c_str(), out, stream); });
     }
-    /// The sample at another noise level; no gradient passes.
+    /// The sample at another noise level. No gradient flows through it.
     Outcome<Node> sampler_step(Node x_t, Node prediction, const TensorView &times, const TensorView &next_times,
                                const std::string &config = "{}", void *stream = nullptr) {
         const facegrad_tensor from = times.raw(), to = next_times.raw();
@@ -463,11 +467,11 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
     Outcome<Node> decode(Node latents, const Vae &vae, const std::string &config = "{}", void *stream = nullptr) {
         return node([&](Node *out) { return api().graph_decode(get(), latents, vae.get(), config.c_str(), out, stream); });
     }
-    /// A level of the recogniser over aligned crops, not normalised: see facegrad_graph_features.
+    /// A recogniser's features of aligned crops at one level, not normalised.
     Outcome<Node> features(Node crops, const Backbone &backbone, const std::string &level = "embedding", void *stream = nullptr) {
         return node([&](Node *out) { return api().graph_features(get(), crops, backbone.get(), level.c_str(), out, stream); });
     }
-    /// A scalar; `report` may be nullptr.
+    /// The loss of a node of images, a scalar. `report` may be nullptr.
     Outcome<Node> face_loss(Node images, const Loss &loss, const Targets &targets, Report *report = nullptr, void *stream = nullptr) {
         detail::RawTargets raw(targets);
         if (report != nullptr) {
@@ -491,7 +495,7 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
         const facegrad_tensor raw = out.raw();
         return check(api().graph_read(get(), node, &raw, stream));
     }
-    /// `seed` nullptr: ones.
+    /// Computes the gradients of a node with respect to all nodes before it. `seed` nullptr: ones.
     Outcome<void> backward(Node node, const TensorView *seed = nullptr, void *stream = nullptr) {
         detail::Pointers pointers;
         return check(api().graph_backward(get(), node, pointers(seed), stream));
@@ -511,10 +515,11 @@ class Graph : public detail::Handle<facegrad_graph, &facegrad_api::graph_free> {
 
 /* ---- the process --------------------------------------------------------------------------------- */
 
-/// `facegrad/x.y.z torch/x.y.z`.
+/// The versions of the library and of the torch in this process: `facegrad/x.y.z torch/x.y.z`.
 inline std::string version() { return api().version(); }
 
-/// The deterministic step of a sampler from the noise levels `times` to `next_times`, both `[N]`; `next` may be the memory of `x_t`.
+/// Takes the deterministic step of a sampler from the noise levels `times` to `next_times`, both `[N]`. `next` may be the memory of
+/// `x_t`. See facegrad_sampler_step.
 inline Outcome<void> sampler_step(const Context &context, const TensorView &x_t, const TensorView &prediction, const TensorView &times,
                                   const TensorView &next_times, const TensorView &next, const std::string &config = "{}",
                                   void *stream = nullptr) {
@@ -522,24 +527,24 @@ inline Outcome<void> sampler_step(const Context &context, const TensorView &x_t,
     return check(api().sampler_step(context.get(), &x, &v, &from, &to, config.c_str(), &out, stream));
 }
 
-/// What the library was built for and what it finds, as JSON.
+/// Describes the library and the process as JSON: see facegrad_build_info.
 inline std::string build_info() { return detail::text(api().build_info); }
 
-/// How many handles are alive: of `context`, `detector`, …, or of all for nullptr.
+/// How many handles are not freed: of the kind `context`, `detector`, …, or with nullptr of all kinds.
 inline Outcome<std::int64_t> live(const char *kind = nullptr) {
     std::int64_t count = 0;
     const auto status = api().debug_live(kind, &count);
     return detail::done(status, [&] { return count; });
 }
 
-/// Where messages go: `log` may be called from any thread and must not call facegrad. Where it throws, the
+/// Sets the receiver of the library's messages. `log` may run on any thread and must not call facegrad. If it throws, the
 /// call that sent the message fails with FACEGRAD_ERR_CALLBACK. An empty function ends the messages.
 inline Outcome<void> set_log(std::function<void(int level, std::string_view text)> log, int max_level = FACEGRAD_LOG_WARN) {
     using Log = std::function<void(int, std::string_view)>;
     if (!log) {
         return check(api().set_log_callback(nullptr, nullptr, max_level));
     }
-    // A message may be on its way to an older one, so none is ever freed.
+    // An older receiver may still run, so none is ever freed.
     static std::mutex lock;
     static auto *all = new std::deque<Log>;
     const std::lock_guard<std::mutex> guard(lock);

@@ -20,7 +20,7 @@ namespace facegrad {
 
 /* ---- errors ------------------------------------------------------------------------------------ */
 
-/// A status of the C ABI with the sentence that says what was expected, what came and what to do.
+/// A status of the C ABI, with the sentence that says what was expected, what came and what to do.
 class Error : public std::exception {
   public:
     Error(facegrad_status status, std::string text) : status_(status), text_(std::move(text)) {}
@@ -39,10 +39,10 @@ template <class T> class Result {
     Result(T value) : value_(std::move(value)) {}
     Result(Error error) : error_(std::move(error)) {}
     explicit operator bool() const noexcept { return !error_; }
-    /// Only where the Result is true.
+    /// The value. Call it only where the Result is true.
     T &value() & { return *value_; }
     T &&value() && { return std::move(*value_); }
-    /// Only where it is false.
+    /// The error. Call it only where the Result is false.
     const Error &error() const { return *error_; }
 
   private:
@@ -90,7 +90,7 @@ template <class T> Outcome<T> fail(facegrad_status status, std::string text) {
 #endif
 }
 
-/// The table must know every function of the header that this file was compiled with.
+/// Checks that the table has every function of the header that this file was compiled with.
 inline std::optional<Error> unusable(const facegrad_api *table) {
     if (table == nullptr) {
         return Error(FACEGRAD_ERR_UNSUPPORTED,
@@ -130,7 +130,7 @@ inline Outcome<void> check(facegrad_status status) {
 
 namespace detail {
 
-/// `make()` where the call succeeded.
+/// Returns `make()` where the call succeeded, else the error.
 template <class F> auto done(facegrad_status status, F &&make) -> Outcome<decltype(make())> {
     if (status != FACEGRAD_OK) {
         return fail<decltype(make())>(status, text(api().last_error));
@@ -152,9 +152,9 @@ template <class H, void (*facegrad_api::*Free)(H *)> class Handle {
             (api().*Free)(handle_);
         }
     }
-    /// The handle, still owned by this object.
+    /// The handle. This object still owns it.
     H *get() const noexcept { return handle_; }
-    /// The handle, owned by the caller from now on.
+    /// The handle. From now on the caller owns it.
     H *release() noexcept { return std::exchange(handle_, nullptr); }
 
   private:
@@ -166,8 +166,8 @@ template <class H, void (*facegrad_api::*Free)(H *)> class Handle {
 /// The library, loaded at run time through its one symbol. It stays loaded until the process ends.
 class Plugin {
   public:
-    /// Loads `path`. `libtorch` is the folder of libtorch_cpu.so, for a process that has no libtorch yet and
-    /// where it is not where it was at build time. Of several installed parts, the one for that torch is taken.
+    /// Loads `path`. `libtorch` is the folder of libtorch_cpu.so. It is needed where the process has no libtorch yet, and
+    /// libtorch is not where it was at build time. Of several installed parts, the one for that torch is used.
     static Outcome<Plugin> load(const std::string &path = "libfacegrad.so.0.2", const std::string &libtorch = "") {
         if (!libtorch.empty() && dlopen((libtorch + "/libtorch_cpu.so").c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
             return detail::fail<Plugin>(FACEGRAD_ERR_TORCH, std::string("libtorch cannot be loaded: ") + dlerror());
@@ -209,7 +209,7 @@ class Plugin {
 
   private:
     Plugin() = default;
-    /// `2.10`, where the process has a libtorch already; "of unknown version" where that does not tell.
+    /// The version of the libtorch in this process, such as `2.10`; "of unknown version" where libtorch does not tell.
     static std::string loaded_torch() {
         void *torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
         if (torch == nullptr) {

@@ -1,7 +1,7 @@
-/* The face loss on what the model makes of noise: some steps of a deterministic sampler without a gradient, then one
- * prediction with its gradient and the identity loss of its decoded x0. Needs facegrad.hpp alone.
+/* The face loss on images that the model makes from noise: a deterministic sampler steps down to a random noise level without a
+ * gradient. There the model makes one prediction with a gradient, and its x0 is decoded and compared. Needs facegrad.hpp alone.
  *
- *     facegrad::Rollout rollout(context, loss, options);
+ *     auto rollout = facegrad::Rollout::make(context, loss, options);   // a loss that was made from Rollout::config()
  *     if (rollout.due(number)) {
  *         x.fill_with_noise();
  *         auto report = rollout(predict, x.view, step, targets, gradient.view);   // then backward from `gradient`
@@ -19,48 +19,49 @@
 
 namespace facegrad {
 
-/// How rollouts are made. λ, `gradient_limit` and `target_similarity` are keys of the loss; Rollout::config gives their defaults.
+/// Options of rollouts. λ, `gradient_limit` and `target_similarity` are keys of the loss; Rollout::config gives their defaults.
 struct RolloutOptions {
-    /// The grid from t = 1 to 0 has so many steps of equal length.
+    /// How many steps of equal length the sampler has from t = 1 to 0.
     int steps = 8;
-    /// The range, within (0, 1], of the noise level to stop at.
+    /// The range, within (0, 1], of the noise level at which to stop.
     double low = 0.125, high = 0.5;
-    /// Only steps whose number is a multiple have a rollout; the first one; so many steps from there on λ grows from 0.
+    /// Only steps whose number is a multiple of `every_n_steps` have a rollout. `start` is the first step with one. Over `ramp`
+    /// steps from there on, λ grows from 0 to its value.
     std::uint64_t every_n_steps = 1, start = 0, ramp = 20;
-    /// Of the levels: the same on all processes.
+    /// The seed of the noise levels. Give the same to all processes.
     std::uint64_t seed = 0;
-    /// A face that the detector gives a lower score is not pushed.
+    /// The least detection score of a face that has a gradient, in [0, 1].
     float min_score = 0.6f;
-    /// While the running share of samples that show a face (the last rollout's counts a tenth) is smaller, nothing is pushed.
+    /// Below this running share of samples that show a face, there is no gradient; 0: no pause. The last rollout counts for a tenth.
     float min_found = 0.95f;
-    /// Accept a loss without `gradient_limit`. Nothing keeps its gradient in proportion to the main loss's then.
+    /// Accepts a loss without `gradient_limit`, whose gradient can then be of any size relative to the main loss's.
     bool unbounded = false;
     /// The object `prediction` of the loss's configuration.
     std::string prediction = "{}";
-    /// A noise level in [0, 1] as the host's time; empty: itself, as flow matching has it.
+    /// Turns a noise level in [0, 1] into the host's time; empty: the level itself, as for flow matching.
     std::function<double(double)> time;
 };
 
 /// What one rollout did and what it cost.
 struct RolloutReport {
-    /// The face loss's own, whose result.loss is the weighted loss that `gradient` belongs to.
+    /// The face loss's own report. Its result.loss is the weighted loss whose gradient is in `gradient`.
     Report face;
-    /// The noise level of the prediction with a gradient, and the share of λ that start and ramp let through.
+    /// The noise level of the prediction with a gradient, and the factor of λ by `start` and `ramp`.
     double level = 0, ramp = 0;
-    /// Predictions of the whole batch.
+    /// How many predictions of the whole batch were made without and with a gradient.
     std::size_t without_gradient = 0, with_gradient = 0;
-    /// Samples whose detection score was below the floor.
+    /// How many samples had a detection score below `min_score`.
     std::size_t low_score = 0;
-    /// The running share of samples that show a face, and whether it is below `min_found`, so that nothing was pushed.
+    /// The running share of samples that show a face, and whether it was below `min_found`, so that there was no gradient.
     double found = 1;
     bool paused = false;
 };
 
-/// Goes from noise down to a random noise level and gives the gradient of the face loss there.
+/// Samples from noise down to a random noise level, and computes the gradient of the face loss there.
 class Rollout {
   public:
     /// A loss's configuration with the guard's defaults for the keys that `json`, an object, leaves out: `gradient_limit` 0.25 and
-    /// `target_similarity` 0.8. What is no object comes back as it is, for facegrad_loss_new to refuse.
+    /// `target_similarity` 0.8. Text that is no JSON object is returned as it is, and facegrad_loss_new refuses it.
     static std::string config(std::string json = "{}") {
         const auto open = json.find('{');
         const char *const defaults[][2] = {{"\"gradient_limit\"", "0.25"}, {"\"target_similarity\"", "0.8"}};
@@ -73,8 +74,9 @@ class Rollout {
         }
         return json;
     }
-    /// `loss` must find the faces itself: `landmarks` "detect", with a detector whose threshold is at most `min_score`. It must have
-    /// a `gradient_limit`, as one made from config() has, unless the options say `unbounded`; every step then needs `gradient_norm`.
+    /// `loss` must find the faces itself: with `landmarks` "detect", and a detector whose threshold is at most `min_score`. It must
+    /// have a `gradient_limit`, as a loss made from config() has, unless the options say `unbounded`. With a `gradient_limit`, every
+    /// step needs `gradient_norm`.
     static Outcome<Rollout> make(const Context &context, Loss &loss, RolloutOptions options = {}) {
         const auto &o = options;
         if (!(o.low > 0 && o.low <= o.high && o.high <= 1)) {
@@ -96,12 +98,12 @@ class Rollout {
     }
     /// Whether the step with this number has a rollout.
     bool due(std::uint64_t number) const { return number >= options_.start && number % options_.every_n_steps == 0; }
-    /// One rollout. `predict(times, with_gradient)` computes the model's prediction of `x` at the host's times, one a sample,
-    /// into `step.prediction`; its last call is the one with a gradient.
+    /// Makes one rollout. `predict(times, with_gradient)` computes the model's prediction for `x` at the host's times, one per
+    /// sample, and writes it to `step.prediction`. Only its last call has a gradient.
     ///
-    /// `x` holds noise of unit variance and is overwritten. Of `step` the prediction, the latent's size, `number` and
-    /// `gradient_norm` are read. `targets` must leave `sample_weights` to the rollout. `gradient` receives the gradient with
-    /// respect to the last prediction.
+    /// `x` holds noise of unit variance and is overwritten. Of `step`, the prediction, the latent's size, `number` and
+    /// `gradient_norm` are used. `targets` must not set `sample_weights`, which the rollout uses. `gradient` receives the gradient
+    /// with respect to the last prediction.
     template <class Predict>
     Outcome<RolloutReport> operator()(Predict &&predict, const TensorView &x, Step step, Targets targets, const TensorView &gradient,
                                       void *stream = nullptr) {
@@ -172,7 +174,7 @@ class Rollout {
     /// The k-th level of the grid.
     double at(int k) const { return k >= options_.steps ? 0.0 : 1.0 - static_cast<double>(k) / options_.steps; }
     double time(double level) const { return options_.time ? options_.time(level) : level; }
-    /// The level to stop at (splitmix64 of seed and step).
+    /// The level at which to stop (splitmix64 of seed and step).
     double level(std::uint64_t number) const {
         std::uint64_t z = options_.seed * 1000003u + number + 0x9e3779b97f4a7c15u;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;

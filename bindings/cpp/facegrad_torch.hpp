@@ -1,11 +1,11 @@
-/* facegrad for hosts that train with libtorch in C++: at::Tensor in, a loss that `backward()` goes through.
+/* facegrad for hosts that train with libtorch in C++: from at::Tensors to a loss that has `backward()`.
  *
  *     auto face = facegrad::face_loss(loss, {prediction, x_t, t}, targets, &report);   // float32, a scalar
  *     (mse + face).backward();
  *
- * Value and gradient are computed together in the forward pass, so that backward only multiplies; there is no second
- * derivative. Needs exactly the torch that the library was built for. On CUDA the work goes to the calling thread's
- * current stream.
+ * The forward pass computes value and gradient together, so the backward pass only multiplies. There is no second
+ * derivative. This header needs exactly the torch that the library was built for. On CUDA the work is put on the calling
+ * thread's current stream.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0 */
 
@@ -23,7 +23,7 @@
 
 namespace facegrad {
 
-/// A view of a tensor, which must stay as long. Throws c10::Error for layouts that are not strided.
+/// A view of a tensor, which must stay valid as long as the view. Throws c10::Error for layouts that are not strided.
 inline TensorView view(const at::Tensor &tensor) {
     TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_neg() && !tensor.is_conj(),
                 "facegrad: expected a strided tensor without negative or conjugate bit; call contiguous().resolve_neg()");
@@ -43,13 +43,13 @@ inline TensorView view(const at::Tensor &tensor) {
                       Device{cuda ? 2 : 1, cuda ? tensor.get_device() : 0});
 }
 
-/// The same, or nothing for a tensor that is not defined.
+/// A view of a tensor; nullopt for a tensor that is not defined.
 inline std::optional<TensorView> optional_view(const at::Tensor &tensor) {
     return tensor.defined() ? std::optional<TensorView>(view(tensor)) : std::nullopt;
 }
 
-/// The cudaStream_t that this thread's torch works on, nullptr on the CPU. Asks libtorch's C shim, so that neither CUDA's
-/// headers nor libtorch_cuda are needed to compile and link.
+/// torch's current cudaStream_t of this thread; nullptr on the CPU. It is taken from libtorch's C shim, so neither CUDA's headers
+/// nor libtorch_cuda are needed to compile and link.
 inline void *current_stream(const at::Tensor &tensor) {
     if (!tensor.is_cuda()) {
         return nullptr;
@@ -64,7 +64,7 @@ inline void *current_stream(const at::Tensor &tensor) {
     return stream;
 }
 
-/// What a trainer knows at one step; fields as in facegrad_step. What is not defined is not known.
+/// What a trainer knows at one step. The fields are those of facegrad_step; a tensor that is not defined is not known.
 struct StepTensors {
     at::Tensor prediction, x_t, times, coefficients;
     std::int64_t latent_height = 0, latent_width = 0;
@@ -74,13 +74,13 @@ struct StepTensors {
 
 namespace detail {
 
-/// `run(input, gradient)` gives the report of an input and writes the gradient where there is one.
+/// A function `run(input, gradient)` that returns the report of an input, and writes its gradient where `gradient` is not nullptr.
 using Run = std::function<Report(const at::Tensor &, const TensorView *)>;
 
 class FaceLossFunction : public torch::autograd::Function<FaceLossFunction> {
   public:
     static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input, const Run *run, bool wanted, Report *report) {
-        // float32 until the outer gradient, which may be a loss scale, has been multiplied in.
+        // float32 until it is multiplied by the outer gradient, which may be a loss scale.
         const at::Tensor gradient = wanted ? at::empty(input.sizes(), input.options().dtype(at::kFloat)) : at::Tensor();
         context->saved_data["dtype"] = input.scalar_type();
         const auto out = optional_view(gradient);
@@ -106,7 +106,7 @@ inline at::Tensor apply(const at::Tensor &input, const Run &run, Report *report)
 
 } // namespace detail
 
-/// The loss of `[N,3,H,W]` images in [0, 1].
+/// The loss of images `[N,3,H,W]`, RGB in [0, 1]: a float32 scalar with a gradient. `report` may be nullptr. Throws facegrad::Error.
 inline at::Tensor face_loss(Loss &loss, const at::Tensor &images, const Targets &targets, Report *report = nullptr) {
     const detail::Run run = [&](const at::Tensor &input, const TensorView *gradient) {
         return loss.images(view(input), targets, gradient, current_stream(input));
@@ -114,7 +114,8 @@ inline at::Tensor face_loss(Loss &loss, const at::Tensor &images, const Targets 
     return detail::apply(images, run, report);
 }
 
-/// The loss of one training step. Its gradient goes to `step.prediction` alone.
+/// The loss of one training step: a float32 scalar whose gradient flows to `step.prediction` alone. `report` may be nullptr. Throws
+/// facegrad::Error.
 inline at::Tensor face_loss(Loss &loss, const StepTensors &step, const Targets &targets, Report *report = nullptr) {
     const detail::Run run = [&](const at::Tensor &input, const TensorView *gradient) {
         const Step raw{view(input), optional_view(step.x_t), optional_view(step.times), optional_view(step.coefficients),
