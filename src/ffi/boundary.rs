@@ -1,43 +1,36 @@
-//! The wall between the host and the library: no panic crosses it, every error becomes a status
-//! and a sentence.
+//! The boundary between the host and the library. No panic crosses it, and every error becomes a status and a
+//! sentence.
 
-use super::life;
+use super::{life, panics};
 use crate::error::{Error, Result};
-use crate::log::{Level, emit};
-use crate::worker::{check_callbacks, in_callback, on_worker, panic_text};
-use std::cell::{Cell, RefCell};
+use crate::worker::{check_callbacks, in_callback, panic_text};
+use std::cell::RefCell;
 use std::ffi::c_char;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::sync::{Mutex, Once};
+use std::panic::Location;
+use std::sync::Mutex;
 
 thread_local! {
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The last error of a thread whose own data is gone already: in an exit handler or a key's destructor.
+/// The last error of a thread whose thread-local data is destroyed already, as in an exit handler.
 static LATE_ERROR: Mutex<String> = Mutex::new(String::new());
 
-/// Runs the body of one entry point.
+/// Runs the body of one entry point and returns its status.
 #[track_caller]
 pub fn call(body: impl FnOnce() -> Result<()>) -> i32 {
-    quiet_panics();
+    panics::log_own();
     let outcome = match life::enter() {
         Err(error) => Ok(Err(error)),
-        Ok(_inside) => {
-            let outer = INSIDE.replace(true);
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                if in_callback() {
-                    return Err(Error::Reentrant(
-                        "a callback of facegrad must not call back into facegrad".into(),
-                    ));
-                }
-                body()?;
-                check_callbacks()
-            }));
-            INSIDE.set(outer);
-            outcome
-        }
+        Ok(_inside) => panics::catch(|| {
+            if in_callback() {
+                return Err(Error::Reentrant(
+                    "a callback of facegrad must not call back into facegrad".into(),
+                ));
+            }
+            body()?;
+            check_callbacks()
+        }),
     };
     let error = match outcome {
         Ok(Ok(())) => {
@@ -69,29 +62,13 @@ pub fn last_error() -> String {
         })
 }
 
-/// Sends a panic of the library to the host's log instead of the host's standard error; panics of
-/// anybody else go where they went.
-pub(super) fn quiet_panics() {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let others = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if on_worker() || INSIDE.get() {
-                emit(Level::Error, &info.to_string());
-            } else {
-                others(info);
-            }
-        }));
-    });
-}
-
-/// Copies `text` and a NUL into the caller's buffer, as much as fits, and tells the bytes that the
-/// whole needs.
+/// Copies `text` and a NUL to the caller's buffer, as much as fits, and writes to `needed` how many bytes the whole
+/// takes.
 ///
 /// # Safety
 /// `buffer` is NULL or has `capacity` writable bytes; `needed` is NULL or writable.
 pub unsafe fn copy_text(text: &str, buffer: *mut c_char, capacity: usize, needed: *mut usize) {
-    // A NUL inside would end the text early for every C reader.
+    // In C, a NUL inside the text would end it early.
     let bytes: Vec<u8> = text
         .bytes()
         .map(|b| if b == 0 { b'?' } else { b })

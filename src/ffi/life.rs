@@ -1,12 +1,13 @@
-//! The life of the process around the library: `exit` and `fork`, which come from any thread at any time.
+//! `exit` and `fork`, which any thread may call at any time.
 //!
-//! `exit` destroys libtorch's statics while other threads may be inside calls. Handlers that are registered after
-//! these statics run before they are destroyed: they let nobody in any more and wait for those who are inside. Some
-//! statics are made at the first use of something, so a handler is registered after the first uses of every entry
-//! point, not only after the first of all.
+//! `exit` destroys libtorch's static objects while other threads may be inside calls. Exit handlers run in the reverse
+//! order of their registration, so a handler that is registered after such an object was made runs before the object is
+//! destroyed. The handlers here refuse new calls and wait for the calls that are under way. Some static objects are
+//! made when something is used for the first time. Therefore a handler is registered after the first uses of every
+//! entry point, and not only after the first call.
 
 #[cfg(unix)]
-use super::{boundary, handle};
+use super::{handle, panics};
 use crate::error::{Result, bail};
 #[cfg(unix)]
 use crate::log;
@@ -25,19 +26,19 @@ use std::time::{Duration, Instant};
 /// How long the end of the process waits for calls that are under way.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Somebody has called `exit`: other threads are refused.
+/// A thread has called `exit`. Calls of other threads are refused.
 static ENDING: AtomicBool = AtomicBool::new(false);
-/// What the library stands on may be gone: everybody is refused.
+/// libtorch's static objects may be destroyed. All calls are refused.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// A forked child of a process that has loaded ONNX Runtime, whose exit handlers wait for threads that only the parent
-/// has.
+/// This process is a forked child, and its parent had loaded ONNX Runtime, whose exit handlers wait for threads that
+/// only the parent has.
 static STRANDED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// This thread runs the exit handlers.
+    /// Whether this thread runs the exit handlers.
     static ENDS: Cell<bool> = const { Cell::new(false) };
-    /// What a fork holds, from before until after it.
+    /// The locks that are held over a fork.
     #[cfg(unix)]
     static HELD: RefCell<Option<(handle::Held, log::Held)>> = const { RefCell::new(None) };
 }
@@ -51,7 +52,8 @@ pub struct Inside {
 /// Lets a call in, unless the process ends.
 pub fn enter() -> Result<Inside> {
     watch_forks();
-    // Counted first and asked then: the handler asks in the other order, so that one of the two sees the other.
+    // The call is counted before the flags are read, and the handler sets the flags before it reads the count. So one
+    // of the two sees the other.
     let inside = Inside {
         _own: Own::new(),
         _busy: Busy::new(),
@@ -65,8 +67,8 @@ pub fn enter() -> Result<Inside> {
     Ok(inside)
 }
 
-/// A call of the entry point at `here` has succeeded: what it made for the first time is destroyed after the
-/// handlers that are registered now have run.
+/// Registers exit handlers after a successful call of the entry point at `here`. Static objects that the call made are
+/// destroyed after these handlers have run.
 pub fn worked(here: &'static Location<'static>) {
     static RUNTIME: AtomicBool = AtomicBool::new(false);
     let count = uses(here);
@@ -76,7 +78,7 @@ pub fn worked(here: &'static Location<'static>) {
     }
 }
 
-/// How often an entry point was used, this time included; the largest number where that is not known.
+/// How often an entry point was used, this time included; `u32::MAX` where that is not known.
 fn uses(here: &'static Location<'static>) -> u32 {
     const SLOTS: usize = 256;
     static SEEN: [(AtomicUsize, AtomicU32); SLOTS] =
@@ -125,7 +127,8 @@ extern "C" fn at_exit(status: c_int, last: *mut c_void) {
     end(Some(status), !last.is_null());
 }
 
-/// Waits until nobody is inside but this thread and, where `exit` came from a callback, the call that waits for it.
+/// Waits until no call is under way except those that wait for this thread: where `exit` was called in a callback, that
+/// is the call that runs the callback.
 fn end(status: Option<c_int>, last: bool) {
     ENDS.set(true);
     ENDING.store(true, SeqCst);
@@ -136,7 +139,7 @@ fn end(status: Option<c_int>, last: bool) {
     while Busy::count() > Own::count() && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // What would be destroyed next is in use, or never returns: end without.
+    // The next exit handlers would destroy objects that are in use, or would never return. They are skipped.
     let stuck = Busy::count() > Own::count() || STRANDED.load(SeqCst);
     if let (true, Some(status)) = (stuck, status) {
         // SAFETY: NULL means all streams; `_exit` does not return.
@@ -147,13 +150,13 @@ fn end(status: Option<c_int>, last: bool) {
     }
 }
 
-/// A child has one thread, the one that forked. Locks that other threads held would stay locked in it, and calls
-/// that they were inside would never end.
+/// Registers the fork handlers. A child process has only the thread that forked. Without the handlers, locks that other
+/// threads held would stay locked in the child, and their calls would count as under way for ever.
 #[cfg(unix)]
 fn watch_forks() {
     static ONCE: Once = Once::new();
     extern "C" fn before() {
-        boundary::quiet_panics();
+        panics::log_own();
         let held = (handle::hold(), log::hold());
         let _ = HELD.try_with(|slot| slot.replace(Some(held)));
     }

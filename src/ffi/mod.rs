@@ -1,6 +1,5 @@
-//! The C ABI: the only room with `extern "C"` and raw pointers. Everything a host hands over is
-//! checked here, before any work; what the functions do is written in their docstrings, which are
-//! the header's text.
+//! The C ABI: the only module with `extern "C"` functions and raw pointers. It checks everything that a host
+//! hands over before any work. The docstrings of the functions are the text of the header.
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
 
 pub mod api;
@@ -15,6 +14,7 @@ mod handle;
 pub mod host_vae;
 mod life;
 pub mod loss;
+mod panics;
 mod read;
 mod report;
 mod sampler;
