@@ -1,7 +1,7 @@
 """Compile the part of the library for the torch that is installed, where this facegrad brings none for it.
 
-Needs a C++ compiler and nothing else. The result goes to the user's cache ($XDG_CACHE_HOME/facegrad, by default
-~/.cache/facegrad) and is found from then on. Takes about half a minute.
+This needs a C++ compiler and nothing else, and takes about half a minute. The result goes to the user's cache
+($XDG_CACHE_HOME/facegrad, by default ~/.cache/facegrad), where facegrad finds it from then on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Check the installation: library, torch, CUDA, ONNX Runtime, models, and one loss with its gradient.
 
-Every line that is not ok says what to do.
+Every line that is not ok says how to fix the problem.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Show the faces of pictures, their scores and who resembles whom.
+"""Show the faces of pictures, their scores and their similarities.
 
-Prints a table and writes a sheet with boxes, landmarks, aligned crops and similarities.
+The command prints a table, and writes a sheet with boxes, landmarks, aligned crops and similarities.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Start a trainer's script with the face loss: diffusers' DreamBooth LoRA scripts, sd-scripts, musubi-tuner, ai-toolkit,
-SimpleTuner, OneTrainer, diffusion-pipe.
+"""Start a trainer's own script with the face loss.
 
-Everything after the script is the script's own; --face FILE names the YAML file with the section face_loss and may stand
-anywhere. Several processes: accelerate launch -m facegrad train SCRIPT --face face.yaml ...
+The trainers are diffusers' DreamBooth LoRA scripts, sd-scripts, musubi-tuner, ai-toolkit, SimpleTuner, OneTrainer and
+diffusion-pipe.
+
+Everything after the script is an argument of the script. --face FILE may stand anywhere among the arguments and names the
+YAML file with the section face_loss. With several processes: accelerate launch -m facegrad train SCRIPT --face face.yaml ...
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _face(arguments: list[str]) -> tuple[list[str], str]:
-    """The script's own arguments, and the file after --face."""
+    """The script's own arguments, and the file that --face names."""
     for at, argument in enumerate(arguments):
         if argument == "--face" and at + 1 < len(arguments):
             return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
