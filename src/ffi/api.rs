@@ -16,8 +16,8 @@ use crate::tensor::RawTensor;
 use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
 
-/// All functions of ABI version 1. The table only grows at its end: look at `struct_size` before
-/// using a field that came later than the version you were compiled with.
+/// All functions of ABI version 1. Later versions only append to the table, so a host that was compiled
+/// with a newer header must compare `struct_size` with a field's offset before it uses the field.
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct facegrad_api {
@@ -413,12 +413,12 @@ const _: () = {
     assert!(size_of::<facegrad_api>() == 16 + 56 * 8);
 };
 
-/// The table of all functions: the one symbol that a host that loads the library needs. It is static
-/// and never freed.
+/// The table of all functions. A host that loads the library at run time needs this symbol alone. The
+/// table is static and never freed.
 ///
 /// @param[in] abi_version the `FACEGRAD_ABI_VERSION` that the host was compiled with
 ///
-/// @return NULL where the library does not speak that version
+/// @return the table; NULL where the library does not implement that version
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_get_api(abi_version: u32) -> *const facegrad_api {
     match abi_version {

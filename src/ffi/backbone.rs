@@ -51,7 +51,7 @@ impl Backbone {
         &self.description
     }
 
-    /// Where every face is cut out of its image; by landmarks where it has them, else by its box.
+    /// The crop of every face: by its landmarks where it has them, else by its box.
     ///
     /// # Safety
     /// As for [`views::faces`].
@@ -75,16 +75,17 @@ impl Backbone {
 }
 
 /// Loads a frozen recogniser: arcface_torch weights (`.pth`, `.safetensors`) or any recogniser ONNX
-/// (InsightFace's w600k_r50.onnx, glintr100.onnx, …), both differentiable. The file's kind is found
-/// from its content.
+/// (InsightFace's w600k_r50.onnx, glintr100.onnx, …). A gradient can flow through both. The content of the
+/// file tells its kind, not its name.
 ///
 /// @param[in] config JSON: `path` (required); `model` "r18" | "r34" | "r50" | "r100" | "r200", checked
 /// against the file; `input_size` pixels; `mean`, `std` three numbers each in units of an image in
-/// [0, 1]; `color` "rgb" | "bgr"; `dtype` "f32" | "bf16" | "f16". What is left out comes from the
-/// model's known family; `facegrad_backbone_info` says what is used.
+/// [0, 1], in the model's channel order; `color` "rgb" | "bgr", the model's channel order; `dtype` "f32" |
+/// "bf16" | "f16". Keys that are left out take the values of the model's known family.
+/// `facegrad_backbone_info` says what is used.
 /// @param[out] out the new recogniser; NULL on failure
 ///
-/// Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`, `OPERATOR`.
+/// Errors: `IO`, `FORMAT`, `LIMIT`, `WEIGHTS` for tensors of another network, `OPERATOR`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_backbone_new(
     context: *const facegrad_context,
@@ -101,11 +102,11 @@ pub unsafe extern "C" fn facegrad_backbone_new(
     unsafe { make(out, body) }
 }
 
-/// Embeds faces, without a gradient. Rows have length 1, so the cosine of two is their dot product.
+/// Embeds faces, without a gradient. The embeddings have length 1, so the cosine of two is their dot product.
 ///
 /// @param[in] images `[N,3,H,W]` RGB in [0, 1]
-/// @param[in] faces `count` faces in them, aligned by landmarks where `has_landmarks`, else by box;
-/// NULL with `count` 0 means that `images` are crops of `input_size` already
+/// @param[in] faces `count` faces in them, aligned by landmarks where `has_landmarks` is set, else by box.
+/// NULL with `count` 0: `images` are crops of `input_size` already
 /// @param[out] embeddings `[count,D]` (`[N,D]` for crops), any float dtype
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 #[unsafe(no_mangle)]
@@ -156,11 +157,13 @@ pub unsafe extern "C" fn facegrad_backbone_embed(
     })
 }
 
-/// Cuts faces out as `facegrad_backbone_embed` and the loss see them: for looking at.
+/// Returns the crops that `facegrad_backbone_embed` and the loss give to the recogniser, for a person to
+/// look at. Bilinear sampling, without a gradient.
 ///
-/// @param[in] images `[N,3,H,W]` RGB
+/// @param[in] images `[N,3,H,W]` RGB, in any units
 /// @param[in] faces `count` faces in them
-/// @param[out] crops `[count,3,S,S]`, S the recogniser's input size; in the images' units
+/// @param[out] crops `[count,3,S,S]` in the units of the images, any float dtype; S is the recogniser's
+/// `input_size`
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_backbone_align(
@@ -193,8 +196,8 @@ pub unsafe extern "C" fn facegrad_backbone_align(
     })
 }
 
-/// What was loaded, as a JSON object: `description` (family, file, normalisation, colour order and
-/// where each comes from), `dim` (numbers of an embedding), `input_size` (pixels).
+/// Describes the recogniser as a JSON object: `description` (family, file, normalisation, colour order and
+/// where each comes from), `dim` (the length of an embedding), `input_size` (side of a crop, pixels).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

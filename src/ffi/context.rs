@@ -12,9 +12,9 @@ use crate::worker::{Owned, Worker};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// What a `facegrad_context` stands for.
+/// The object behind a `facegrad_context`.
 pub(super) struct Context {
-    /// The thread that everything of the context lives on.
+    /// The thread that owns all objects of the context.
     pub worker: Arc<Worker>,
 }
 
@@ -26,14 +26,14 @@ impl Object for Context {
 pub(super) struct Model<T: Send + 'static> {
     /// The value.
     pub owned: Owned<T>,
-    /// Of the pictures that are handed over, where any are.
+    /// Checks the range of the images that the host hands over.
     pub watch: Arc<Watch>,
     /// One line of text, or JSON.
     pub info: String,
 }
 
 impl<T: Send + 'static> Model<T> {
-    /// A value with what it says about itself.
+    /// A model of a value and its description.
     pub fn new(owned: Owned<T>, info: String) -> Self {
         let watch = Arc::new(Watch::new());
         Self { owned, watch, info }
@@ -45,8 +45,8 @@ impl<T: Send + 'static> Model<T> {
 /// @param[in] config JSON `{"device": "cpu" | "cuda" | "cuda:N"}`; NULL means the CPU
 /// @param[out] out the new context; NULL on failure
 ///
-/// Errors: `CONFIG` for unknown keys, `DEVICE` where the device is not there, `TORCH` where the torch
-/// of the process is not the one the library was built for.
+/// Errors: `DEVICE` where this machine or this torch has no such device, `TORCH` where the torch of the process
+/// is another version than the library was built for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_context_new(
     config: *const c_char,
@@ -64,8 +64,8 @@ pub unsafe extern "C" fn facegrad_context_new(
     unsafe { make(out, body) }
 }
 
-/// Frees a context. What was made with it stays usable until it is freed itself.
-/// NULL does nothing; so does a handle that was freed.
+/// Frees a context. Objects that were made with it stay usable until they are freed themselves. NULL and a
+/// handle that was freed do nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_context_free(context: *mut facegrad_context) {
     call(|| {
@@ -74,8 +74,8 @@ pub extern "C" fn facegrad_context_free(context: *mut facegrad_context) {
     });
 }
 
-/// Panics on the context's thread, on purpose: lets a host test how it meets `FACEGRAD_ERR_PANIC` and
-/// `FACEGRAD_ERR_POISONED`. The context can only be freed afterwards.
+/// Panics on the context's thread on purpose, so that a host can test how it handles `FACEGRAD_ERR_PANIC`
+/// and `FACEGRAD_ERR_POISONED`. Afterwards the context can only be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_debug_panic(context: *mut facegrad_context) -> facegrad_status {
     call(|| {

@@ -28,16 +28,18 @@ pub(super) fn load(worker: &Arc<Worker>, config: DetectorConfig) -> Result<Model
 
 /// Loads an SCRFD face detector (InsightFace's det_10g.onnx, det_500m.onnx, scrfd_10g_bnkps.onnx, …).
 ///
-/// @param[in] config JSON: `path` (required); `engine` "auto" | "ort" | "torch"; `det_sizes` sides of
-/// the detection canvases, or pairs [width, height], multiples of 32 (default [640]), whose finds are merged; `threshold`
-/// (0.5); `nms_threshold` (0.4); `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its
-/// execution providers, best first, where one that is not there is an error (`facegrad_evaluator_new` lists
-/// them); `min_size` least length of a face's shorter side, pixels; `retry_sizes` sides tried in turn where
-/// `det_sizes` find nothing; `retry_padding` then `det_sizes` again with a black border of this part of the
-/// picture's longer side
+/// @param[in] config JSON, with defaults in parentheses: `path` (required); `engine` "auto" | "ort" | "torch"
+/// ("auto"); `det_sizes` sides of the detection canvases, or pairs [width, height], in pixels, multiples of 32
+/// ([640]), the faces of all sizes are merged; `threshold` the least score of a face, in (0, 1) (0.5);
+/// `nms_threshold` the intersection over union above which the weaker of two boxes is dropped, in (0, 1) (0.4);
+/// `onnxruntime` the path of ONNX Runtime's library or folder; `providers` its execution providers, best first,
+/// as `facegrad_evaluator_new` lists them, a provider that is missing is an error; `min_size` the least length
+/// of a face's shorter side, pixels (0); `retry_sizes` sizes to try one after the other where `det_sizes` find
+/// no face ([]); `retry_padding` after these, `det_sizes` again with a black border of this part of the image's
+/// longer side (0: no)
 /// @param[out] out the new detector; NULL on failure
 ///
-/// Errors: `CONFIG`, `IO`, `FORMAT`, `OPERATOR`, `ONNXRUNTIME`.
+/// Errors: `IO`, `FORMAT`, `LIMIT`, `WEIGHTS` for a model that is no SCRFD, `OPERATOR`, `ONNXRUNTIME`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_detector_new(
     context: *const facegrad_context,
@@ -54,15 +56,16 @@ pub unsafe extern "C" fn facegrad_detector_new(
     unsafe { make(out, body) }
 }
 
-/// Finds the faces of a batch of images, ordered by image and then by falling score. Without a
-/// gradient.
+/// Finds the faces of a batch of images, ordered by image and then by falling score, without a gradient.
 ///
-/// @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits as
-/// the detectors were trained. An image with NaN has no faces.
+/// @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1]. Floats are rounded to
+/// 8 bits, because the detectors were trained on 8-bit images. An image with NaN or infinity has no faces.
 /// @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be
 /// set; NULL with `capacity` 0 only counts
-/// @param[out] count how many faces there are, also beyond `capacity`
-/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+/// @param[out] count the number of faces, which may be larger than `capacity`
+/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. The call waits for the result.
+///
+/// Errors: `LIMIT` for more than 2^28 pixels in an image or 2^30 in the batch, `ONNXRUNTIME`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_detector_detect(
     detector: *mut facegrad_detector,
@@ -113,7 +116,7 @@ pub unsafe extern "C" fn facegrad_detector_detect(
     })
 }
 
-/// What was loaded: file, engine and why, detection sizes. One line of text.
+/// Describes the detector in one line of text: file, engine and why, detection sizes, thresholds.
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -141,7 +144,7 @@ pub extern "C" fn facegrad_detector_free(detector: *mut facegrad_detector) {
     });
 }
 
-/// A face as C has it.
+/// A face as the struct of the C ABI.
 pub(super) fn c_face(image: i64, face: &Face) -> facegrad_face {
     facegrad_face {
         struct_size: size_of::<facegrad_face>(),
@@ -153,7 +156,7 @@ pub(super) fn c_face(image: i64, face: &Face) -> facegrad_face {
     }
 }
 
-/// Landmarks as C has them; zeros where there are none.
+/// Landmarks as the array of the C ABI; zeros where there are none.
 pub(super) fn flat(landmarks: Option<&crate::face::Landmarks>) -> [f32; 10] {
     let points = landmarks.copied().unwrap_or_default();
     std::array::from_fn(|i| points[i / 2][i % 2] as f32)

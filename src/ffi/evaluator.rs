@@ -20,7 +20,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use tch::Tensor;
 
-/// An evaluator and what its calls check.
+/// An evaluator, and what its calls check on the caller's thread.
 struct EvaluatorObject {
     owned: Owned<Evaluator>,
     watch: Arc<Watch>,
@@ -34,7 +34,7 @@ impl Object for EvaluatorObject {
 }
 
 impl EvaluatorObject {
-    /// Tells the host what `score` makes of its images on the worker.
+    /// Runs `score` on the worker and gives its report to the host.
     fn report(
         &self,
         images: View,
@@ -54,20 +54,21 @@ impl EvaluatorObject {
     }
 }
 
-/// Makes an evaluator: faces, embeddings and similarities as insightface's FaceAnalysis computes them, from
+/// Makes an evaluator. It computes faces, embeddings and similarities as insightface's FaceAnalysis does, from
 /// 8-bit pixels, without a gradient.
 ///
 /// @param[in] config JSON: `detector` (required) the path of an SCRFD ONNX, or the object of
 /// `facegrad_detector_new` with its own `engine`, `providers` and `onnxruntime`; `recogniser` (required) the
 /// path of a recogniser's ONNX or weights, or the object of `facegrad_backbone_new`; `engine` "auto" | "ort" |
 /// "torch"; `providers` ONNX Runtime's execution providers, best first: "cpu" | "cuda" | "tensorrt" | "rocm" |
-/// "migraphx" | "openvino" | "coreml" | "directml", where one that is not there is an error; `onnxruntime` the
-/// path of its library or folder; `face_choice` "score" | "largest" | "center" | "index" with `face_index`;
-/// `pooling` of several reference images of one person "centroid" (the cosine with their normalised mean) |
-/// "mean" (of the cosines) | "max"; `face_types` the data types that count (all)
+/// "migraphx" | "openvino" | "coreml" | "directml", a provider that is missing is an error; `onnxruntime` the
+/// path of its library or folder; `face_choice` which of several faces counts, "score" | "largest" | "center" |
+/// "index" with `face_index`; `pooling` of several reference images of one person, "centroid" (the cosine with
+/// their normalised mean) | "mean" (the mean of the cosines) | "max" (the largest cosine); `face_types` the data
+/// types that count (all)
 /// @param[out] out the new evaluator; NULL on failure
 ///
-/// Errors: `CONFIG`, `ONNXRUNTIME` and those of the networks' constructors.
+/// Errors: `ONNXRUNTIME` and those of `facegrad_detector_new` and `facegrad_backbone_new`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_new(
     context: *const facegrad_context,
@@ -108,13 +109,13 @@ pub unsafe extern "C" fn facegrad_evaluator_new(
 /// Finds and embeds all faces of a batch of images, ordered by image and then by falling score.
 ///
 /// @param[in] images `[N,3,H,W]` RGB: uint8, or float32, float16 or bfloat16 in [0, 1], rounded to 8 bits. An
-/// image with NaN has no faces.
+/// image with NaN or infinity has no faces.
 /// @param[out] faces receives the first `capacity` faces; the first element's `struct_size` must be set; NULL
 /// with `capacity` 0 only counts
 /// @param[out] embeddings `[capacity,D]`, any float dtype: row i belongs to face i and has length 1, or is NaN
-/// where the face spans no area; rows beyond the last face are untouched; NULL: not wanted
-/// @param[out] count how many faces there are, also beyond `capacity`
-/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+/// where the face spans no area; rows after the last face are not written; NULL: not wanted
+/// @param[out] count the number of faces, which may be larger than `capacity`
+/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. The call waits for the result.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_faces(
     evaluator: *mut facegrad_evaluator,
@@ -174,7 +175,7 @@ pub unsafe extern "C" fn facegrad_evaluator_faces(
     })
 }
 
-/// The embeddings, face after face, into as many rows as there are.
+/// Writes the embeddings, face after face, to as many rows as the view has.
 fn write_rows(view: &View, found: &[Vec<EmbeddedFace>], dim: usize) -> Result<()> {
     let missing = vec![f32::NAN; dim];
     let rows: Vec<&[f32]> = found
@@ -192,14 +193,16 @@ fn write_rows(view: &View, found: &[Vec<EmbeddedFace>], dim: usize) -> Result<()
     Ok(())
 }
 
-/// Cuts faces out as the recogniser sees them: insightface's `norm_crop`, by landmarks where a face has them,
-/// else by its box.
+/// Returns the crops that the recogniser sees, as insightface's `norm_crop` makes them: by landmarks where a
+/// face has them, else by its box.
 ///
 /// @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
 /// @param[in] faces `count` faces in them
 /// @param[out] crops `[count,3,S,S]` in [0, 1], any float dtype; S is the `input_size` of
 /// `facegrad_evaluator_info`
-/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. The call waits for the result.
+///
+/// Errors: `ARGUMENT` for an image that is not finite, or a face that spans no area.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_align(
     evaluator: *mut facegrad_evaluator,
@@ -225,14 +228,16 @@ pub unsafe extern "C" fn facegrad_evaluator_align(
     })
 }
 
-/// Registers a person under an id, replacing an earlier one, by the chosen face of every image. Images without
-/// a face are left out with a warning; it is an error when none has one.
+/// Registers a person under an id by the chosen face of every image. A person that was registered under the same
+/// id before is replaced. Images without a face are left out with a warning.
 ///
 /// @param[in] id any UTF-8 text
 /// @param[in] images `[K,3,H,W]` RGB, uint8 or float in [0, 1], K ≥ 1
-/// @param[in] landmarks `[K,5,2]` pixels, rows of NaN for not known: of several faces the nearest counts; NULL:
-/// `face_choice` decides
+/// @param[in] landmarks `[K,5,2]` pixels, NaN in the rows that are not known: of several detected faces the one
+/// nearest to them counts; NULL: `face_choice` decides
 /// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU
+///
+/// Errors: `ARGUMENT` where no image has a face.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_set_reference(
     evaluator: *mut facegrad_evaluator,
@@ -272,18 +277,20 @@ pub unsafe extern "C" fn facegrad_evaluator_remove_reference(
     })
 }
 
-/// Compares one face of every image with its reference.
+/// Compares one face of every image with its reference, without a gradient.
 ///
-/// A sample whose face or reference is not found counts nothing and says why; when all are out, the loss is 0
-/// and the call succeeds.
+/// A sample whose face or reference is not found does not count, and its report says why. If no sample counts,
+/// the loss is 0 and the call succeeds.
 ///
 /// @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
 /// @param[in] targets references (uint8 or float) and per-sample facts. Landmarks and boxes say which face is
-/// meant: of those that detection finds, the nearest is compared.
+/// meant: the detected face that is nearest to them is compared.
 /// @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
 /// @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
 /// @param[out] result `loss` is `Σ wᵢ·(1 − cosᵢ) / counted`; may be NULL; its `struct_size` must be set
-/// @param[in] stream cudaStream_t that the tensors are ready on; NULL on a CPU. Waits for the result.
+/// @param[in] stream cudaStream_t that the tensors are ready on; NULL on a CPU. The call waits for the result.
+///
+/// Errors: `ARGUMENT` for an id that was not registered.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_compare(
     evaluator: *mut facegrad_evaluator,
@@ -312,16 +319,19 @@ pub unsafe extern "C" fn facegrad_evaluator_compare(
     })
 }
 
-/// Finds several registered people in every image: people and faces are matched one to one so that the sum of
+/// Finds several registered people in every image. People and faces are matched one to one so that the sum of
 /// their similarities is largest (the Hungarian method).
 ///
 /// @param[in] images `[N,3,H,W]` RGB, uint8 or float in [0, 1], rounded to 8 bits
 /// @param[in] ids `people` ids that `facegrad_evaluator_set_reference` registered
+/// @param[in] people how many `ids` there are
 /// @param[out] samples `N · people` reports, image after image, the people in the order of `ids`; a person
 /// without a face is `FACEGRAD_SAMPLE_NO_FACE`. The first element's `struct_size` must be set; may be NULL
 /// @param[in] samples_capacity elements of `samples`, at least `N · people` unless it is NULL
-/// @param[out] result over all of them; may be NULL; its `struct_size` must be set
-/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. Waits for the result.
+/// @param[out] result the sums over all of these samples; may be NULL; its `struct_size` must be set
+/// @param[in] stream cudaStream_t that `images` is ready on; NULL on a CPU. The call waits for the result.
+///
+/// Errors: `ARGUMENT` for an id that was not registered.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_evaluator_find(
     evaluator: *mut facegrad_evaluator,
@@ -362,8 +372,8 @@ pub unsafe extern "C" fn facegrad_evaluator_find(
     })
 }
 
-/// What the evaluator uses, as a JSON object: `detector` and `recogniser` (file, engine and why), `dim` of an
-/// embedding, `input_size` of the recogniser.
+/// Describes the evaluator as a JSON object: `detector` and `recogniser` (file, engine and why), `dim` (the
+/// length of an embedding), `input_size` (side of a crop, pixels), `settings` (keys of the config with their values).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

@@ -1,4 +1,4 @@
-//! What needs no handle: versions, errors, messages, counters.
+//! Functions that take no handle: versions, errors, messages, counters.
 
 use super::boundary::{call, copy_text, last_error};
 use super::handle;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// The version of this ABI. It changes when a function or a field is removed or re-typed.
 pub const FACEGRAD_ABI_VERSION: u32 = 1;
 
-/// The ABI version of the library that is loaded: compare it with `FACEGRAD_ABI_VERSION`.
+/// The ABI version of the library that is loaded. A host compares it with `FACEGRAD_ABI_VERSION`.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_abi_version() -> u32 {
     FACEGRAD_ABI_VERSION
@@ -35,10 +35,10 @@ pub extern "C" fn facegrad_version() -> *const c_char {
     TEXT.as_ptr()
 }
 
-/// What the library was built for and what it finds, as a JSON object with the keys `facegrad`,
-/// `abi`, `torch` (the version in this process), `torch_compiled` (the version that `libfacegrad_torch.so` was
-/// compiled for), `onnxruntime_api` (the least API level that ONNX Runtime must serve), `cuda_devices`
-/// (devices that torch sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
+/// Describes the library and the process as a JSON object: `facegrad` (the library's version), `abi`, `torch`
+/// (the version in this process), `torch_compiled` (the version that `libfacegrad_torch.so` was compiled for),
+/// `onnxruntime_api` (the least API level that ONNX Runtime must support), `cuda_devices` (devices that torch
+/// sees; 0 while its CUDA half is not loaded), `loss_keys` (the keys of a loss's config).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -64,7 +64,7 @@ pub unsafe extern "C" fn facegrad_build_info(
     })
 }
 
-/// The name of a status: a static string, `unknown` for a number that this library never returns.
+/// The name of a status as a static string; `unknown` for a number that this library never returns.
 #[unsafe(no_mangle)]
 pub extern "C" fn facegrad_status_name(status: facegrad_status) -> *const c_char {
     static NAMES: once_cell::sync::Lazy<std::collections::HashMap<i32, CString>> =
@@ -80,8 +80,8 @@ pub extern "C" fn facegrad_status_name(status: facegrad_status) -> *const c_char
         .map_or(c"unknown".as_ptr(), |name| name.as_ptr())
 }
 
-/// What went wrong in the last call on this thread that failed: a sentence that names the argument,
-/// what was expected and what came. A call that succeeds leaves it as it is.
+/// The sentence about the last call on this thread that failed. It names the argument, what was
+/// expected and what came. A call that succeeds does not change it.
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL
@@ -96,11 +96,12 @@ pub unsafe extern "C" fn facegrad_last_error(
     FACEGRAD_OK
 }
 
-/// Where the library's messages go; without a callback they go nowhere. The library never prints.
-/// The setting is the process's and holds until the next call.
+/// Sets the receiver of the library's messages for the whole process, until the next call of this function. The
+/// library never prints; without a receiver messages are dropped. When this function returns, the old receiver
+/// runs no longer and is not called again, unless this function is called from inside it.
 ///
-/// @param[in] log the receiver; NULL ends the messages
-/// @param[in] user_data handed to every call of `log`; must stay valid as long as the setting
+/// @param[in] log the receiver; NULL for none
+/// @param[in] user_data passed to every call of `log`; must stay valid until another receiver is set
 /// @param[in] max_level the least important level to send, `FACEGRAD_LOG_*`
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_set_log_callback(
@@ -143,10 +144,11 @@ pub unsafe extern "C" fn facegrad_set_log_callback(
     })
 }
 
-/// Counts live handles: for a host's own leak tests.
+/// Counts the handles that are not freed yet, for a host's own leak tests.
 ///
-/// @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph`, `evaluator`; NULL
+/// @param[in] kind `context`, `detector`, `backbone`, `vae`, `loss`, `graph` or `evaluator`; NULL
 /// counts all
+/// @param[out] count the number of handles of that kind in the process
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_debug_live(
     kind: *const c_char,

@@ -1,4 +1,4 @@
-//! The node graph: the same loss, wired node by node.
+//! The node graph: the same loss, built node by node.
 
 use super::backbone::Backbone;
 use super::boundary::call;
@@ -30,12 +30,13 @@ use std::ffi::{c_char, c_void};
 use std::sync::Mutex;
 use tch::{Kind, Tensor};
 
-/// What a `facegrad_graph` stands for.
+/// The object behind a `facegrad_graph`, and the stream of its nodes.
 struct GraphObject(Owned<Graph>, Mutex<Option<Stream>>);
 
 impl GraphObject {
-    /// The stream that nodes are computed on. What a node keeps for its gradient goes back to the allocator of the stream
-    /// that it was made on, so that a gradient on another stream could read what somebody else has written meanwhile.
+    /// The stream that nodes are computed on. A tensor that a node keeps for its gradient returns to the allocator of
+    /// the stream that it was made on. A gradient on another stream could therefore read memory that is already used
+    /// again.
     fn computes_on(&self, stream: *mut c_void) -> Result<Stream> {
         let stream = Stream::new(stream);
         let mut first = lock(&self.1);
@@ -71,8 +72,8 @@ impl Object for GraphObject {
     const NAME: &'static str = "graph";
 }
 
-/// Makes an empty graph. Its nodes are numbers that count from 0 in the order of making; every node
-/// is computed when it is made and stays until the graph is freed.
+/// Makes an empty graph. Nodes are numbered from 0 in the order in which they are made. A node is computed when
+/// it is made, and it stays until the graph is freed.
 ///
 /// @param[out] out the new graph; NULL on failure
 #[unsafe(no_mangle)]
@@ -91,10 +92,10 @@ pub unsafe extern "C" fn facegrad_graph_new(
     unsafe { make(out, body) }
 }
 
-/// Adds a copy of a tensor.
+/// Adds a copy of a tensor as a node.
 ///
 /// @param[in] tensor float32, float16 or bfloat16, any shape
-/// @param[in] needs_gradient not 0: `facegrad_graph_gradient` will be asked for it
+/// @param[in] needs_gradient not 0 where the host wants its `facegrad_graph_gradient`
 /// @param[out] node the new node
 /// @param[in] stream cudaStream_t that `tensor` is ready on; NULL on a CPU
 #[unsafe(no_mangle)]
@@ -113,7 +114,7 @@ pub unsafe extern "C" fn facegrad_graph_input(
         view.expect_device(graph.0.worker().device())?;
         let make = move |graph: &mut Graph| {
             let host = view.borrow()?;
-            // What gets a gradient is float32: so is the gradient, unscaled as it is.
+            // A node that gets a gradient is float32, so that its unscaled gradient does not underflow.
             let kind = match needs_gradient {
                 0 => host.kind(),
                 _ => Kind::Float,
@@ -127,11 +128,12 @@ pub unsafe extern "C" fn facegrad_graph_input(
     })
 }
 
-/// The clean latent x0 = a·x_t + b·prediction, in the prediction's layout, float32.
+/// Adds the clean latent x0 = a·x_t + b·prediction, in the prediction's layout, float32.
 ///
-/// @param[in] x_t a node, or -1 where the model predicts x0 itself
-/// @param[in] prediction a node
-/// @param[in] times `[N]`, as `config` says, or `[N,2]` pairs a, b for kind "custom"; NULL for "sample"
+/// @param[in] x_t a node with the noisy latents, or -1 where the model predicts x0 itself
+/// @param[in] prediction a node with the model's prediction, of the same shape
+/// @param[in] times `[N]` noise levels in the unit that `config` says, or `[N,2]` pairs a, b for kind "custom";
+/// NULL for "sample"; on any device
 /// @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching
 /// @param[out] node the new node
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
@@ -187,8 +189,8 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
     })
 }
 
-/// The sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout that no
-/// gradient passes.
+/// Adds the sample at another noise level, as in `facegrad_sampler_step`: a node of `x_t`'s dtype and layout. No
+/// gradient flows through it.
 ///
 /// @param[in] x_t a node: the noisy latents
 /// @param[in] prediction a node of the same shape
@@ -234,10 +236,10 @@ struct UnpackConfig {
     latent_format: Option<LatentFormat>,
 }
 
-/// Model-space latents in the host's packing → what the VAE decodes, `[B,C,H,W]` float32.
+/// Converts model-space latents in the host's packing to the latents that the VAE decodes: `[B,C,H,W]` float32.
 ///
 /// @param[in] latents a node
-/// @param[in] vae of the same context: its files may tell the latent format, and hold FLUX.2's statistics
+/// @param[in] vae a VAE of the same context: its files may tell the latent format, and hold FLUX.2's statistics
 /// @param[in] config JSON: `packing`, `latent_crop`, `latent_format` as in `facegrad_loss_new`; NULL for the
 /// defaults
 /// @param[in] height, width of the unpacked latent in latent pixels; 0 where the layout tells
@@ -282,10 +284,10 @@ struct DecodeConfig {
     clamp: ClampPolicy,
 }
 
-/// VAE-space latents → images `[B,3,H,W]` in [0, 1], float32.
+/// Decodes VAE-space latents to images `[B,3,H,W]`, RGB in [0, 1], float32.
 ///
 /// @param[in] latents a node of shape `[B,C,h,w]`
-/// @param[in] vae of the same context
+/// @param[in] vae a VAE of the same context
 /// @param[in] config JSON: `clamp` as in `facegrad_loss_new`; NULL for the default
 /// @param[out] node the new node
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
@@ -313,16 +315,17 @@ pub unsafe extern "C" fn facegrad_graph_decode(
     })
 }
 
-/// What a recogniser makes of aligned crops at one of its levels, float32, not normalised. The gradient flows to the crops.
+/// Adds a recogniser's features of aligned crops at one of its levels: float32, not normalised. The gradient flows to
+/// the crops.
 ///
-/// @param[in] crops a node of shape `[M,3,S,S]`, RGB in [0, 1]
-/// @param[in] backbone of the same context
-/// @param[in] level "embedding", the last, `[M,D]`; of an IResNet "layer1" to "layer4", `[M,C,h,w]`; of an ONNX model an
-/// output by its name. NULL: "embedding"
+/// @param[in] crops a node of shape `[M,3,S,S]`, RGB in [0, 1]; S is the recogniser's `input_size`
+/// @param[in] backbone a recogniser of the same context
+/// @param[in] level "embedding", the last level, `[M,D]`; of an IResNet also "layer1" to "layer4", `[M,C,h,w]`; of an
+/// ONNX model also its further outputs by name. NULL: "embedding"
 /// @param[out] node the new node
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 ///
-/// Errors: `SHAPE`, `CONFIG` for a level that the recogniser does not have.
+/// Errors: `CONFIG` for a level that the recogniser does not have.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_features(
     graph: *mut facegrad_graph,
@@ -362,7 +365,7 @@ pub unsafe extern "C" fn facegrad_graph_features(
     })
 }
 
-/// The loss of a node of images: a scalar float32 node. The same numbers as `facegrad_loss_images`.
+/// Adds the loss of a node of images: a scalar float32 node with the value that `facegrad_loss_images` computes.
 ///
 /// @param[in] images a node of shape `[N,3,H,W]`
 /// @param[in] loss a loss of the same context
@@ -417,9 +420,9 @@ pub unsafe extern "C" fn facegrad_graph_face_loss(
     })
 }
 
-/// The sizes of a node's value.
+/// Returns the shape of a node's value.
 ///
-/// @param[out] shape receives the first `capacity` sizes; may be NULL with `capacity` 0
+/// @param[out] shape receives the first `capacity` sizes, outermost first; may be NULL with `capacity` 0
 /// @param[out] ndim the number of dimensions; 0 for a scalar
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_shape(
@@ -449,7 +452,7 @@ pub unsafe extern "C" fn facegrad_graph_shape(
     })
 }
 
-/// Copies a node's value out.
+/// Copies a node's value to the host's tensor.
 ///
 /// @param[out] tensor the node's shape, any float dtype
 /// @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU
@@ -474,8 +477,8 @@ pub unsafe extern "C" fn facegrad_graph_read(
 /// Computes the gradients of a node with respect to all nodes before it. The gradients of an earlier call are dropped.
 ///
 /// @param[in] node the node to differentiate, usually a loss
-/// @param[in] seed the gradient with respect to it, of its shape; NULL: ones
-/// @param[in] stream cudaStream_t that the work is put on, the one of the graph's nodes; NULL on a CPU
+/// @param[in] seed the gradient with respect to `node`, of the same shape; NULL: ones
+/// @param[in] stream cudaStream_t that the work is put on: the stream on which the nodes were made; NULL on a CPU
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_graph_backward(
     graph: *mut facegrad_graph,
@@ -497,7 +500,7 @@ pub unsafe extern "C" fn facegrad_graph_backward(
         }
         graph.0.with(graph.computes_on(stream)?, move |graph| {
             let seed = match seed {
-                // In 64 bits, so that it is a copy and not the host's memory.
+                // The conversion to 64 bits makes a copy, so the graph does not keep the host's memory.
                 Some(view) => Some(view.borrow()?.f_to_kind(Kind::Double)?),
                 None => None,
             };
@@ -506,8 +509,8 @@ pub unsafe extern "C" fn facegrad_graph_backward(
     })
 }
 
-/// Copies the gradient with respect to a node from the last `facegrad_graph_backward`; zeros where the node has no
-/// influence.
+/// Copies the gradient with respect to a node from the last `facegrad_graph_backward` to the host's tensor. It is zero
+/// where the node has no influence.
 ///
 /// @param[out] tensor the node's shape, any float dtype
 /// @param[in] stream cudaStream_t that the copy is put on; NULL on a CPU

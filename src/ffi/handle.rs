@@ -1,5 +1,5 @@
-//! Handles are numbers that look like pointers. They are never followed, only looked up, so that a
-//! handle that was freed, is of another type or never was one is an error and not a crash.
+//! Handles are numbers that look like pointers. The library looks them up and never follows them, so a
+//! handle that was freed, is of another type or never existed is an error and not a crash.
 
 use crate::error::{Result, bail};
 use once_cell::sync::Lazy;
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
-/// What a handle stands for.
+/// An object that a handle can stand for.
 pub trait Object: Any + Send + Sync {
     /// The handle's type in C, without the prefix.
     const NAME: &'static str;
@@ -22,7 +22,7 @@ pub struct Entry {
 
 static LIVE: Lazy<RwLock<HashMap<usize, Entry>>> = Lazy::new(Default::default);
 
-/// Never reused, so that a stale handle stays stale; steps of 16 keep it looking like a pointer.
+/// The next handle. Numbers are never reused, so a stale handle stays stale. Steps of 16 make it look like a pointer.
 static NEXT: AtomicUsize = AtomicUsize::new(0x1000);
 
 /// Makes a handle for `object`.
@@ -38,8 +38,8 @@ pub fn insert<T: Object, H>(object: T) -> *mut H {
     std::ptr::without_provenance_mut(token)
 }
 
-/// The object of a handle. It stays alive as long as the returned reference, so a free on another
-/// thread waits for the call that uses it.
+/// The object of a handle. The returned reference keeps it alive, so it is freed only after the call that uses
+/// it, even if another thread frees the handle meanwhile.
 pub fn get<T: Object, H>(argument: &str, handle: *const H) -> Result<Arc<T>> {
     if handle.is_null() {
         bail!(
@@ -75,7 +75,7 @@ pub fn get_optional<T: Object, H>(argument: &str, handle: *const H) -> Result<Op
     }
 }
 
-/// Ends a handle. NULL, a freed handle and a handle of another type are left alone.
+/// Removes a handle from the table. NULL, a freed handle and a handle of another type do nothing.
 pub fn remove<T: Object, H>(handle: *mut H) {
     let mut live = LIVE.write().unwrap_or_else(|e| e.into_inner());
     let ours = live
@@ -86,12 +86,12 @@ pub fn remove<T: Object, H>(handle: *mut H) {
     } else {
         None
     };
-    // Dropping may wait for the worker, which may want the lock.
+    // Dropping the object may wait for the worker, which may need the lock.
     drop(live);
     drop(entry);
 }
 
-/// The table, locked: nobody looks a handle up, makes or frees one meanwhile.
+/// The locked table: no other thread can look up, make or free a handle meanwhile.
 #[cfg(unix)]
 pub type Held = std::sync::RwLockWriteGuard<'static, HashMap<usize, Entry>>;
 

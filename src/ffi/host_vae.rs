@@ -1,4 +1,4 @@
-//! VAE decoders that are the host's.
+//! VAE decoders that the host implements.
 
 use super::context::{Context, Model, make};
 use super::handle;
@@ -31,7 +31,7 @@ unsafe impl Send for Functions {}
 unsafe impl Sync for Functions {}
 
 impl Functions {
-    /// What a function left in its output, copied: the host's memory stays only until the next call.
+    /// A copy of the tensor that a function returned, because the host's memory is valid only until the next call.
     fn taken(&self, what: &'static str, status: i32, raw: &RawTensor) -> Result<Tensor> {
         match status {
             0 => {}
@@ -54,7 +54,7 @@ impl Functions {
 
 impl Functions {
     /// # Safety
-    /// The tensors are what the function's type says; NULL where nothing is asked for.
+    /// The tensors are as the function's type says; NULL where no gradient is asked for.
     unsafe fn call_vjp(&self, ticket: u64, gradient: *const RawTensor, out: *mut RawTensor) -> i32 {
         unsafe extern "C" {
             /// Calls `vjp`; -1 where it threw (torch/part.cc).
@@ -103,23 +103,23 @@ impl HostFunctions for Functions {
     }
 
     fn forget(&self, ticket: u64) {
-        // SAFETY: NULL is what says that nothing is asked for.
+        // SAFETY: NULL means that no gradient is asked for.
         unsafe { self.call_vjp(ticket, null(), null_mut()) };
     }
 }
 
-/// Makes a decoder of the host's own: any VAE, and models whose latents are pixels. Loss, gates, packing and report are as
-/// with the library's decoders; windows are not available.
+/// Makes a decoder from two functions of the host. This serves any VAE, and models whose latents are pixels. Loss,
+/// gates, packing and report are the same as with the library's decoders. Windows are not available.
 ///
-/// @param[in] decode, vjp what the host does; both are called until the decoder and every loss and graph made with it
-/// are freed
-/// @param[in] user_data handed to every call; may be NULL
+/// @param[in] decode, vjp the host's functions; they may be called until the decoder and every loss and graph made with
+/// it are freed
+/// @param[in] user_data passed to every call; may be NULL
 /// @param[in] config JSON: `latent_channels` (0: any); `image_range` of the images, "signed" ([-1, 1], default) | "unit"
 /// ([0, 1]); `latent_format` as in `facegrad_loss_new` (default "none"); `slicing` decodes one sample at a time. NULL for
 /// the defaults
 /// @param[out] out the new decoder; NULL on failure
 ///
-/// Errors: `NULL`, `CONFIG`.
+/// Calls that need the image fail with `CALLBACK` where a function of the host fails.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_vae_new_from_functions(
     context: *const facegrad_context,

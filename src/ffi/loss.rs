@@ -27,15 +27,15 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use tch::Kind;
 
-/// What a `facegrad_loss` stands for.
+/// The object behind a `facegrad_loss`.
 pub(super) struct LossObject {
     /// The loss on images.
     pub owned: Owned<Loss>,
     /// The fused step on that loss.
     pub steps: Owned<StepLoss>,
-    /// Whether the fused step has its VAE.
+    /// Whether there is a VAE, which the fused step needs.
     pub has_vae: bool,
-    /// Of the pictures that are handed over.
+    /// Checks the range of the images that the host hands over.
     pub watch: Arc<Watch>,
     info: String,
 }
@@ -44,18 +44,18 @@ impl Object for LossObject {
     const NAME: &'static str = "loss";
 }
 
-/// Makes a loss. Networks may be handed over, and shared between losses, or named in the
-/// configuration; without any detector the host has to say where every face is.
+/// Makes a loss. The host passes its networks, which several losses may share, or the configuration names their files.
+/// Without a detector, the host must say where every face is.
 ///
 /// @param[in] detector NULL: loaded from the config's `detector`, where there is one
 /// @param[in] backbone NULL: loaded from the config's `arcface_weights`
 /// @param[in] vae needed by `facegrad_loss_step` alone; NULL: loaded from the config's `vae`, where there is
 /// one
-/// @param[in] config JSON, all keys optional, NULL for the defaults: the keys are described in docs/configuration.md, and
+/// @param[in] config JSON with optional keys; NULL for the defaults. docs/configuration.md describes the keys, and
 /// `facegrad_build_info` lists their names
 /// @param[out] out the new loss; NULL on failure
 ///
-/// Errors: `CONFIG`, `ARGUMENT` (objects of another context), and those of the networks' constructors.
+/// Errors: `ARGUMENT` for objects of another context, and those of the networks' constructors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_new(
     context: *const facegrad_context,
@@ -155,7 +155,7 @@ fn build(
         "face_align_mode": format!("{:?}", config.face_align_mode).to_lowercase(),
         "face_loss_weight": config.face_loss_weight,
         "face_types": config.face_types,
-        // What the VAE's files tell stands in for what was left out.
+        // Where the config names no format, the one that the VAE's files tell is used.
         "latent_format": match (&config.latent_format, &vae) {
             (None, Some(vae)) => vae.owned.with(Stream::default(), |vae| Ok(vae.format().cloned()))?,
             (given, _) => given.clone(),
@@ -189,13 +189,16 @@ fn build(
     })
 }
 
-/// Registers a reference person under an id, replacing an earlier one. Images without a face are
-/// left out with a warning; it is an error when none has one.
+/// Registers a person under an id by the faces of reference images. A person that was registered under the same id
+/// before is replaced. Images without a face are left out with a warning.
 ///
 /// @param[in] id any UTF-8 text
 /// @param[in] images `[K,3,H,W]` RGB in [0, 1], K ≥ 1
-/// @param[in] landmarks `[K,5,2]` where the faces are, pixels, rows of NaN for not known; NULL: detected
+/// @param[in] landmarks `[K,5,2]` landmarks of the faces, pixels, NaN in the rows that are not known; NULL: the
+/// detector finds the faces
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
+///
+/// Errors: `ARGUMENT` where no image has a face.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_set_reference(
     loss: *mut facegrad_loss,
@@ -230,20 +233,22 @@ pub unsafe extern "C" fn facegrad_loss_remove_reference(
     })
 }
 
-/// The loss of a batch of images and its gradient, in one call.
+/// Computes the loss of a batch of images and its gradient.
 ///
-/// A sample that cannot count (gated, no face, not finite) counts nothing, has a gradient of exactly
-/// zero and says why; when all are out, loss and gradient are 0 and the call succeeds.
+/// A sample that is gated out, has no face or is not finite does not count. Its gradient is exactly zero, and its
+/// report says why. If no sample counts, loss and gradient are 0 and the call succeeds.
 ///
 /// @param[in] images `[N,3,H,W]` RGB, nominally in [0, 1], float32, float16 or bfloat16; not clamped
 /// @param[in] targets references and per-sample facts
-/// @param[out] gradient of `result->loss` with respect to `images`: the same shape, any float dtype, best
-/// float32 (see `facegrad_loss_step`); NULL: not computed
+/// @param[out] gradient the gradient of `result->loss` with respect to `images`: the same shape, any float dtype,
+/// preferably float32 (see `facegrad_loss_step`); NULL: not computed
 /// @param[out] samples N reports; the first element's `struct_size` must be set; may be NULL
 /// @param[in] samples_capacity elements of `samples`, at least N unless it is NULL
 /// @param[out] result may be NULL; its `struct_size` must be set
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU. `samples` and `result` are
-/// ready on return, `gradient` in the stream's order.
+/// ready on return, `gradient` in the order of the stream.
+///
+/// Errors: `ARGUMENT` for an id that was not registered, or a face whose place is not known and no detector.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_images(
     loss: *mut facegrad_loss,
@@ -287,12 +292,13 @@ pub unsafe extern "C" fn facegrad_loss_images(
 }
 
 /// Writes what the loss remembers to a file: registered references, faces of reference images, statistics of
-/// `norm_stats`, and whether audits have ended the use of windows. With it a training that was stopped goes on
-/// with the same numbers. The file is there as a whole or not at all; it holds embeddings of people's faces.
+/// `norm_stats`, and whether audits have ended the use of windows. A training that was stopped and restores this
+/// file continues with the same numbers. The file is written as a whole or not at all. It holds embeddings of
+/// people's faces.
 ///
-/// @param[in] path replaces a file of that name
+/// @param[in] path the file to write; a regular file of that name is replaced
 ///
-/// Errors: `IO`.
+/// Errors: `IO`; an older file is then unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_save(
     loss: *mut facegrad_loss,
@@ -308,13 +314,13 @@ pub unsafe extern "C" fn facegrad_loss_save(
     })
 }
 
-/// Remembers what `facegrad_loss_save` wrote, in place of all that the loss remembers. The configuration is the
-/// loss's own. On failure nothing changes.
+/// Replaces everything that the loss remembers by what `facegrad_loss_save` wrote. The configuration does not change.
+/// On failure nothing changes.
 ///
-/// @param[in] path a file of any content: nothing in it is trusted
+/// @param[in] path the file to read; its content is not trusted
 ///
-/// Errors: `IO`, `FORMAT` for another or a damaged file, `LIMIT`; `ARGUMENT` where the recogniser or the VAE is another
-/// than the one that it was saved with; `UNSUPPORTED` for a file of a newer library.
+/// Errors: `IO`; `FORMAT` for another or a damaged file; `LIMIT`; `ARGUMENT` where the file was saved with another
+/// recogniser or VAE; `UNSUPPORTED` for a file of a newer library.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_restore(
     loss: *mut facegrad_loss,
@@ -330,9 +336,9 @@ pub unsafe extern "C" fn facegrad_loss_restore(
     })
 }
 
-/// What the loss uses, as a JSON object: `detector`, `backbone`, `vae`, `face_align_mode`,
-/// `face_loss_weight`, `face_types`; `latent_format`, the config's or else what the VAE's files tell; `settings`, every
-/// key of the config with the value that counts.
+/// Describes the loss as a JSON object: `detector`, `backbone` and `vae` (descriptions), `face_align_mode`,
+/// `face_loss_weight`, `face_types`, `latent_format` (the config's, or else the one that the VAE's files tell),
+/// `settings` (every key of the config with the value that is used).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

@@ -67,8 +67,8 @@ pub unsafe trait Versioned: Copy {
     const NAME: &'static str;
 }
 
-/// Reads a struct of any version: what an older host does not have is zero, and what a newer host
-/// sets beyond this library's knowledge is refused, not ignored.
+/// Reads a struct of any version. Fields that an older host does not have are zero. A field that a newer
+/// host sets and this library does not know is an error.
 ///
 /// # Safety
 /// `pointer` is NULL or points to a struct that is `struct_size` bytes long.
@@ -77,7 +77,7 @@ pub unsafe fn versioned<T: Versioned>(argument: &str, pointer: *const T) -> Resu
     unsafe { sized(argument, pointer, struct_size(argument, pointer)?) }
 }
 
-/// [`versioned`] for an element of an array, whose size the first element told.
+/// [`versioned`] for an element of an array. The array's first element tells the size of all.
 ///
 /// # Safety
 /// `pointer` is aligned and has `size` readable bytes.
@@ -133,7 +133,7 @@ pub unsafe fn struct_size<T: Versioned>(argument: &str, pointer: *const T) -> Re
 /// A size above this is an uninitialised field, not a newer struct.
 const MAX_STRUCT: usize = 1 << 16;
 
-/// Writes as much of `value` as the host's struct of `size` bytes takes, and `size` as its
+/// Writes as much of `value` as fits into the host's struct of `size` bytes, and `size` as its
 /// `struct_size`.
 ///
 /// # Safety

@@ -1,4 +1,4 @@
-//! How a report reaches the host.
+//! Writes a report to the host's structs.
 
 use super::detector::flat;
 use super::read::{struct_size, write_versioned};
@@ -6,7 +6,7 @@ use super::types::*;
 use crate::batch::{Report, Sample};
 use crate::error::{Result, bail};
 
-/// Where a report goes.
+/// The host's structs that receive a report.
 pub(super) struct ReportSink {
     samples: Option<(*mut facegrad_sample, usize)>,
     result: Option<(*mut facegrad_result, usize)>,

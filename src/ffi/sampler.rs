@@ -1,4 +1,4 @@
-//! The step of a sampler.
+//! The deterministic step of a sampler.
 
 use super::boundary::call;
 use super::context::Context;
@@ -12,7 +12,7 @@ use crate::latent::{sampler_step, transitions};
 use crate::tensor::{RawTensor, Stream, Use, View};
 use std::ffi::{c_char, c_void};
 
-/// Where a step comes from and where it goes.
+/// The noise levels before and after a step.
 pub(super) struct Levels {
     times: View,
     next: View,
@@ -20,7 +20,7 @@ pub(super) struct Levels {
 }
 
 impl Levels {
-    /// Checks the arguments; on the host's thread.
+    /// Checks the arguments, on the host's thread.
     ///
     /// # Safety
     /// As for [`View::read`] and [`optional_text`].
@@ -50,7 +50,7 @@ impl Levels {
         })
     }
 
-    /// The pairs of every sample; on the worker.
+    /// The pair (a, b) of every sample. It runs on the worker, because the numbers may lie on a GPU.
     pub fn pairs(&self) -> Result<Vec<(f64, f64)>> {
         transitions(
             &self.config,
@@ -60,23 +60,23 @@ impl Levels {
     }
 }
 
-/// The deterministic step of a sampler: from the noisy latents and the model's prediction to the same sample
-/// at another noise level. Euler's step for flow matching, DDIM's with eta 0 for epsilon, v and x0. It is linear
-/// in both, so every packing is as good as any other. Computed in float32, without a gradient.
+/// Takes the deterministic step of a sampler: from the noisy latents and the model's prediction to the same sample
+/// at another noise level. For flow matching this is Euler's step; for epsilon, v and x0 it is DDIM's with eta 0. The
+/// step is linear in latents and prediction, so it works in any packing. It is computed in float32, without a gradient.
 ///
 /// @param[in] x_t the noisy latents `[N,...]` in the host's layout; float32, float16 or bfloat16
 /// @param[in] prediction the model's prediction, of the same shape; float32, float16 or bfloat16
-/// @param[in] times `[N]`, the noise levels of `x_t`, as `config` says; on any device
-/// @param[in] next_times `[N]`, the noise levels to go to, lower or higher; -1 among the timesteps 0 to 999 of
-/// epsilon, v and x0 is the clean latent
+/// @param[in] times `[N]`, the noise levels of `x_t` in the unit that `config` says; on any device
+/// @param[in] next_times `[N]`, the noise levels to go to, lower or higher, in the same unit. Where the unit is the
+/// timestep 0 to 999 of epsilon, v and x0, -1 means the clean latent
 /// @param[in] config JSON, the object `prediction` of `facegrad_loss_new`; NULL for flow matching. Kind "sample"
-/// is x0 of a variance-preserving process; of a flow model give the velocity (x_t - x0) / t. Kind "custom" has no
-/// step
+/// is x0 of a variance-preserving process. For x0 of a flow model, give the velocity (x_t - x0) / t as a
+/// prediction of kind "flow". Kind "custom" has no step
 /// @param[out] next the latents at `next_times`: the shape of `x_t`, any float dtype; it may be the memory of
 /// `x_t`
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 ///
-/// Errors: `ARGUMENT` for a level outside its range, naming the sample; `SHAPE`, `DTYPE`, `DEVICE`, `CONFIG`.
+/// Errors: `ARGUMENT` for a noise level outside its range; the text names the sample.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_sampler_step(
     context: *const facegrad_context,

@@ -14,16 +14,18 @@ use crate::tensor::{RawTensor, Stream, Use, View};
 use std::ffi::c_void;
 use tch::{Device, Kind};
 
-/// One training step: from the model's prediction to the weighted loss and its gradient with respect to
-/// the prediction, in the prediction's own packing. A sample that is gated out by its data type, noise level or
-/// step number costs nothing.
+/// Computes the loss of one training step: from the model's prediction to the weighted loss and its gradient with
+/// respect to the prediction, in the prediction's own packing. No network runs for a sample that is gated out by
+/// its data type, noise level or step number.
 ///
 /// @param[in] step latents, prediction and times
 /// @param[in] targets as in `facegrad_loss_images`; pixels are those of the decoded image
-/// @param[out] gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
-/// dtype; NULL: not computed. Take float32, whatever the prediction's dtype is, and multiply a loss scale in before
-/// casting: unscaled, most of it is below float16's least number
-/// @param[out] samples, result and the rest as in `facegrad_loss_images`
+/// @param[out] gradient the gradient of `result->loss` with respect to `step->prediction`: the same shape, any float
+/// dtype; NULL: not computed. Use float32, whatever the prediction's dtype is, and multiply by the loss scale before
+/// casting: most of the unscaled gradient is below float16's least number
+/// @param[out] samples, samples_capacity, result, stream as in `facegrad_loss_images`
+///
+/// Errors: `ARGUMENT` for a loss without a VAE, times outside their range, and those of `facegrad_loss_images`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_step(
     loss: *mut facegrad_loss,
@@ -137,7 +139,7 @@ impl RawStep {
         }
     }
 
-    /// Reads the numbers; on the worker.
+    /// Reads the numbers. It runs on the worker, because they may lie on a GPU.
     fn into_step(self) -> Result<Step> {
         let numbers = |view: &Option<View>| match view {
             Some(view) => views::numbers(view),
@@ -146,7 +148,7 @@ impl RawStep {
         let pairs = numbers(&self.coefficients)?;
         Ok(Step {
             x_t: self.x_t.as_ref().map(View::borrow).transpose()?,
-            // In float32, so that the gradient is: scaled by nothing yet, most of it is below float16's least number.
+            // In float32, so that the gradient is float32 too: most of it is below float16's least number.
             prediction: self.prediction.borrow()?.f_to_kind(Kind::Float)?,
             times: numbers(&self.times)?,
             coefficients: pairs

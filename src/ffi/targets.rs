@@ -1,4 +1,4 @@
-//! What a host says of the samples of a batch.
+//! What a host says about the samples of a batch.
 
 use super::read::{optional_text, text, versioned};
 use super::types::*;
@@ -80,7 +80,7 @@ impl RawTargets {
         }
     }
 
-    /// Reads the numbers; on the worker.
+    /// Reads the numbers. It runs on the worker, because they may lie on a GPU.
     pub fn into_targets(self, watch: &Watch) -> Result<Targets> {
         let references = self.references.as_ref().map(View::borrow).transpose()?;
         if let Some(references) = &references {
@@ -136,7 +136,7 @@ impl RawReference {
         })
     }
 
-    /// Gives the person to `register` on the worker of `owned`.
+    /// Calls `register` with the person's id, images and places on the worker of `owned`.
     pub fn register<T: Send + 'static>(
         self,
         owned: &Owned<T>,
@@ -153,7 +153,7 @@ impl RawReference {
         })
     }
 
-    /// Where the face of every image is, empty where it is to be detected; on the worker.
+    /// The place of the face in every image, empty where it is to be detected. It runs on the worker.
     fn places(&self) -> Result<Vec<FacePlace>> {
         let mut places = views::places(self.landmarks.as_ref(), None)?;
         places.resize(self.images.shape()[0] as usize, FacePlace::default());

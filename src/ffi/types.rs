@@ -35,7 +35,7 @@ pub const FACEGRAD_ERR_REENTRANT: facegrad_status = 10;
 pub const FACEGRAD_ERR_FORKED: facegrad_status = 11;
 /// An earlier call on this context ended in `FACEGRAD_ERR_PANIC`.
 pub const FACEGRAD_ERR_POISONED: facegrad_status = 12;
-/// A C++ exception left a callback during the call. The exception ended there; outputs are not to be used.
+/// A callback threw a C++ exception during the call, or a function of the host failed. Do not use the outputs.
 pub const FACEGRAD_ERR_CALLBACK: facegrad_status = 13;
 /// The process is ending: `exit` was called, or the main program has returned.
 pub const FACEGRAD_ERR_EXITING: facegrad_status = 14;
@@ -49,7 +49,7 @@ pub const FACEGRAD_ERR_LIMIT: facegrad_status = 102;
 pub const FACEGRAD_ERR_WEIGHTS: facegrad_status = 103;
 /// A model uses an operator that is not implemented; the text names it.
 pub const FACEGRAD_ERR_OPERATOR: facegrad_status = 104;
-/// The device is out of memory; nothing is leaked and a smaller call works.
+/// The device is out of memory. Nothing is leaked, and a smaller call works.
 pub const FACEGRAD_ERR_OUT_OF_MEMORY: facegrad_status = 200;
 /// libtorch reported an error.
 pub const FACEGRAD_ERR_TORCH: facegrad_status = 201;
@@ -74,11 +74,11 @@ pub const FACEGRAD_SAMPLE_NO_REFERENCE_FACE: i32 = 4;
 pub const FACEGRAD_SAMPLE_NO_FACE: i32 = 5;
 /// Its landmarks or box span no area.
 pub const FACEGRAD_SAMPLE_DEGENERATE: i32 = 6;
-/// Its image, loss or gradient was not finite; it was dropped.
+/// Its image, loss or gradient is not finite.
 pub const FACEGRAD_SAMPLE_NON_FINITE: i32 = 7;
-/// Its noise level lies outside the window of the configuration.
+/// Its noise level lies outside `t_min` to `t_max`.
 pub const FACEGRAD_SAMPLE_TIME: i32 = 8;
-/// The step is not one of every n.
+/// The number of the step is not a multiple of `every_n_steps`.
 pub const FACEGRAD_SAMPLE_STEP: i32 = 9;
 
 /// `facegrad_sample.located`: the generated face was not found or not looked for.
@@ -87,7 +87,7 @@ pub const FACEGRAD_LOCATED_NOWHERE: i32 = 0;
 pub const FACEGRAD_LOCATED_DETECTED: i32 = 1;
 /// The host gave its landmarks or box.
 pub const FACEGRAD_LOCATED_GIVEN: i32 = 2;
-/// Where the reference's face is.
+/// At the place of the face in the reference image.
 pub const FACEGRAD_LOCATED_REFERENCE: i32 = 3;
 
 /// `facegrad_sample.alignment`: the face was not aligned.
@@ -96,33 +96,34 @@ pub const FACEGRAD_ALIGNMENT_NONE: i32 = 0;
 pub const FACEGRAD_ALIGNMENT_KPS: i32 = 1;
 /// By the box, as configured.
 pub const FACEGRAD_ALIGNMENT_BBOX: i32 = 2;
-/// By the box, since the face has no usable landmarks.
+/// By the box, because the face has no usable landmarks.
 pub const FACEGRAD_ALIGNMENT_BBOX_FALLBACK: i32 = 3;
 
-/// `facegrad_sample.decoded`: nothing was decoded of the sample: it was gated out, or came as an image.
+/// `facegrad_sample.decoded`: the sample was gated out, or came as an image, so nothing was decoded.
 pub const FACEGRAD_DECODED_NOTHING: i32 = 0;
-/// All of its image.
+/// Its whole image was decoded with a gradient.
 pub const FACEGRAD_DECODED_FULL: i32 = 1;
-/// A window of it, exact but for the gradient through GroupNorm's statistics, if there is any.
+/// A window was decoded whose pixels are those of the whole image. In decoders that have GroupNorm, its gradient leaves
+/// out the part that flows through GroupNorm's statistics.
 pub const FACEGRAD_DECODED_WINDOW_EXACT: i32 = 2;
-/// A window of it with GroupNorm's statistics from an earlier step.
+/// A window was decoded with GroupNorm statistics from earlier steps.
 pub const FACEGRAD_DECODED_WINDOW_CACHED: i32 = 3;
-/// A window of it with GroupNorm's statistics from that window.
+/// A window was decoded with the GroupNorm statistics of that window.
 pub const FACEGRAD_DECODED_WINDOW: i32 = 4;
-/// A window of it with GroupNorm's statistics that a model predicted.
+/// A window was decoded with GroupNorm statistics that a model predicted.
 pub const FACEGRAD_DECODED_WINDOW_PREDICTED: i32 = 5;
 
-/// Something was lost or refused that the caller may not see otherwise.
+/// Something failed that the caller may not see otherwise.
 pub const FACEGRAD_LOG_ERROR: i32 = 1;
-/// A sample was skipped or a fallback taken; training goes on.
+/// A sample was skipped or a fallback was used. Training can go on.
 pub const FACEGRAD_LOG_WARN: i32 = 2;
-/// Something that happens once.
+/// A message about something that happens once.
 pub const FACEGRAD_LOG_INFO: i32 = 3;
 /// Details for finding a fault.
 pub const FACEGRAD_LOG_DEBUG: i32 = 4;
 
-/// A device, its thread and everything that lives there. Any thread may use it; calls on one
-/// context run one after the other, different contexts are independent.
+/// A device, and the thread on which all work of its objects runs. Any thread may use it. Calls on one
+/// context run one after the other; different contexts are independent.
 pub struct facegrad_context {
     _opaque: [u8; 0],
 }
@@ -147,29 +148,34 @@ pub struct facegrad_loss {
     _opaque: [u8; 0],
 }
 
-/// An autograd tape whose nodes are numbers. Any thread may use it.
+/// A graph of operations with gradients, whose nodes are numbers. Any thread may use it.
 pub struct facegrad_graph {
     _opaque: [u8; 0],
 }
 
-/// Detector and recogniser for scores that need no gradient, and remembered references. Any thread may use
-/// it.
+/// A detector and a recogniser for scores without a gradient, and registered people. Any thread may use it.
 pub struct facegrad_evaluator {
     _opaque: [u8; 0],
 }
 
-/// Receives messages. `message` is UTF-8 and valid until the callback returns. It may be called from
-/// any thread, must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and should not throw: a C++
-/// exception ends at the library, and the call that sent the message is `FACEGRAD_ERR_CALLBACK`.
+/// Receives a message. `message` is UTF-8 and valid until the callback returns. The callback may run on any
+/// thread, also on several at once. It must not call facegrad (`FACEGRAD_ERR_REENTRANT`), must not longjmp, and
+/// should not throw: the library catches a C++ exception, and the call that sent the message then fails with
+/// `FACEGRAD_ERR_CALLBACK`.
 pub type facegrad_log_callback =
     Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
-/// Decodes `latents` `[B,C,h,w]`, float32 and compact, valid until the function returns. It fills in `image` with a
-/// description of an image `[B,3,H,W]`, float32, float16 or bfloat16, on the same device; that memory must stay until the
-/// next call of this function or of the other one with the same `user_data`. With a `ticket` other than 0 it keeps what the gradient needs: each
-/// ticket is used by one call of the other function. It is called on the context's thread, with the caller's
-/// CUDA stream current there, must not call facegrad with objects of the same context, must not longjmp and should not throw.
-/// Returns 0, or anything else where it failed: the call that needed the image is then `FACEGRAD_ERR_CALLBACK`.
+/// A function of the host that decodes latents.
+///
+/// `latents` is `[B,C,h,w]`, float32 and compact, and valid until the function returns. The function fills in `image`
+/// with the description of an image `[B,3,H,W]`, float32, float16 or bfloat16, on the same device. The memory of the
+/// image must stay valid until the next call of this function or of the `facegrad_vjp_function` with the same
+/// `user_data`. If `ticket` is not 0, the host keeps what the gradient needs under that number; one call of the
+/// `facegrad_vjp_function` uses it.
+///
+/// The function runs on the context's thread, with the caller's CUDA stream current there. It must not call facegrad
+/// with objects of the same context, must not longjmp and should not throw. It returns 0, or another number where it
+/// failed; the call that needed the image then fails with `FACEGRAD_ERR_CALLBACK`.
 pub type facegrad_decode_function = Option<
     unsafe extern "C" fn(
         latents: *const RawTensor,
@@ -179,9 +185,11 @@ pub type facegrad_decode_function = Option<
     ) -> i32,
 >;
 
-/// The gradient with respect to the latents of a ticket, from the `gradient` `[B,3,H,W]` with respect to their image,
-/// float32 and compact: fills in `latents_gradient` as `facegrad_decode_function` fills in `image`, and forgets the ticket.
-/// With `gradient` NULL it only forgets; the ticket may then be forgotten already. The other rules are those of
+/// A function of the host that computes the gradient with respect to the latents of a ticket.
+///
+/// `gradient` is the gradient with respect to their image, `[B,3,H,W]`, float32 and compact. The function fills in
+/// `latents_gradient`, `[B,C,h,w]`, as `facegrad_decode_function` fills in `image`, and forgets the ticket. If
+/// `gradient` is NULL, it only forgets the ticket, which may be forgotten already. All other rules are those of
 /// `facegrad_decode_function`.
 pub type facegrad_vjp_function = Option<
     unsafe extern "C" fn(
@@ -192,12 +200,12 @@ pub type facegrad_vjp_function = Option<
     ) -> i32,
 >;
 
-/// A face in an image. Pixels, with pixel centres at integers: (0, 0) is the centre of the first
+/// A face in an image. Places are in pixels, with pixel centres at integers: (0, 0) is the centre of the first
 /// pixel.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct facegrad_face {
-    /// `sizeof(facegrad_face)`; in an array the first element's says the distance of all.
+    /// `sizeof(facegrad_face)`; in an array, the first element's is the distance between elements.
     pub struct_size: usize,
     /// Index of the image in its batch.
     pub image: i64,
@@ -207,8 +215,7 @@ pub struct facegrad_face {
     pub score: f32,
     /// 1 where `landmarks` is set.
     pub has_landmarks: i32,
-    /// Five x, y pairs in the picture's order: left eye, right eye, nose, left and right mouth
-    /// corner.
+    /// Five pairs x, y: left eye, right eye, nose, left and right mouth corner. Left and right are those of the image.
     pub landmarks: [f32; 10],
 }
 
@@ -220,32 +227,32 @@ pub struct facegrad_targets {
     pub struct_size: usize,
     /// Reference images `[N,3,H,W]`, or `[1,3,H,W]` for all samples; RGB in [0, 1]; any H and W.
     pub references: *const RawTensor,
-    /// N ids that `facegrad_loss_set_reference` registered; a NULL entry means the sample's
-    /// reference image. NULL: every sample uses its image.
+    /// N ids that `facegrad_loss_set_reference` registered. A NULL entry means that the sample uses its
+    /// reference image. NULL: every sample uses its reference image.
     pub reference_ids: *const *const c_char,
-    /// N `data_type`s, checked against the configured `face_types`. NULL: every sample counts.
+    /// N `data_type`s: only samples whose type is among the configured `face_types` count. NULL: every sample counts.
     pub data_types: *const *const c_char,
-    /// `[N,5,2]` landmarks of the generated faces, pixels; a row of NaN means not known. NULL: none
-    /// is known, and the detector looks.
+    /// `[N,5,2]` landmarks of the generated faces, pixels, in the order of `facegrad_face`. A sample whose row is NaN
+    /// is detected. NULL: all samples are detected. This tensor and those below may be on any device, also in float64.
     pub landmarks: *const RawTensor,
-    /// `[N,4]` boxes of the generated faces (x1, y1, x2, y2), pixels; rows of NaN as above.
+    /// `[N,4]` boxes of the generated faces (x1, y1, x2, y2), pixels; rows of NaN and NULL as above.
     pub boxes: *const RawTensor,
-    /// `[R,5,2]` landmarks of the faces in `references` (R of them), rows of NaN as above.
+    /// `[R,5,2]` landmarks of the faces in the R `references`, pixels; rows of NaN and NULL as above.
     pub reference_landmarks: *const RawTensor,
-    /// `[R,4]` boxes of the faces in `references`, rows of NaN as above.
+    /// `[R,4]` boxes of the faces in the R `references`, pixels; rows of NaN and NULL as above.
     pub reference_boxes: *const RawTensor,
-    /// `[N]` weights ≥ 0. NULL: 1 each.
+    /// `[N]` weights of the samples in the mean, at least 0. NULL: 1 each.
     pub sample_weights: *const RawTensor,
-    /// N names that tell the training's samples apart, for statistics that `norm_stats` remembers; a NULL
-    /// entry, or NULL: the sample's reference image tells.
+    /// N names, each unique in the training set, under which `norm_stats` remembers statistics. A sample without a
+    /// name (a NULL entry, or NULL) is identified by its reference image.
     pub sample_ids: *const *const c_char,
 }
 
-/// What one sample did for the loss.
+/// What happened to one sample.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct facegrad_sample {
-    /// `sizeof(facegrad_sample)`; in an array the first element's says the distance of all.
+    /// `sizeof(facegrad_sample)`; in an array, the first element's is the distance between elements.
     pub struct_size: usize,
     /// `FACEGRAD_SAMPLE_*`.
     pub outcome: i32,
@@ -263,17 +270,18 @@ pub struct facegrad_sample {
     pub weight: f32,
     /// Detection score in [0, 1]; NaN where the face was not detected.
     pub score: f32,
-    /// The generated face's box, pixels.
+    /// The generated face's box x1, y1, x2, y2, pixels.
     pub bbox: [f32; 4],
-    /// Its landmarks, pixels, as in `facegrad_face`.
+    /// The generated face's landmarks, pixels, in the order of `facegrad_face`.
     pub landmarks: [f32; 10],
     /// `FACEGRAD_DECODED_*`.
     pub decoded: i32,
     /// 1 where the whole image was decoded without a gradient, for detection or for GroupNorm's statistics.
     pub exact_pass: i32,
-    /// At steps that audit: cosine of the window's gradient and the whole image's; else NaN.
+    /// The cosine between the gradients through the window and through the whole image; NaN at steps without an audit.
     pub audit_cosine: f32,
-    /// The norm of the window's gradient in units of the whole image's; else NaN.
+    /// The norm of the gradient through the window, divided by that through the whole image; NaN at steps without an
+    /// audit.
     pub audit_norm_ratio: f32,
 }
 
@@ -283,8 +291,8 @@ pub struct facegrad_sample {
 pub struct facegrad_result {
     /// `sizeof(facegrad_result)`.
     pub struct_size: usize,
-    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target_similarity)) / counted`: the number that the
-    /// gradient belongs to. 0 where nothing counts.
+    /// `face_loss_weight · Σ wᵢ·(1 − min(cosᵢ, target_similarity)) / counted`: the value that is differentiated. With
+    /// `levels`, the weighted sum of this over the levels. 0 where no sample counts.
     pub loss: f64,
     /// Mean of `1 − cos` over the counted samples, without weights, in [0, 2]; 0 where none counts.
     pub mean_distance: f64,
@@ -292,16 +300,16 @@ pub struct facegrad_result {
     pub counted: i64,
     /// How many samples there are.
     pub samples: i64,
-    /// How many whole images were decoded without a gradient for the sake of windows.
+    /// How many whole images were decoded without a gradient, for detection or for GroupNorm's statistics.
     pub exact_passes: i64,
-    /// At steps that audit: `audit_cosine` of the sample with the least one; else NaN.
+    /// The smallest `audit_cosine` of all samples; NaN at steps without an audit.
     pub audit_cosine: f64,
-    /// `audit_norm_ratio` of the same sample; else NaN.
+    /// `audit_norm_ratio` of the same sample; NaN at steps without an audit.
     pub audit_norm_ratio: f64,
-    /// How many of `level_distances` are set: the configured `levels`, and the embedding last where it is not among them; 0
-    /// without `levels`, and where no sample counts.
+    /// How many of `level_distances` are set: one for each of the configured `levels`, then one for the embedding where
+    /// it is not among them. 0 without `levels`, and where no sample counts.
     pub levels: i64,
-    /// Mean of `1 − cos` over the counted samples on every level, in the order of the configuration.
+    /// Per level the mean of `1 − cos` over the counted samples, in the order of the configuration.
     pub level_distances: [f64; 8],
 }
 
@@ -315,18 +323,17 @@ pub struct facegrad_step {
     pub x_t: *const RawTensor,
     /// The model's prediction, in its own packing; float32, float16 or bfloat16.
     pub prediction: *const RawTensor,
-    /// `[N]` times, as the configuration's `prediction.time` says; on any device.
+    /// `[N]` noise levels in the unit that the configuration's `prediction.time` says; on any device, also in float64.
     pub times: *const RawTensor,
-    /// `[N,2]` pairs a, b of x0 = a·x_t + b·prediction, for `prediction.kind` "custom" alone.
+    /// `[N,2]` pairs a, b of x0 = a·x_t + b·prediction, for `prediction.kind` "custom" alone; on any device.
     pub coefficients: *const RawTensor,
-    /// Height of the unpacked latent in latent pixels; needed by packings of tokens, else 0.
+    /// Height of the unpacked latent in latent pixels. Packings of tokens need it; 0 elsewhere.
     pub latent_height: i64,
-    /// Its width.
+    /// Width of the unpacked latent, likewise.
     pub latent_width: i64,
     /// The number of the step, for `every_n_steps` and `audit_every`.
     pub number: u64,
-    /// The norm of the main loss's gradient with respect to the prediction, for `gradient_limit`; 0 where
-    /// not known.
+    /// The norm of the main loss's gradient with respect to the prediction, for `gradient_limit`; 0: not known.
     pub gradient_norm: f64,
 }
 

@@ -38,20 +38,23 @@ pub(super) fn finish(owned: Owned<Decoder>) -> Result<Model<Decoder>> {
     Ok(Model::new(owned, info))
 }
 
-/// Loads the frozen decoder of a VAE: AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1 and all that share it),
-/// FLUX.2, Qwen-Image and Wan 2.1 (one frame), the TAESD family, or TorchScript. The family and the dialect
-/// of the names (diffusers, LDM, ComfyUI, Wan) are found from the tensors; a config.json beside the file
-/// is read.
+/// Loads the frozen decoder of a VAE: AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1 and all that share it), FLUX.2,
+/// Qwen-Image and Wan 2.1 (one frame), Wan 2.2 (one frame), HunyuanImage 2.1, Sana's DC-AE, the TAESD family, or
+/// TorchScript. The tensors' names tell the family and the dialect (diffusers, LDM, ComfyUI, Wan). A config.json beside
+/// the file is read.
 ///
-/// @param[in] config JSON: `path` a file, single-file checkpoint or diffusers folder (required); `family`
-/// "kl" | "flux2" | "wan" | "tiny" | "torchscript", which has to be named, since loading a TorchScript file runs code that
-/// is in it; `dtype` "f32" | "bf16" | "f16"; `recompute` "none" |
-/// "blocks" (keeps only the blocks' inputs for the backward pass); `slicing` decodes one sample at a time;
-/// `norm_num_groups`; `model_config` what diffusers' config.json says (an object), in place of the one beside
-/// the file; for TorchScript `latent_channels`, `image_range` "signed" | "unit", `scale_factor`
+/// @param[in] config JSON, with defaults in parentheses: `path` a file, single-file checkpoint or diffusers folder
+/// (required); `family` "kl" | "flux2" | "wan" | "wan22" | "hunyuan" | "dc" | "tiny" | "torchscript" (from the
+/// tensors), where "torchscript" must be named, because loading a TorchScript file runs code that is in it; `dtype` of
+/// the computation "f32" | "bf16" | "f16" ("f32"); `recompute` "none" | "blocks", which keeps only the blocks' inputs
+/// for the backward pass ("none"); `slicing` decodes one sample at a time (false); `norm_num_groups` the groups of the
+/// KL families' GroupNorm (the config.json's, or 32); `model_config` an object that replaces the config.json beside the
+/// file; for TorchScript alone `latent_channels`, `image_range` "signed" ([-1, 1]) | "unit" ([0, 1]) ("signed"),
+/// `scale_factor` image pixels per latent pixel (8)
 /// @param[out] out the new decoder; NULL on failure
 ///
-/// Errors: `CONFIG`, `IO`, `FORMAT`, `LIMIT`, `WEIGHTS`.
+/// Errors: `IO`, `FORMAT`, `LIMIT`, `WEIGHTS` for tensors of another family, `UNSUPPORTED` for a VAE that this library
+/// has no decoder for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_vae_new(
     context: *const facegrad_context,
@@ -68,14 +71,16 @@ pub unsafe extern "C" fn facegrad_vae_new(
     unsafe { make(out, body) }
 }
 
-/// Builds a decoder from tensors that the host already has, named as in any of the files above. Tensors
-/// of the configured dtype on the context's device are used where they are: they must stay, unchanged,
-/// until the decoder and every loss made with it are freed. Waits for all work on the context's device.
+/// Builds a decoder from tensors that the host already has, named as in any file that `facegrad_vae_new` reads. Tensors
+/// of the configured dtype on the context's device are shared and not copied: they must stay valid and unchanged until
+/// the decoder and every loss and graph made with it are freed. The call waits for all work on the context's device.
 ///
 /// @param[in] names `count` names
-/// @param[in] tensors `count` tensors
+/// @param[in] tensors `count` tensors, in the order of the names; of any float dtype, on any device
 /// @param[in] config as in `facegrad_vae_new`, without `path`; NULL for the defaults
 /// @param[out] out the new decoder; NULL on failure
+///
+/// Errors: `WEIGHTS`, `UNSUPPORTED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_vae_new_from_tensors(
     context: *const facegrad_context,
@@ -104,7 +109,7 @@ pub unsafe extern "C" fn facegrad_vae_new_from_tensors(
             )?
         };
         finish(Owned::build(&context.worker, move |device| {
-            // The host may have made them on any stream.
+            // The host may have made the tensors on any stream.
             wait_for_device(device)?;
             let tensors = views
                 .iter()
@@ -119,9 +124,9 @@ pub unsafe extern "C" fn facegrad_vae_new_from_tensors(
 
 /// Decodes latents, without a gradient.
 ///
-/// @param[in] latents `[B,C,h,w]` as the VAE takes them (not scaled by a model), float32, float16 or
+/// @param[in] latents `[B,C,h,w]` as the VAE takes them (without the scaling of a diffusion model), float32, float16 or
 /// bfloat16
-/// @param[out] images `[B,3,s·h,s·w]`, RGB in units of [0, 1], not clamped; any float dtype
+/// @param[out] images `[B,3,s·h,s·w]`, RGB, nominally in [0, 1], not clamped; any float dtype; s is `scale_factor`
 /// @param[in] stream cudaStream_t that the work is put on; NULL on a CPU
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_vae_decode(
@@ -157,8 +162,8 @@ pub unsafe extern "C" fn facegrad_vae_decode(
     })
 }
 
-/// What was loaded, as a JSON object: `description`, `channels` of the latents, `scale_factor` (image
-/// pixels per latent pixel), `latent_format` as a loss's config takes it (null where the files do not tell).
+/// Describes the decoder as a JSON object: `description`, `channels` (of the latents), `scale_factor` (image pixels per
+/// latent pixel), `latent_format` (as in the config of a loss; null where the files do not tell).
 ///
 /// @param[out] buffer receives the text and a NUL, cut to `capacity` bytes; may be NULL
 /// @param[out] needed receives the bytes that the whole text and its NUL take; may be NULL

@@ -23,7 +23,7 @@ pub unsafe fn images(
     batch(view, device)
 }
 
-/// Images of 8-bit pixels or of a float dtype, for what needs no gradient; else as [`images`].
+/// [`images`] that may also be uint8, for calls that need no gradient.
 ///
 /// # Safety
 /// As for [`View::read`].
@@ -91,8 +91,8 @@ pub unsafe fn optional_output(
     }
 }
 
-/// Numbers of any device and float dtype with `width` of them in a row, or `None` for NULL:
-/// `[N,4]`, `[N,5,2]`, `[N]` (width 1).
+/// Rows of `width` numbers, on any device and of any float dtype: `[N,4]`, `[N,5,2]`, or `[N]` for width 1. `None` for
+/// NULL.
 ///
 /// # Safety
 /// As for [`View::read`].
@@ -126,8 +126,8 @@ pub fn numbers(view: &View) -> Result<Vec<f64>> {
     Ok(Vec::try_from(host)?)
 }
 
-/// Landmarks and boxes together: one [`FacePlace`] a row, empty where both are NULL. A row of NaN is
-/// not known; a row with some NaN or an infinity is an error.
+/// One [`FacePlace`] per row of the landmarks and boxes; empty where both are NULL. A row of NaN means that the
+/// place is not known. A row with some NaN or an infinity is an error.
 pub fn places(landmarks: Option<&View>, boxes: Option<&View>) -> Result<Vec<FacePlace>> {
     let mut places: Vec<FacePlace> = vec![];
     if let Some(view) = landmarks {
@@ -231,7 +231,7 @@ pub unsafe fn faces(
         .collect()
 }
 
-/// The objects of a call must share one context: its thread owns them all.
+/// Checks that the objects of a call are of one context, because its thread owns them all.
 pub fn same_context(
     name: &str,
     ours: &std::sync::Arc<crate::worker::Worker>,

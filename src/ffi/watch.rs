@@ -1,4 +1,4 @@
-//! Whether a host's pictures come in the range that they should be in.
+//! Warns where a host's images are not in the range that they should be in.
 
 use crate::error::Result;
 use crate::log::warn_host;
@@ -7,17 +7,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tch::Tensor;
 
-/// How many batches an object looks at: a trainer that mistakes the range does so from its first step on.
+/// How many batches are checked per object. A trainer that uses a wrong range does so from its first step on.
 const LOOKS: u32 = 32;
 
-/// Looks at an object's first pictures and warns once of every wrong range.
+/// Checks the first images of an object, and warns once about every wrong range.
 pub(super) struct Watch {
     looks: AtomicU32,
     warned: Mutex<Vec<&'static str>>,
 }
 
 impl Watch {
-    /// A watch that has seen nothing.
+    /// A watch that has checked nothing yet.
     pub fn new() -> Watch {
         Watch {
             looks: AtomicU32::new(LOOKS),
@@ -25,7 +25,7 @@ impl Watch {
         }
     }
 
-    /// Looks at a batch `[N,3,H,W]`, the host's argument `name`.
+    /// Checks a batch `[N,3,H,W]`, which is the host's argument `name`.
     pub fn look(&self, name: &str, images: &Tensor) -> Result<()> {
         let left = self.looks.load(Ordering::Relaxed);
         if left == 0 {
