@@ -2,10 +2,10 @@
 
 use super::boundary::call;
 use super::handle::{self, Object};
-use super::read::{optional_text, output};
+use super::read::{self, output};
 use super::types::*;
 use super::watch::Watch;
-use crate::config::{ContextConfig, parse};
+use crate::config::ContextConfig;
 use crate::error::Result;
 use crate::tensor::{Stream, check_torch, parse_device};
 use crate::worker::{Owned, Worker};
@@ -54,8 +54,7 @@ pub unsafe extern "C" fn facegrad_context_new(
 ) -> facegrad_status {
     let body = || {
         // SAFETY: the host promises NULL or a string.
-        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
-        let config: ContextConfig = parse("context config", &json)?;
+        let config: ContextConfig = unsafe { read::config("context config", config) }?;
         check_torch()?;
         let worker = Worker::spawn(parse_device(&config.device)?)?;
         Ok(Context { worker })

@@ -7,22 +7,20 @@ use super::context::{Context, make};
 use super::handle::get;
 use super::handle::{self, Object};
 use super::loss::LossObject;
-use super::read::{optional_text, output};
+use super::read::{self, optional_text, output};
 use super::report::ReportSink;
 use super::sampler::Levels;
 use super::targets::RawTargets;
 use super::types::*;
 use super::views;
-use crate::config::{
-    ClampPolicy, LatentFormat, Packing, Prediction, PredictionConfig, Rect, parse,
-};
+use crate::config::{ClampPolicy, LatentFormat, Packing, Prediction, PredictionConfig, Rect};
 use crate::error::{Result, bail};
 use crate::graph::{Decode, Graph, Local, NodeId, Operation, Unpacking, predict_x0, unpack};
 use crate::latent::{coefficients, sampler_step};
 use crate::loss::node::face_loss;
 use crate::nets::EMBEDDING;
 use crate::nets::vae::Decoder;
-use crate::shared::lock;
+use crate::shared::{Shared, lock};
 use crate::tensor::{RawTensor, Stream, Use, View, in_use};
 use crate::worker::Owned;
 use serde::Deserialize;
@@ -48,6 +46,13 @@ impl GraphObject {
             );
         }
         Ok(stream)
+    }
+
+    /// The decoder of a VAE, which must be of the graph's context.
+    fn decoder(&self, vae: *const facegrad_vae) -> Result<Shared<Decoder>> {
+        let vae = get::<Model<Decoder>, _>("vae", vae)?;
+        views::same_context("vae", self.0.worker(), vae.owned.worker())?;
+        Ok(vae.owned.share())
     }
 
     /// Makes a node on the context's thread and writes its number to `node`.
@@ -151,8 +156,7 @@ pub unsafe extern "C" fn facegrad_graph_predict_x0(
         let graph = get::<GraphObject, _>("graph", graph)?;
         // SAFETY: the host promises NULL or a string, and `View::read`'s for the tensor.
         let (config, times) = unsafe {
-            let json = optional_text("config", config)?.unwrap_or_default();
-            let config: PredictionConfig = parse("prediction config", &json)?;
+            let config: PredictionConfig = read::config("prediction config", config)?;
             let width = if config.kind == Prediction::Custom {
                 2
             } else {
@@ -258,11 +262,9 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
 ) -> facegrad_status {
     call(|| {
         let graph = get::<GraphObject, _>("graph", graph)?;
-        let vae = get::<Model<Decoder>, _>("vae", vae)?;
-        views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
+        let decoder = graph.decoder(vae)?;
         // SAFETY: the host promises NULL or a string.
-        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
-        let config: UnpackConfig = parse("unpack config", &json)?;
+        let config: UnpackConfig = unsafe { read::config("unpack config", config) }?;
         let latents = id("latents", latents)?;
         let unpacking = Unpacking {
             packing: config.packing,
@@ -270,7 +272,6 @@ pub unsafe extern "C" fn facegrad_graph_unpack(
             crop: config.latent_crop,
             format: config.latent_format,
         };
-        let decoder = vae.owned.share();
         let make = move |graph: &mut Graph| graph.apply(unpack(unpacking, &decoder)?, &[latents]);
         // SAFETY: the host promises that `node` is writable.
         unsafe { graph.add(node, stream, make) }
@@ -302,13 +303,11 @@ pub unsafe extern "C" fn facegrad_graph_decode(
 ) -> facegrad_status {
     call(|| {
         let graph = get::<GraphObject, _>("graph", graph)?;
-        let vae = get::<Model<Decoder>, _>("vae", vae)?;
-        views::same_context("vae", graph.0.worker(), vae.owned.worker())?;
+        let decoder = graph.decoder(vae)?;
         // SAFETY: the host promises NULL or a string.
-        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
-        let config: DecodeConfig = parse("decode config", &json)?;
+        let config: DecodeConfig = unsafe { read::config("decode config", config) }?;
         let latents = id("latents", latents)?;
-        let operation: Box<dyn Operation> = Box::new(Decode::new(vae.owned.share(), config.clamp));
+        let operation: Box<dyn Operation> = Box::new(Decode::new(decoder, config.clamp));
         let make = move |graph: &mut Graph| graph.apply(operation, &[latents]);
         // SAFETY: the host promises that `node` is writable.
         unsafe { graph.add(node, stream, make) }

@@ -2,10 +2,10 @@
 
 use super::context::{Context, Model, make};
 use super::handle;
-use super::read::optional_text;
+use super::read;
 use super::types::*;
 use super::vae::finish;
-use crate::config::{HostVaeConfig, parse};
+use crate::config::HostVaeConfig;
 use crate::error::{Result, bail};
 use crate::nets::vae::{Decoder, HostFunctions};
 use crate::tensor::{RawTensor, Use, View, lent};
@@ -135,8 +135,7 @@ pub unsafe extern "C" fn facegrad_vae_new_from_functions(
             bail!(Null, "decode, vjp: expected two functions, got NULL");
         };
         // SAFETY: the host promises NULL or a string.
-        let json = unsafe { optional_text("config", config) }?.unwrap_or_default();
-        let config: HostVaeConfig = parse("vae config", &json)?;
+        let config: HostVaeConfig = unsafe { read::config("vae config", config) }?;
         let functions = Arc::new(Functions {
             decode,
             vjp,

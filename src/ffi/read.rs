@@ -1,7 +1,8 @@
 //! Arguments from C: strings and structs that may be older or newer than the library.
 
-use crate::config::path_from_bytes;
+use crate::config::{parse, path_from_bytes};
 use crate::error::{Error, Result, bail};
+use serde::de::DeserializeOwned;
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
@@ -32,6 +33,16 @@ pub unsafe fn optional_text(argument: &str, text: *const c_char) -> Result<Optio
         .to_str()
         .map_err(|_| Error::Argument(format!("{argument}: expected UTF-8")))?;
     Ok(Some(text.to_string()))
+}
+
+/// An optional configuration in JSON. NULL gives the defaults. `what` names it in errors.
+///
+/// # Safety
+/// `json` is NULL or a NUL-terminated string.
+pub unsafe fn config<T: DeserializeOwned>(what: &str, json: *const c_char) -> Result<T> {
+    // SAFETY: the caller's promise is the same.
+    let json = unsafe { optional_text("config", json) }?.unwrap_or_default();
+    parse(what, &json)
 }
 
 /// A required path, of any bytes but NUL.

@@ -3,10 +3,10 @@
 use super::boundary::call;
 use super::context::Context;
 use super::handle;
-use super::read::optional_text;
+use super::read;
 use super::types::*;
 use super::views;
-use crate::config::{PredictionConfig, parse};
+use crate::config::PredictionConfig;
 use crate::error::{Result, bail};
 use crate::latent::{sampler_step, transitions};
 use crate::tensor::{RawTensor, Stream, Use, View};
@@ -23,18 +23,18 @@ impl Levels {
     /// Checks the arguments, on the host's thread.
     ///
     /// # Safety
-    /// As for [`View::read`] and [`optional_text`].
+    /// As for [`View::read`] and [`read::config`].
     pub unsafe fn read(
         times: *const RawTensor,
         next: *const RawTensor,
         config: *const c_char,
     ) -> Result<Self> {
         // SAFETY: the caller's promise is the same.
-        let (json, times, next) = unsafe {
-            let json = optional_text("config", config)?.unwrap_or_default();
+        let (config, times, next) = unsafe {
+            let config = read::config("prediction config", config)?;
             let times = views::optional_numbers("times", times, 1)?;
             let next = views::optional_numbers("next_times", next, 1)?;
-            (json, times, next)
+            (config, times, next)
         };
         let (Some(times), Some(next)) = (times, next) else {
             bail!(
@@ -42,7 +42,6 @@ impl Levels {
                 "times, next_times: expected the noise levels of every sample, got NULL"
             );
         };
-        let config = parse("prediction config", &json)?;
         Ok(Self {
             times,
             next,

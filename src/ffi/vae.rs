@@ -3,7 +3,7 @@
 use super::boundary::{call, copy_text};
 use super::context::{Context, Model, make};
 use super::handle::{self, Object};
-use super::read::{optional_text, text};
+use super::read::{self, text};
 use super::types::*;
 use super::views;
 use crate::config::{VaeConfig, parse};
@@ -103,10 +103,7 @@ pub unsafe extern "C" fn facegrad_vae_new_from_tensors(
                 let view = View::read("tensors", tensors.add(at), Use::Input);
                 views.push((name.clone(), view.map_err(|e| e.context(name))?));
             }
-            parse(
-                "vae config",
-                &optional_text("config", config)?.unwrap_or_default(),
-            )?
+            read::config("vae config", config)?
         };
         finish(Owned::build(&context.worker, move |device| {
             // The host may have made the tensors on any stream.
