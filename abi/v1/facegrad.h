@@ -978,8 +978,8 @@ facegrad_status facegrad_last_error(char *buffer, size_t capacity, size_t *neede
 
 /**
  * Sets the receiver of the library's messages for the whole process, until the next call of this function. The
- * library never prints; without a receiver messages are dropped. When this function returns, the old receiver
- * runs no longer and is not called again, unless this function is called from inside it.
+ * library never prints; without a receiver messages are dropped. After this function has returned, the old receiver
+ * is not called again. If it runs on another thread, this function waits for it, for up to 10 seconds.
  *
  * @param[in] log the receiver; NULL for none
  * @param[in] user_data passed to every call of `log`; must stay valid until another receiver is set
