@@ -39,8 +39,7 @@ thread_local! {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sets the receiver and the least important level that it gets; `None` silences the library. When this returns, the
-/// old receiver runs no longer and is not called again, unless this is called from inside it. It waits at most
-/// [`PATIENCE`].
+/// old receiver is not called again. If it runs on another thread, this waits for it, for up to 10 seconds.
 pub fn set_sink(sink: Setting) {
     *SINK.write().unwrap_or_else(|e| e.into_inner()) = sink;
     let start = Instant::now();

@@ -62,7 +62,7 @@ pub fn count(sizes: &[i64]) -> u64 {
     sizes.fold(1, u64::saturating_mul)
 }
 
-/// Checks a shape: no negative size, at most [`MAX_RANK`] dimensions, and at most [`MAX_ELEMENTS`] elements, where a
+/// Checks a shape: no negative size, at most [`MAX_RANK`] dimensions, and at most `MAX_ELEMENTS` elements, where a
 /// size of 0 counts as 1.
 ///
 /// # Errors
