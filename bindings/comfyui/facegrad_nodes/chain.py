@@ -112,7 +112,7 @@ class UnpackLatent(io.ComfyNode):
                     "latent_format",
                     options=FORMATS,
                     default=FORMATS[0],
-                    tooltip="How the model scales its latents. ComfyUI's LATENT links carry latents as the VAE takes them: none.",
+                    tooltip="none: the latent is as ComfyUI's VAE takes it, as all LATENT links of ComfyUI are. Else the model whose scaling it is in.",
                 ),
                 io.Combo.Input(
                     "packing",
@@ -136,7 +136,7 @@ class UnpackLatent(io.ComfyNode):
         else:
             if packing == "auto":
                 packing = face_vae.packing(x0.graph.shape(x0.node)[1])
-            config = {"packing": packing} | ({"latent_format": latent_format} if latent_format != FORMATS[1] else {})
+            config = {"packing": packing} | (face_vae.links(latent_format, packing) if latent_format != FORMATS[1] else {})
         node = x0.graph.unpack(x0.node, face_vae.vae, config)
         return io.NodeOutput(x0.then(node, "vae latent"), {"samples": x0.graph.read(node).cpu()})
 

@@ -8,7 +8,7 @@ import torch
 
 import facegrad
 
-from .layout import probe
+from .layout import Affine, probe
 from .models import FaceModel
 
 _TINY = "taesd_decoder."
@@ -40,6 +40,8 @@ class FaceDecoder:
         self.device = device
         #: The TAESD family decodes the model's latents, all others those of the VAE.
         self.tiny = any(name.startswith(_TINY) for name in names)
+        #: What ComfyUI does to a latent before the TAESD family decodes it: `(x - shift) * scale`.
+        self._scale, self._shift = (float(names[name]) if name in names else one for name, one in (("vae_scale", 1.0), ("vae_shift", 0.0)))
         options: dict[str, Any] = {"dtype": None if dtype == "auto" else dtype, "recompute": recompute, "slicing": slicing}
 
         def make() -> facegrad.Vae:
@@ -64,6 +66,21 @@ class FaceDecoder:
     def packing(self, channels: int) -> str:
         """How latents with so many channels are packed."""
         return "flux2" if (channels, self.channels) == (128, 32) else "none"
+
+    def links(self, latent_format: str, packing: str) -> dict[str, Any]:
+        """How the latents of ComfyUI's LATENT links become the decoder's: keys of the library's `unpack`.
+
+        Args:
+            latent_format: `none` where they are as ComfyUI's VAE takes them, else the name of the model's format that they are in
+            packing: of `packing`
+        """
+        if latent_format == "none":
+            if packing == "flux2" and not self.tiny:
+                latent_format = "flux2"  # ComfyUI's VAE applies FLUX.2's statistics itself.
+            elif (self._scale, self._shift) != (1.0, 0.0):
+                to_model = Affine([self._scale] * self.channels, [-self._shift * self._scale] * self.channels)
+                return {"latent_format": to_model.config()}
+        return {"latent_format": "none" if self.tiny else latent_format}
 
     def latents(self, latent_format: Any, in_vae_space: bool = False) -> dict[str, Any]:
         """How a model's latents become the decoder's: `packing` and `latent_format` of the loss's configuration.

@@ -54,6 +54,16 @@ def recogniser() -> facegrad.Recogniser:
 
 
 @pytest.fixture(scope="session")
+def data() -> Path:
+    """Real models and photographs."""
+    folder = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data"))
+    if not folder.is_dir():
+        assert not os.environ.get("CI"), f"{folder} is missing: set FACEGRAD_TEST_DATA"
+        pytest.skip(f"{folder} is missing: set FACEGRAD_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def comfy(tmp_path_factory: pytest.TempPathFactory):
     from inside import start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,70 @@ def test_examples_run_at_once(comfy, name):
     torch.manual_seed(1)
     done = comfy.run(prompt(comfy, json.loads((FOLDER / f"{name}.json").read_text())))
     assert done.failed is None, done.failed
+
+
+def test_the_chain_runs_as_it_is_with_taef2_on_photographs(comfy, data):
+    """The example's own widgets; only the pictures, the face models and the VAE are a user's."""
+    import folder_paths
+
+    approx, faces, photos = (comfy.folder / part for part in ("models/vae_approx", "models/insightface/photographs", "input"))
+    for folder in (approx, faces, photos):
+        folder.mkdir(parents=True, exist_ok=True)
+    for part in ("encoder", "decoder"):
+        (approx / f"taef2_{part}.pth").symlink_to(data / f"models/taef2_{part}.pth")
+    for model in ("det_500m.onnx", "foamliu_mobilefacenet_128d_112.onnx"):
+        (faces / model).symlink_to(data / "models" / model)
+    for photo in ("single_astronaut.png", "C_obama_1.jpg"):
+        shutil.copy(data / "photos" / photo, photos)  # ComfyUI refuses links out of its input folder.
+    folder_paths.add_model_folder_path("vae_approx", str(approx))
+    folder_paths.set_input_directory(str(photos))
+    page = json.loads((FOLDER / "gradient_chain.json").read_text())
+    graph = prompt(comfy, page)
+    types = {key: node["class_type"] for key, node in graph.items()}
+    one, other = (key for key, kind in types.items() if kind == "FacegradExamplePictures")
+    graph[one] = {"class_type": "LoadImage", "inputs": {"image": "single_astronaut.png"}}
+    graph[other] = {"class_type": "LoadImage", "inputs": {"image": "C_obama_1.jpg"}}
+    (checkpoint,) = (key for key, kind in types.items() if kind == "CheckpointLoaderSimple")
+    graph[checkpoint] = {"class_type": "VAELoader", "inputs": {"vae_name": "taef2"}}
+    (pack,) = (key for key, kind in types.items() if kind == "FacegradLoadFacePack")
+    graph[pack] = {
+        "class_type": "FacegradLoadFaceDetector",
+        "inputs": {"file": "photographs/det_500m.onnx", "det_sizes": "640, 320", "threshold": 0.5, "device": "auto"},
+    }
+    graph["recogniser"] = {
+        "class_type": "FacegradLoadFaceRecogniser",
+        "inputs": {"file": "photographs/foamliu_mobilefacenet_128d_112.onnx", "dtype": "f32", "device": "auto"},
+    }
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if value == [checkpoint, 2]:
+                node["inputs"][name] = [checkpoint, 0]
+            elif value == [pack, 1]:
+                node["inputs"][name] = ["recogniser", 0]
+    by_type = {kind: key for key, kind in types.items()}
+    wanted = {
+        "decoded": ("FacegradDecodeOnTape", 1), "reference": ("FacegradFaceReference", 0), "gradient": ("FacegradGradientOfLoss", 0),
+        "similarity": ("FacegradFaceLossOnTape", 2), "latent": ("VAEEncode", 0),
+    }  # fmt: skip
+    for name, (kind, output) in wanted.items():
+        graph[f"keep {name}"] = {"class_type": "Keep", "inputs": {"value": [by_type[kind], output], "name": name}}
+    graph["own"] = {"class_type": "VAEDecode", "inputs": {"samples": [by_type["VAEEncode"], 0], "vae": [checkpoint, 0]}}
+    graph["judge"] = {
+        "class_type": "FacegradFaceSimilarity",
+        "inputs": {"image": ["own", 0], "reference": [by_type["FacegradFaceReference"], 0], "detector": [pack, 0], "recogniser": ["recogniser", 0]},
+    }
+    graph["found"] = {"class_type": "FacegradDetectFaces", "inputs": {"image": ["own", 0], "detector": [pack, 0]}}
+    for name, key, output in (("own", "own", 0), ("judged", "judge", 0), ("faces", "found", 0)):
+        graph[f"keep {name}"] = {"class_type": "Keep", "inputs": {"value": [key, output], "name": name}}
+    done = comfy.run(graph)
+    assert done.failed is None, done.failed
+    kept = done.kept
+    assert kept["latent"]["samples"].shape == (1, 128, 32, 32), "FLUX.2's packed latents"
+    assert (kept["decoded"] - kept["own"]).abs().max() < 2e-3, "ComfyUI decodes the same picture"
+    assert kept["similarity"] == pytest.approx(kept["judged"], abs=0.01)
+    gradient = kept["gradient"]["samples"]
+    assert gradient.shape == kept["latent"]["samples"].shape and gradient.isfinite().all()
+    left, top, right, bottom = (round(side / 16) for side in kept["faces"].largest()[0].bbox)
+    strength = gradient[0].norm(dim=0)
+    inside = strength[top:bottom, left:right]
+    assert inside.mean() > 5 * (strength.sum() - inside.sum()) / (strength.numel() - inside.numel()), "it acts on the face"

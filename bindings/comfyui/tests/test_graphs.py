@@ -70,6 +70,55 @@ def test_decoders_are_comfyuis_over_the_same_memory(comfy):
         assert not torch.allclose(made.vae.decode(latent), before), "the weights are shared"
 
 
+def decoded_both_ways(comfy, stand_in, channels: int, side: int = 8, device: str = "cpu"):
+    """A latent by the chain's nodes and by ComfyUI's own VAE Decode; pixels."""
+    latent = {"samples": torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(6))}
+    node = lambda name, **given: comfy.nodes[name].execute(**given).args  # noqa: E731
+    (decoder,) = node("FacegradVaeForFaceLoss", vae=stand_in, recompute="none", slicing=False, dtype="f32", device=device)
+    start, _ = node("FacegradPredictX0", prediction=latent, kind="sample", sigma=0.5, device=device)
+    tape, _ = node("FacegradUnpackLatent", x0=start, face_vae=decoder, latent_format="none", packing="auto")
+    _, picture = node("FacegradDecodeOnTape", vae_latent=tape, face_vae=decoder, clamp="clamp")
+    return picture, comfy.nodes["VAEDecode"]().decode(stand_in, latent)[0]
+
+
+def some(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Random weights of the same shapes; what is no matrix stays near 1 and 0."""
+    noise = torch.Generator().manual_seed(2)
+    made = {}
+    for name, tensor in weights.items():
+        fan = tensor[0].numel() if tensor.ndim > 1 else 0
+        made[name] = torch.randn(tensor.shape, generator=noise) * (fan**-0.5 if fan else 0.02)
+        if fan == 0 and name.endswith(("weight", "running_var")):
+            made[name] += 1
+    return made
+
+
+@pytest.mark.parametrize(("name", "channels"), [("taesd", 4), ("taef1", 16), ("taef2", 128), ("flux2", 128)])
+def test_the_chain_decodes_what_comfyuis_own_node_decodes(comfy, name, channels):
+    """ComfyUI's VAE scales a latent itself for the TAESD family, and unpacks FLUX.2's; the chain's default does the same."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.sd import VAE
+    from comfy.taesd.taesd import TAESD
+
+    if name == "flux2":
+        shape = {
+            "double_z": True, "z_channels": 32, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1],
+            "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True,
+        }  # fmt: skip
+        weights = some(AutoencoderKL(ddconfig=shape, embed_dim=32).state_dict())
+        del weights["bn.num_batches_tracked"]
+        stand_in = VAE(sd=weights, config={"params": {"ddconfig": shape, "embed_dim": 32}})
+    else:
+        weights = {key: tensor for key, tensor in some(TAESD(latent_channels=channels).state_dict()).items() if not key.startswith("vae_")}
+        weights |= {"taesd": {"vae_scale": torch.tensor(0.18215)}, "taef1": {"vae_scale": torch.tensor(0.3611), "vae_shift": torch.tensor(0.1159)}}.get(
+            name, {}
+        )
+        stand_in = VAE(sd=weights, metadata={"tae_latent_channels": channels})
+    ours, theirs = decoded_both_ways(comfy, stand_in, channels)
+    assert ours.shape == theirs.shape and 0.01 < theirs.std()
+    assert (ours - theirs).abs().max() < 2e-3, name
+
+
 def test_face_models_leave_the_memory_when_comfyui_wants_it(comfy):
     import comfy.model_management as memory
 
