@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import facegrad
 
-from .sockets import Log
+from .sockets import Log, Sample
 
 INK, PALE, PAPER = (38, 43, 51), (222, 226, 231), (255, 255, 255)
 BLUE, ORANGE, GREEN = (38, 99, 200), (214, 108, 24), (46, 150, 84)
@@ -101,17 +101,24 @@ def grid(cells: Sequence[Cell], columns: int, side: int = 224) -> torch.Tensor:
 
 
 def curves(log: Log, width: int = 900) -> Image.Image:
-    """The training in three panels: the losses, the similarity, and why samples did not count."""
+    """The training in panels: the losses, the similarity, why samples did not count, and the last pictures that the model made."""
     skipped = log.skipped()
     rows = 1 + len(skipped)
-    picture = Image.new("RGB", (width, 560 + 26 * rows), PAPER)
+    columns = 4
+    last = [Cell(one.image, None, label(one), one.similarity is not None) for one in log.samples[-columns:]]
+    strip = to_pil(grid(last, columns, (width - 48) // columns - 8)[0]) if last else None
+    picture = Image.new("RGB", (width, 560 + 26 * rows + (strip.height + 12 if strip else 0)), PAPER)
     draw = ImageDraw.Draw(picture)
     steps = [record.step for record in log.records]
     total = [record.total for record in log.records]
     identity = [record.identity for record in log.records]
     similarity = [record.similarity for record in log.records]
     panel(draw, (64, 44, width - 24, 230), steps, [("loss with identity", BLUE, total), ("identity loss (weighted)", ORANGE, identity)])
-    panel(draw, (64, 296, width - 24, 482), steps, [("cosine similarity to the reference", GREEN, similarity)])
+    rolled = dict(log.rolled())
+    alike = [("cosine similarity to the reference", GREEN, similarity)]
+    if rolled:
+        alike.append(("in rollouts", BLUE, [rolled.get(step, math.nan) for step in steps]))
+    panel(draw, (64, 296, width - 24, 482), steps, alike)
     font = ImageFont.load_default(14)
     draw.text((64, 522), "samples", font=font, fill=INK)
     counts = {"counted": log.counted(), **skipped}
@@ -122,7 +129,14 @@ def curves(log: Log, width: int = 900) -> Image.Image:
         draw.text((64, y), name.replace("_", " "), font=font, fill=INK)
         draw.rectangle((240, y + 2, 240 + length, y + 16), fill=GREEN if name == "counted" else ORANGE)
         draw.text((246 + length, y), str(count), font=font, fill=INK)
+    if strip is not None:
+        picture.paste(strip, (24, 560 + 26 * rows))
     return picture
+
+
+def label(sample: Sample) -> str:
+    """What is written below a picture that the model made."""
+    return f"step {sample.step}: " + ("no face" if sample.similarity is None else f"{sample.similarity:.3f}")
 
 
 def panel(

@@ -149,15 +149,32 @@ class Record:
     rollout: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A picture that the model made of noise while it was trained.
+
+    Attributes:
+        step: steps before it
+        image: IMAGE `[H,W,3]`
+        similarity: its face's cosine to the reference; None where it shows no face
+    """
+
+    step: int
+    image: torch.Tensor
+    similarity: float | None
+
+
 @dataclass
 class Log:
-    """Every step of the last training that ran with the loss."""
+    """Every step of the last training that ran with the loss, and the samples that were made on the way."""
 
     records: list[Record] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     def reset(self) -> None:
         """Forgets the training before."""
         self.records.clear()
+        self.samples.clear()
 
     def skipped(self) -> dict[str, int]:
         """How often a sample did not count, by reason, most frequent first."""
@@ -174,9 +191,12 @@ class Log:
 
     def similarity(self) -> float | None:
         """The mean similarity over the last tenth of the steps in which a sample counted; None where none counted."""
-        known = [record.similarity for record in self.records if record.similarity == record.similarity]
-        last = known[-max(1, len(known) // 10) :]
-        return sum(last) / len(last) if last else None
+        return _lately([record.similarity for record in self.records if record.similarity == record.similarity])
+
+    def rolled(self) -> list[tuple[int, float]]:
+        """Step and similarity of every rollout in which a face counted."""
+        key = "rollout/similarity"
+        return [(record.step, record.rollout[key]) for record in self.records if key in record.rollout]
 
     def summary(self) -> str:
         """The log in one line."""
@@ -185,6 +205,14 @@ class Log:
         skipped = ", ".join(f"{count} × {reason}" for reason, count in self.skipped().items()) or "none"
         similarity = self.similarity()
         end = "no sample counted, so the LoRA was trained without the loss" if similarity is None else f"similarity lately {similarity:.3f}"
-        rolled = sum(bool(record.rollout) for record in self.records)
-        more = f"; {rolled} rollouts" if rolled else ""
+        rollouts = sum(bool(record.rollout) for record in self.records)
+        lately = _lately([similarity for _, similarity in self.rolled()])
+        seen = "no face counted in them" if lately is None else f"their similarity lately {lately:.3f}"
+        more = f"; {rollouts} rollouts, {seen}" if rollouts else ""
         return f"{len(self.records)} steps; {self.counted()} samples counted; skipped: {skipped}{more}; {end}"
+
+
+def _lately(values: list[float]) -> float | None:
+    """The mean of the last tenth; None of nothing."""
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last) if last else None

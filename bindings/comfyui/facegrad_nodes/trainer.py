@@ -23,6 +23,7 @@ from . import host, matching, models, rollouts
 from .decoder import FaceDecoder
 from .draw import curves
 from .layout import frames, noise_levels
+from .samples import Sampling
 from .sockets import Log, Record
 
 #: The node that trains shows its curves this often.
@@ -78,6 +79,7 @@ class IdentityTraining:
         data_types: one an image of the training set, or empty: every image counts
         connected: the training set's latents `[C,h,w]` in the user's order, or empty: the trainer's order is the user's
         rollouts: whether and how often there are rollouts
+        sample_every: after every so many steps the model makes a picture; 0: none
         log: receives every step
     """
 
@@ -91,11 +93,12 @@ class IdentityTraining:
         data_types: Sequence[str],
         connected: Sequence[torch.Tensor],
         rollouts: Rollouts,
+        sample_every: int,
         log: Log,
     ) -> None:
         self._config, self.decoder, self._detector, self._recogniser = config, decoder, detector, recogniser
         self.references, self.data_types, self.connected = references, list(data_types), list(connected)
-        self.rollouts, self.log = rollouts, log
+        self.rollouts, self.sample_every, self.log = rollouts, sample_every, log
         self._training: Training | None = None
 
     def make_loss(self, latents: dict[str, Any], kind: str = "sample") -> facegrad.FaceIdentityLoss:
@@ -200,19 +203,23 @@ class Training:
         self._loss = owner.make_loss(self._latents)
         self._step = 0
         self._parts: list[tuple[float, facegrad.Report]] = []
-        self._steps = sampler.total_steps
+        self._steps, self._seed = sampler.total_steps, getattr(sampler, "seed", 0)
         self._bar = host.progress_bar(self._steps)
         self._node, self._shown = host.running_node(), 0.0
         self._extra = extra
         self._rollout: Rollout | None = None
-        self._rolling = False
+        #: While the model is asked for more than the trainer's batch.
+        self._apart = False
+        self._first = conds[0]
+        self._dtype, self._dimensions = getattr(sampler, "training_dtype", torch.float32), latent_image.ndim
+        self._clean = matching.samples(sampler, latent_image)[0][None].to(latent_image)
         if owner.rollouts.weight > 0:
             self._rollout = rollouts.make(
                 lambda: owner.make_loss(self._latents, "flow"),
                 owner.rollouts.weight,
                 owner.rollouts.every_n_steps,
                 owner.target_similarity,
-                sampler.seed,
+                self._seed,
             )
         owner.log.reset()
 
@@ -223,7 +230,7 @@ class Training:
 
     def batch(self, sigmas: torch.Tensor) -> None:
         """Notes images and noise levels of the batch that is predicted now."""
-        if self._rolling:
+        if self._apart:
             return
         self._indices = [self._order[self._index[id(cond)]] for cond in self._guider.conds["positive"]]
         self._levels = noise_levels(self._model.model_sampling.noise_scaling, sigmas)
@@ -257,14 +264,34 @@ class Training:
         assert self._rollout is not None
         if not self._rollout.due(self._step):
             return value.new_zeros(())
-        flow = rollouts.ModelAsFlow(self._guider, self._model.model_sampling, self._extra, target.ndim)
         noise = rollouts.noise_like(frames(target), self._rollout.seed + self._step)
-        self._rolling = True
+        self._apart = True
         try:
-            rolled: torch.Tensor = self._rollout(flow, noise, main=(value, prediction), step=self._step, **who)
+            rolled: torch.Tensor = self._rollout(self._flow, noise, main=(value, prediction), step=self._step, **who)
         finally:
-            self._rolling = False
+            self._apart = False
         return rolled
+
+    @property
+    def _flow(self) -> rollouts.ModelAsFlow:
+        """The model that is trained, for whatever conditioning the guider has now."""
+        return rollouts.ModelAsFlow(self._guider, self._model.model_sampling, self._extra, self._dimensions)
+
+    def _sample(self) -> None:
+        """A picture with the first training image's caption and size, where one is due."""
+        every = self._owner.sample_every
+        if not every or self._step % every:
+            return
+        who = self._owner.references.targets([self._order[0]], self._clean, self._latents)
+        sampling = Sampling(self._loss, self._latents, rollouts.noise_like(self._clean, self._seed), who)
+        batch, self._guider.conds["positive"] = self._guider.conds["positive"], [self._first]
+        self._apart = True
+        try:
+            with torch.autocast(self._clean.device.type, dtype=self._dtype):
+                self._owner.log.samples.append(sampling(self._flow, self._step))
+        finally:
+            self._apart = False
+            self._guider.conds["positive"] = batch
 
     def step_done(self, own: Callable[[float], None] | None) -> Callable[[float], None]:
         """The trainer's callback after a step, which also fills the log."""
@@ -274,6 +301,7 @@ class Training:
                 own(total)
             self._record(total)
             self._step += 1
+            self._sample()
             self._show()
             host.interrupt_if_cancelled()
 

@@ -24,7 +24,7 @@ MIN_SNR_GAMMA = 5.0
 LANDMARKS = ["detect", "detect_or_reference", "reference"]
 DECODES = ["auto", "window", "full"]
 #: What the optional inputs are where nothing is connected and a saved graph does not know them.
-DEFAULTS = {"data_types": "", "options": "", "decode": DECODES[0], "rollout_weight": 0.0, "rollout_every_n_steps": 4}
+DEFAULTS = {"data_types": "", "options": "", "decode": DECODES[0], "rollout_weight": 0.0, "rollout_every_n_steps": 4, "sample_every_n_steps": 0}
 
 
 class FaceIdentityLoss(io.ComfyNode):
@@ -119,6 +119,14 @@ class FaceIdentityLoss(io.ComfyNode):
                 io.Int.Input(
                     "rollout_every_n_steps", default=4, min=1, max=1000, optional=True, tooltip="Only every n-th step has a rollout."
                 ),
+                io.Int.Input(
+                    "sample_every_n_steps",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    optional=True,
+                    tooltip="After every n steps the model makes a picture of noise with the first training image's caption, and its similarity is measured. Train LoRA and Face Loss Log show the pictures. 0: none. There is no classifier-free guidance, so a model that needs it makes duller pictures than later.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="For Train LoRA."),
@@ -157,7 +165,7 @@ class FaceIdentityLoss(io.ComfyNode):
         types = [line.strip() for text in lists.get("data_types") or [] for line in text.strip().splitlines()]
         connected = [row for latent in lists.get("latents") or [] if latent is not None for row in frames(latent["samples"])]
         rollouts = Rollouts(value["rollout_weight"], value["rollout_every_n_steps"])
-        training = IdentityTraining(config, decoder, value["detector"], value["recogniser"], references, types, connected, rollouts, log)
+        training = IdentityTraining(config, decoder, value["detector"], value["recogniser"], references, types, connected, rollouts, value["sample_every_n_steps"], log)
         # Wrong keys, a VAE of another model: said here, not in the middle of a training.
         training.make_loss(decoder.latents(value["model"].model.latent_format))
         return io.NodeOutput(host.add_wrappers(value["model"], training.sampler_sample, training.predict_noise), log)
@@ -227,6 +235,11 @@ class FaceLossLog(io.ComfyNode):
                     "similarity", tooltip="The mean over the last tenth of the steps in which a sample counted; 0 where none counted."
                 ),
                 io.String.Output("text", tooltip="The same in words."),
+                io.Image.Output(
+                    "samples",
+                    is_output_list=True,
+                    tooltip="The pictures of sample_every_n_steps, the first one first. What hangs on this does not run where there are none.",
+                ),
             ],
         )
 
@@ -239,4 +252,4 @@ class FaceLossLog(io.ComfyNode):
     def execute(cls, log: Log, loss_map: Any) -> Any:
         picture, similarity, text = from_pil(curves(log)), log.similarity(), log.summary()
         ui = {"images": host.preview(picture), "text": [text]} | ({"facegrad_warning": [True]} if similarity is None else {})
-        return io.NodeOutput(picture, similarity or 0.0, text, ui=ui)
+        return io.NodeOutput(picture, similarity or 0.0, text, host.or_blocked([one.image[None] for one in log.samples]), ui=ui)

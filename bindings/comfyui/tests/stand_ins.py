@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -12,7 +14,8 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from conftest import portrait
+from conftest import ASSETS, portrait
+from safetensors.torch import load_file
 
 KEPT: dict[str, Any] = {}
 LATENT = 8  # side of the latents
@@ -42,6 +45,50 @@ def model(kind: str, disable_dynamic: bool = False) -> comfy.model_patcher.Model
     patcher = comfy.model_patcher.ModelPatcher(net, cpu, cpu)
     patcher.cached_patcher_init = (model, (kind,))
     return patcher
+
+
+class Pictures(comfy.latent_formats.LatentFormat):
+    """Latents that are pictures of half the size, RGB from -1 to 1."""
+
+    latent_channels = 3
+
+
+def as_latent(picture: torch.Tensor) -> torch.Tensor:
+    """IMAGE `[B,H,W,3]` → the latent of `picture_vae`."""
+    return torch.nn.functional.avg_pool2d(picture.movedim(-1, 1), 2) * 2 - 1
+
+
+class Painter(torch.nn.Module):
+    """A network that always paints one drawn person, plus what a linear layer adds to it: nothing before it is trained."""
+
+    def __init__(self, device: Any = None, operations: Any = None, dtype: Any = None, **_: Any) -> None:
+        super().__init__()
+        self.dtype = torch.float32
+        self.picture = torch.nn.Buffer(as_latent(portrait(5_000_000))[0], persistent=False)
+        self.more = operations.Linear(16, self.picture.numel(), bias=False, device=device, dtype=torch.float32)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        x0 = self.picture + self.more(torch.ones(1, 16, dtype=x.dtype)).view(self.picture.shape)
+        # The velocity of flow matching; ComfyUI counts its time in thousandths.
+        return (x - x0) / (timesteps.view(-1, 1, 1, 1) / 1000)
+
+
+def painter(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    config = comfy.supported_models.SD15({"image_size": 32, "use_linear_in_transformer": False, "adm_in_channels": None})
+    config.latent_format = Pictures()
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    net = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.FLOW, device=cpu, unet_model=Painter)
+    torch.nn.init.zeros_(net.diffusion_model.more.weight)
+    patcher = comfy.model_patcher.ModelPatcher(net, cpu, cpu)
+    patcher.cached_patcher_init = (painter, ())
+    return patcher
+
+
+def picture_vae() -> Any:
+    """The demo's decoder for such latents, which is exact."""
+    weights = load_file(ASSETS / "vae.safetensors")
+    return SimpleNamespace(first_stage_model=SimpleNamespace(state_dict=lambda: weights))
 
 
 def vae() -> comfy.sd.VAE:
@@ -122,6 +169,9 @@ INT = ("INT", {"default": 1, "min": 0, "max": 1_000_000})
 NODE_CLASS_MAPPINGS = {
     "Keep": Keep,
     "Model": node("MODEL", {"kind": (["EPS", "FLOW", "V_PREDICTION"],)}, model),
+    "Painter": node("MODEL", {}, painter),
+    "PictureVae": node("VAE", {}, picture_vae),
+    "PictureLatents": node("LATENT", {"image": ("IMAGE",)}, lambda image: {"samples": as_latent(image)}),
     "Vae": node("VAE", {}, vae),
     "Latents": node("LATENT", {"count": INT, "seed": INT, "width": INT}, latents),
     "Conditioning": node("CONDITIONING", {"count": INT}, conditioning),

@@ -18,9 +18,9 @@ def plain(comfy, kind: str = "FLOW", **more: Any):
     return run(comfy, graph)
 
 
-def with_identity(comfy, kind: str = "FLOW", settings: dict[str, Any] | None = None, **more: Any):
+def with_identity(comfy, kind: str = "FLOW", settings: dict[str, Any] | None = None, threshold: float = 0.5, **more: Any):
     graph = Graph()
-    node = identity(graph, graph.add("Model", kind=kind), models(graph), **(settings or {}))
+    node = identity(graph, graph.add("Model", kind=kind), models(graph, threshold), **(settings or {}))
     graph.keep("log", node, 1)
     train(comfy, graph, [node, 0], **more)
     return run(comfy, graph)
@@ -309,16 +309,84 @@ def test_the_lora_is_saved_where_the_log_is_empty(comfy):
     assert list((comfy.folder / "output/loras").glob("empty_log*"))
 
 
+def painting(comfy, steps: int = 40, **settings: Any):
+    """A training of a model that paints person 0, with two other looks of theirs as training set, towards person 1."""
+    graph = Graph()
+    faces = models(graph)
+    vae = graph.add("PictureVae")
+    faces["face_vae"] = [graph.add("FacegradVaeForFaceLoss", vae=[vae, 0], recompute="none", slicing=False, dtype="auto", device="auto"), 0]
+    someone = graph.add("FacegradFaceReference", image=[graph.add("Looks", person=1), 0], detector=faces["detector"], recogniser=faces["recogniser"])
+    settings = {"weight": 0.0, "landmarks": "detect", "rollout_every_n_steps": 1, "reference": [someone, 0]} | settings
+    node = identity(graph, graph.add("Painter"), faces, **settings)
+    graph.keep("log", node, 1)
+    looks = graph.add("PictureLatents", image=[graph.add("Looks", person=0), 0])
+    key = train(comfy, graph, [node, 0], [looks, 0], [graph.add("Conditioning", count=3), 0], steps=steps, learning_rate=0.02)
+    shown = graph.add("FacegradFaceLossLog", log=[node, 1], loss_map=[key, 1 if comfy.newer else 2])
+    for at, name in enumerate(("picture", "similarity", "text", "samples")):
+        graph.keep(name, shown, at)
+    return run(comfy, graph)
+
+
+def test_rollouts_change_the_lora_and_are_reported(comfy):
+    """What the model makes of noise becomes the other person; with a λ that pushes nothing it does not."""
+    idle, pushed = (painting(comfy, rollout_weight=weight) for weight in (1e-9, 1.0))
+    before = painting(comfy, rollout_weight=0.0)
+    assert "rollout" not in before["text"] and not before["log"].rolled()
+    assert not same(pushed["lora"], before["lora"])
+    similarity = {}
+    for name, kept in (("idle", idle), ("pushed", pushed)):
+        rolled = kept["log"].rolled()
+        assert [step for step, _ in rolled] == list(range(40)), "every rollout shows a face that counts"
+        assert "; 40 rollouts, their similarity lately" in kept["text"]
+        assert all(record.rollout["rollout/predictions_with_gradient"] == 1 for record in kept["log"].records)
+        similarity[name] = [sum(value for _, value in part) / 4 for part in (rolled[:4], rolled[-4:])]
+    assert abs(similarity["idle"][1] - similarity["idle"][0]) < 0.05, similarity
+    assert similarity["pushed"][1] > similarity["idle"][1] + 0.1, similarity
+
+
 @pytest.mark.parametrize("kind", ["FLOW", "EPS", "V_PREDICTION"])
-def test_rollouts_push_what_the_model_makes_of_noise(comfy, kind):
-    """They are taken when due, and say what they cost."""
+def test_rollouts_are_taken_when_due_whatever_the_model_predicts(comfy, kind):
+    """The random model's pictures show no face to a strict detector, and the log says so."""
     settings = {"weight": 0.0, "rollout_weight": 1.0, "rollout_every_n_steps": 2, "landmarks": "detect"}
-    without = with_identity(comfy, kind, settings | {"rollout_weight": 0.0}, steps=4)
-    touched = with_identity(comfy, kind, settings, steps=4)
-    assert [bool(record.rollout) for record in touched["log"].records] == [True, False, True, False]
-    figures = touched["log"].records[0].rollout
+    touched = with_identity(comfy, kind, settings, threshold=0.99, steps=4)["log"]
+    assert [bool(record.rollout) for record in touched.records] == [True, False, True, False]
+    figures = touched.records[0].rollout
     assert figures["rollout/predictions_with_gradient"] == 1 and figures["rollout/predictions_without_gradient"] >= 4
-    assert touched["loss"]["loss"][0] >= without["loss"]["loss"][0] - 1e-6
+    assert not touched.rolled() and "2 rollouts, no face counted in them" in touched.summary()
+
+
+def test_the_model_makes_pictures_on_the_way_and_trains_as_without(comfy, detector, recogniser):
+    plain, sampled = (painting(comfy, steps=6, weight=0.5, sample_every_n_steps=every) for every in (0, 3))
+    assert same(plain["lora"], sampled["lora"]) and plain["loss"] == sampled["loss"] and "samples" not in plain
+    samples = sampled["log"].samples
+    assert [one.step for one in samples] == [3, 6]
+    from conftest import call, portrait
+
+    from facegrad_nodes import people, similarity
+
+    assert (samples[0].image - portrait(5_000_000)[0]).abs().mean() < 0.05, "the model paints person 0"
+    looks = torch.cat([portrait(5_000_001, look) for look in range(3)])
+    wanted, *_ = call(people.FaceReference, image=looks, detector=detector, recogniser=recogniser)
+    images = torch.stack([one.image for one in samples])
+    _, judged, _ = call(similarity.FaceSimilarity, image=images, reference=wanted, detector=detector, recogniser=recogniser)
+    assert [one.similarity for one in samples] == pytest.approx(judged, abs=0.01)
+    assert torch.equal(sampled["samples"], samples[-1].image[None]), "the last one of the list"
+    assert sampled["picture"].shape[1] > plain["picture"].shape[1], "the log shows them"
+    blind = with_identity(comfy, "EPS", {"sample_every_n_steps": 2}, threshold=0.99, steps=2)["log"]
+    assert [one.similarity for one in blind.samples] == [None], "the random model's picture has no face"
+
+
+@pytest.mark.parametrize("mode", ["multi-resolution", "bucket"])
+def test_pictures_on_the_way_have_the_first_training_images_size(comfy, mode):
+    if not comfy.newer:
+        pytest.skip("this ComfyUI's trainer has no such mode")
+    graph = Graph()
+    pair = graph.add("LatentList", each=1)
+    settings = {"landmarks": "detect", "sample_every_n_steps": 1, "latents": [pair, 0]}
+    node = identity(graph, graph.add("Model", kind="FLOW"), models(graph), **settings)
+    graph.keep("log", node, 1)
+    train(comfy, graph, [node, 0], [pair, 0], [pair, 1], bucket_mode=mode == "bucket", batch_size=1, steps=2)
+    assert [one.image.shape for one in run(comfy, graph)["log"].samples] == [(64, 64, 3)] * 2
 
 
 def test_a_model_as_flow_matching_gives_back_its_own_x0(comfy):
