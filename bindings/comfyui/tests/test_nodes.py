@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import call, portrait
+from texts import SPECIAL, english, written
 
 import facegrad_nodes
 from facegrad_nodes import faces, people, references, similarity
@@ -43,15 +45,48 @@ def test_every_input_and_output_has_a_tooltip(schema):
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=[schema.node_id for schema in SCHEMAS])
-def test_every_node_has_a_help_page_and_chinese_texts(schema):
+def test_every_node_has_a_help_page(schema):
     page = (FOLDER / f"web/docs/{schema.node_id}.md").read_text()
     assert page.startswith(f"# {schema.display_name}\n")
-    chinese = json.loads((FOLDER / "locales/zh/nodeDefs.json").read_text())[schema.node_id]
-    assert chinese["display_name"] and chinese["description"]
-    assert list(chinese["inputs"]) == [put.id for put in schema.inputs]
-    assert list(chinese["outputs"]) == [str(at) for at in range(len(schema.outputs))]
-    for text in [chinese["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in chinese[part].values())]:
-        assert any("\u4e00" <= mark <= "\u9fff" for mark in text), text
+
+
+def language(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"locales/{name}/nodeDefs.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["en", "zh"])
+def test_every_node_input_and_output_has_its_texts(name):
+    """All languages have the same keys: those of the schemas, in their order."""
+    texts = language(name)
+    assert list(texts) == [schema.node_id for schema in SCHEMAS]
+    for schema in SCHEMAS:
+        node = texts[schema.node_id]
+        assert list(node) == ["display_name", "description", "inputs", "outputs"], schema.node_id
+        assert list(node["inputs"]) == [put.id for put in schema.inputs], schema.node_id
+        assert list(node["outputs"]) == [str(at) for at in range(len(schema.outputs))], schema.node_id
+        for put in [*node["inputs"].values(), *node["outputs"].values()]:
+            assert list(put) == ["tooltip"] and put["tooltip"].strip(), schema.node_id
+
+
+def test_the_english_texts_are_the_schemas_own():
+    assert (FOLDER / "locales/en/nodeDefs.json").read_text() == written(english(SCHEMAS)), "run bindings/comfyui/tests/texts.py"
+
+
+def test_the_chinese_texts_are_chinese():
+    for node in language("zh").values():
+        for text in [node["display_name"], node["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values())]:
+            assert any("\u4e00" <= mark <= "\u9fff" for mark in text), text
+
+
+@pytest.mark.parametrize("name", ["en", "zh"])
+def test_texts_are_messages_that_the_page_can_read(name):
+    """Braces, @ and | stand in the page's messages for something else, unless they are written as literals."""
+    for node in language(name).values():
+        for text in [node["display_name"], node["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values())]:
+            bare = text
+            for literal in SPECIAL.values():
+                bare = bare.replace(literal, "")
+            assert not any(mark in bare for mark in SPECIAL), text
 
 
 def test_arcface_is_found():
