@@ -24,7 +24,14 @@ MIN_SNR_GAMMA = 5.0
 LANDMARKS = ["detect", "detect_or_reference", "reference"]
 DECODES = ["auto", "window", "full"]
 #: What the optional inputs are where nothing is connected and a saved graph does not know them.
-DEFAULTS = {"data_types": "", "options": "", "decode": DECODES[0], "rollout_weight": 0.0, "rollout_every_n_steps": 4, "sample_every_n_steps": 0}
+DEFAULTS = {
+    "data_types": "",
+    "options": "",
+    "decode": DECODES[0],
+    "rollout_weight": 0.0,
+    "rollout_every_n_steps": 4,
+    "sample_every_n_steps": 0,
+}
 
 
 class FaceIdentityLoss(io.ComfyNode):
@@ -165,7 +172,18 @@ class FaceIdentityLoss(io.ComfyNode):
         types = [line.strip() for text in lists.get("data_types") or [] for line in text.strip().splitlines()]
         connected = [row for latent in lists.get("latents") or [] if latent is not None for row in frames(latent["samples"])]
         rollouts = Rollouts(value["rollout_weight"], value["rollout_every_n_steps"])
-        training = IdentityTraining(config, decoder, value["detector"], value["recogniser"], references, types, connected, rollouts, value["sample_every_n_steps"], log)
+        training = IdentityTraining(
+            config,
+            decoder,
+            value["detector"],
+            value["recogniser"],
+            references,
+            types,
+            connected,
+            rollouts,
+            value["sample_every_n_steps"],
+            log,
+        )
         # Wrong keys, a VAE of another model: said here, not in the middle of a training.
         training.make_loss(decoder.latents(value["model"].model.latent_format))
         return io.NodeOutput(host.add_wrappers(value["model"], training.sampler_sample, training.predict_noise), log)

@@ -137,7 +137,12 @@ def test_the_chain_runs_as_it_is_with_taef2_on_photographs(comfy, data):
     graph["own"] = {"class_type": "VAEDecode", "inputs": {"samples": [by_type["VAEEncode"], 0], "vae": [checkpoint, 0]}}
     graph["judge"] = {
         "class_type": "FacegradFaceSimilarity",
-        "inputs": {"image": ["own", 0], "reference": [by_type["FacegradFaceReference"], 0], "detector": [pack, 0], "recogniser": ["recogniser", 0]},
+        "inputs": {
+            "image": ["own", 0],
+            "reference": [by_type["FacegradFaceReference"], 0],
+            "detector": [pack, 0],
+            "recogniser": ["recogniser", 0],
+        },
     }
     graph["found"] = {"class_type": "FacegradDetectFaces", "inputs": {"image": ["own", 0], "detector": [pack, 0]}}
     for name, key, output in (("own", "own", 0), ("judged", "judge", 0), ("faces", "found", 0)):

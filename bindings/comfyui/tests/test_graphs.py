@@ -110,9 +110,10 @@ def test_the_chain_decodes_what_comfyuis_own_node_decodes(comfy, name, channels)
         stand_in = VAE(sd=weights, config={"params": {"ddconfig": shape, "embed_dim": 32}})
     else:
         weights = {key: tensor for key, tensor in some(TAESD(latent_channels=channels).state_dict()).items() if not key.startswith("vae_")}
-        weights |= {"taesd": {"vae_scale": torch.tensor(0.18215)}, "taef1": {"vae_scale": torch.tensor(0.3611), "vae_shift": torch.tensor(0.1159)}}.get(
-            name, {}
-        )
+        weights |= {
+            "taesd": {"vae_scale": torch.tensor(0.18215)},
+            "taef1": {"vae_scale": torch.tensor(0.3611), "vae_shift": torch.tensor(0.1159)},
+        }.get(name, {})
         stand_in = VAE(sd=weights, metadata={"tae_latent_channels": channels})
     ours, theirs = decoded_both_ways(comfy, stand_in, channels)
     assert ours.shape == theirs.shape and 0.01 < theirs.std()

@@ -74,7 +74,11 @@ def test_the_english_texts_are_the_schemas_own():
 
 def test_the_chinese_texts_are_chinese():
     for node in language("zh").values():
-        for text in [node["display_name"], node["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values())]:
+        for text in [
+            node["display_name"],
+            node["description"],
+            *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values()),
+        ]:
             assert any("\u4e00" <= mark <= "\u9fff" for mark in text), text
 
 
@@ -82,7 +86,11 @@ def test_the_chinese_texts_are_chinese():
 def test_texts_are_messages_that_the_page_can_read(name):
     """Braces, @ and | stand in the page's messages for something else, unless they are written as literals."""
     for node in language(name).values():
-        for text in [node["display_name"], node["description"], *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values())]:
+        for text in [
+            node["display_name"],
+            node["description"],
+            *(put["tooltip"] for part in ("inputs", "outputs") for put in node[part].values()),
+        ]:
             bare = text
             for literal in SPECIAL.values():
                 bare = bare.replace(literal, "")
@@ -249,14 +257,23 @@ def test_lists_of_pictures_of_several_sizes_are_judged_and_sorted(detector, reco
     assert mean == pytest.approx((scores[0] + scores[2] + scores[3]) / 3)
 
     def sort(**more):
-        settings = {"min_similarity": 0.58, "best_n": 0, "sort": similarity.SORTED[0], "face": "most similar", "face_index": 0, "columns": 2}
+        settings = {
+            "min_similarity": 0.58,
+            "best_n": 0,
+            "sort": similarity.SORTED[0],
+            "face": "most similar",
+            "face_index": 0,
+            "columns": 2,
+        }
         return call(similarity.SortBySimilarity, image=images, **parts, **(settings | {"reference": one} | more))
 
     kept, scored, index, person, rejected, grid = sort()
     best = sorted((2, 3), key=lambda at: -scores[at])
     assert index == best and scored == pytest.approx([scores[at] for at in best]) and len(rejected) == 2 and person == [0, 0]
     assert torch.equal(kept[0], images[best[0]]) and grid.shape[0] == 1
-    assert sort(best_n=1)[2] == best[:1] and sort(sort=similarity.SORTED[1])[2] == best[::-1] and sort(sort=similarity.SORTED[2])[2] == [2, 3]
+    assert (
+        sort(best_n=1)[2] == best[:1] and sort(sort=similarity.SORTED[1])[2] == best[::-1] and sort(sort=similarity.SORTED[2])[2] == [2, 3]
+    )
     several = sort(reference=[one, other])
     assert dict(zip(several[2], several[3])) == {0: 1, 2: 0, 3: 0}, "every picture goes to the person that it shows"
     assert sort(min_similarity=1.0)[0] == [] and sort(face="largest", face_index=1)[0] == []

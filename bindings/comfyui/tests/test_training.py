@@ -315,7 +315,9 @@ def painting(comfy, steps: int = 40, **settings: Any):
     faces = models(graph)
     vae = graph.add("PictureVae")
     faces["face_vae"] = [graph.add("FacegradVaeForFaceLoss", vae=[vae, 0], recompute="none", slicing=False, dtype="auto", device="auto"), 0]
-    someone = graph.add("FacegradFaceReference", image=[graph.add("Looks", person=1), 0], detector=faces["detector"], recogniser=faces["recogniser"])
+    someone = graph.add(
+        "FacegradFaceReference", image=[graph.add("Looks", person=1), 0], detector=faces["detector"], recogniser=faces["recogniser"]
+    )
     settings = {"weight": 0.0, "landmarks": "detect", "rollout_every_n_steps": 1, "reference": [someone, 0]} | settings
     node = identity(graph, graph.add("Painter"), faces, **settings)
     graph.keep("log", node, 1)
