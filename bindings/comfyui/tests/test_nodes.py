@@ -327,6 +327,40 @@ def test_a_sample_is_found_by_its_content_whatever_its_number_format():
         match(connected, [torch.randn(4, 8, 8)], lambda latent: latent)
 
 
+def test_the_pack_is_not_published_without_its_repositorys_address(tmp_path):
+    """The one field that only a maintainer can fill in."""
+    import importlib.util
+    import sys
+
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib is Python 3.11's")
+    import tomllib
+
+    at = importlib.util.spec_from_file_location("publish", FOLDER.parents[1] / "packaging/comfyui.py")
+    assert at is not None and at.loader is not None
+    publish = importlib.util.module_from_spec(at)
+    at.loader.exec_module(publish)
+    text = (FOLDER / "pyproject.toml").read_text()
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
+    version, own = project["version"], tomllib.loads(text)["project"]["urls"]["Repository"]
+    without, filled = (
+        text.replace(f'Repository = "{own}"', f'Repository = "{address}"') for address in ("", "https://example.org/facegrad")
+    )
+    source = tmp_path / "source"
+    (source / "tests").mkdir(parents=True)
+    (source / "pyproject.toml").write_text(without)
+    with pytest.raises(SystemExit, match=r"project\.urls\.Repository: expected the address"):
+        publish.make(source, tmp_path / "made", version)
+    assert not (tmp_path / "made").exists()
+    assert any("project.version" in line for line in publish.missing(filled, "9.9.9"))
+    (source / "pyproject.toml").write_text(filled)
+    publish.make(source, tmp_path / "made", version)
+    made = tomllib.loads((tmp_path / "made/pyproject.toml").read_text())
+    assert made["tool"]["comfy"]["Icon"] == f"https://example.org/facegrad/raw/v{version}/bindings/comfyui/icon.png"
+    assert not (tmp_path / "made/tests").exists()
+    assert "Repository" in (FOLDER.parents[1] / "RELEASE.md").read_text()
+
+
 def test_the_pack_can_be_published_and_installed():
     """The registry's fields, and what ComfyUI's manager reads."""
     import sys
