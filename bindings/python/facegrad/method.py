@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ._library import build_info, log
+from .config_file import read_mapping
 
 #: How the method's keys begin, by which a misspelt one is noticed among a trainer's own.
 _OURS = ("use_face", "face_", "arcface_", "use_multiscale", "multiscale_", "use_t_aware")
@@ -25,20 +24,11 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     """The loss's keys in a YAML or JSON file: those in its section ``model`` where there is one, else those at its top.
 
     Raises:
-        ValueError: a key begins like the method's keys and is not known; the text names the nearest known key
+        ValueError: a key begins like the method's keys and is not known; the text names the nearest known key. Also
+            for the reasons that :func:`facegrad.config_file.read_mapping` names
     """
-    file = Path(os.fsdecode(path))
-    text = file.read_text(encoding="utf-8")
-    if file.suffix.lower() == ".json":
-        content = json.loads(text)
-    else:
-        try:
-            import yaml
-        except ImportError as error:
-            raise ImportError(f"reading {file} needs PyYAML: pip install pyyaml, or give a dict or a JSON file") from error
-        content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
+    file = os.fsdecode(path)
+    content = read_mapping(file)
     section = content["model"] if isinstance(content.get("model"), dict) else content
     known = _known()
     check_keys((key for key in section if str(key).startswith(_OURS)), known, f"{file}: ")

@@ -26,6 +26,7 @@ import facegrad
 from facegrad import packs
 from facegrad.__main__ import main
 from facegrad.download import DownloadError, fetch
+from facegrad.trainers.section import read_section
 
 # Gradients in half precision
 
@@ -187,6 +188,16 @@ def test_a_damaged_model_is_downloaded_again_and_doctor_fails_on_it(pack, server
     assert main(["doctor", "--root", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("how", ["pipe", "folder", "lost link"])
+def test_doctor_fails_on_a_model_that_is_no_file(pack, tmp_path, capfd, how):
+    model = pack[0] / "det_500m.onnx"
+    model.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "lost link": lambda path: os.symlink("nowhere", path)}[how](model)
+    assert main(["doctor", "--root", str(tmp_path)]) == 1
+    out = capfd.readouterr().out
+    assert f"{model}: expected a file" in out
+
+
 def test_what_is_left_of_another_download_is_thrown_away(server, tmp_path):  # noqa: F811
     wanted = source(server, "/model.onnx", b"model" * 1000)
     (tmp_path / "model.part").write_bytes(b"something else")
@@ -280,6 +291,39 @@ def test_names_of_any_bytes_and_linked_folders_are_paths_like_any_other(tmp_path
         facegrad.Recogniser(link / os.fsdecode(b"\xff.pth"))
     (link / (odd + ".json")).write_text('{"face_align_mode": "kps"}')
     facegrad.FaceIdentityLoss(link / (odd + ".json"), detector=False, recogniser=os.fsencode(weights))
+
+
+# Configurations in files
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.yaml"])
+@pytest.mark.parametrize("read", [facegrad.FaceIdentityLoss, read_section])
+def test_a_file_that_is_no_configuration_is_a_sentence_with_its_name(tmp_path, read, name):
+    file = tmp_path / name
+    shapes = {
+        b"\xff\xfe{}": "UTF-8",
+        b'{"a": ': "text that breaks at",
+        b"[1, 2]": "mapping of keys, got list",
+        b"": "text that breaks at" if name.endswith("json") else "mapping of keys, got NoneType",
+        b"[" * 200_000: "too many brackets",
+        b" " * (1 << 20) + b"{}": "at most 1048576",
+    }
+    for content, words in shapes.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + words):
+            read(file)
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.yaml"])
+@pytest.mark.parametrize("read", [facegrad.FaceIdentityLoss, read_section])
+def test_a_configuration_that_is_a_pipe_was_waited_for(tmp_path, read, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="expected a file, got a folder, a pipe or a device"):
+        read(tmp_path / name)
+    with pytest.raises(ValueError, match="expected a file"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / ("no " + name))
 
 
 # A TorchScript file is a program

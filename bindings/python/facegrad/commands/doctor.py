@@ -90,6 +90,9 @@ def _models(root: str | None) -> Iterator[Line]:
     wanted = set(DETECTORS) | {name for names in RECOGNISERS.values() for name in names}
     files = sorted({file for folder in folders(root) for file in folder.glob("*.onnx") if file.name in wanted})
     for file in files:
+        if not file.is_file():
+            yield FAIL, f"{file}: expected a file, got a folder, a pipe or a link to nothing; remove it"
+            continue
         known = KNOWN_FILES.get(sha256(file))
         if known is None:
             pack = next((pack.name for pack in PACKS.values() if file.name in (pack.detector, pack.recogniser)), None)

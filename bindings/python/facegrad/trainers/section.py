@@ -5,14 +5,13 @@ docs/trainers.md lists the keys: those of the loss (docs/configuration.md) and t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .._library import build_info
+from ..config_file import read_mapping
 from ..method import check_keys
 from .recall import KEYS as ROLLOUT_KEYS
 from .recall import checked as checked_rollouts
@@ -79,7 +78,7 @@ def read_section(source: Mapping[str, Any] | str | os.PathLike[str]) -> Section:
     if isinstance(source, Mapping):
         content = source
     else:
-        where, content = f"{source}: face_loss", _content(Path(source))
+        where, content = f"{source}: face_loss", read_mapping(source)
     keys = dict(content["face_loss"] if isinstance(content.get("face_loss"), Mapping) else content)
     check_keys(keys, sorted([*build_info()["loss_keys"], *OWN]), f"{where}: ")
     rollouts = _rollouts(keys.pop("rollouts", None), f"{where}: rollouts")
@@ -137,18 +136,3 @@ def _one_of(where: str, key: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{where}: `{key}`: expected one of {', '.join(allowed)}, got {value!r}")
     return str(value)
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        content = json.loads(text)
-    else:
-        try:
-            import yaml
-        except ImportError as error:
-            raise ImportError(f"reading {path} needs PyYAML: pip install pyyaml, or give a JSON file") from error
-        content = yaml.safe_load(text)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
-    return content
