@@ -20,9 +20,9 @@
 
 #include "world.h"
 
-typedef enum { OPEN_EIO, OPEN_EMFILE, READ_EIO, READ_SHORT, READ_EINTR, READ_END, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, RENAME_EIO, MEMORY, NONE } fault;
-static const char *const names[] = {"open: EIO", "open: EMFILE", "read: EIO", "read: short", "read: EINTR", "read: the end", "write: EIO", "write: ENOSPC",
-                                    "write: short", "write: EINTR", "fsync: EIO", "rename: EIO", "allocation"};
+typedef enum { OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, READ_EIO, READ_SHORT, READ_EINTR, READ_END, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, SYNC_EINTR, RENAME_EIO, MEMORY, NONE } fault;
+static const char *const names[] = {"open: EIO", "open: EMFILE", "open: EINTR", "read: EIO", "read: short", "read: EINTR", "read: the end", "write: EIO", "write: ENOSPC",
+                                    "write: short", "write: EINTR", "fsync: EIO", "fsync: EINTR", "rename: EIO", "allocation"};
 
 /* Smaller allocations are Rust's own, which ends the process where it gets none: so do most programs, and Linux gives them. */
 enum { SOME_SIZE = 64 << 10 };
@@ -41,7 +41,7 @@ static int fails(fault kind, int error) {
 }
 
 static int opened(const char *path, int flags, mode_t mode) {
-    if (fails(OPEN_EIO, EIO) || fails(OPEN_EMFILE, EMFILE)) {
+    if (fails(OPEN_EIO, EIO) || fails(OPEN_EMFILE, EMFILE) || fails(OPEN_EINTR, EINTR)) {
         return -1;
     }
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
@@ -87,8 +87,9 @@ ssize_t write(int file, const void *buffer, size_t count) {
     }
     return syscall(SYS_write, file, buffer, count);
 }
-int fsync(int file) { return fails(SYNC_EIO, EIO) ? -1 : (int)syscall(SYS_fsync, file); }
-int fdatasync(int file) { return fails(SYNC_EIO, EIO) ? -1 : (int)syscall(SYS_fdatasync, file); }
+static int unsynced(void) { return fails(SYNC_EIO, EIO) || fails(SYNC_EINTR, EINTR); }
+int fsync(int file) { return unsynced() ? -1 : (int)syscall(SYS_fsync, file); }
+int fdatasync(int file) { return unsynced() ? -1 : (int)syscall(SYS_fdatasync, file); }
 int rename(const char *from, const char *to) { return fails(RENAME_EIO, EIO) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0); }
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
@@ -190,7 +191,7 @@ static int remembers(void) {
 
 static void loop(const char *name, facegrad_status (*run)(void), fault kind, int can_happen) {
     static char title[128];
-    const int passes = kind == READ_SHORT || kind == READ_EINTR || kind == WRITE_SHORT || kind == WRITE_EINTR;
+    const int passes = kind == OPEN_EINTR || kind == SYNC_EINTR || kind == READ_SHORT || kind == READ_EINTR || kind == WRITE_SHORT || kind == WRITE_EINTR;
     int n, hit = 1;
     snprintf(title, sizeof title, "%s, %s", name, names[kind]);
     what = title;
@@ -222,8 +223,8 @@ static void loop(const char *name, facegrad_status (*run)(void), fault kind, int
 }
 
 int main(int argc, char **argv) {
-    static const fault reading[] = {OPEN_EIO, OPEN_EMFILE, READ_EIO, READ_SHORT, READ_EINTR, READ_END, MEMORY};
-    static const fault writing[] = {OPEN_EIO, OPEN_EMFILE, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, RENAME_EIO, MEMORY};
+    static const fault reading[] = {OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, READ_EIO, READ_SHORT, READ_EINTR, READ_END, MEMORY};
+    static const fault writing[] = {OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, SYNC_EINTR, RENAME_EIO, MEMORY};
     static const struct {
         const char *name;
         facegrad_status (*run)(void);

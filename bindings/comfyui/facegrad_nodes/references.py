@@ -189,17 +189,23 @@ def load(path: Path) -> Reference:
     """Reads what `save` wrote.
 
     Raises:
-        ValueError: another kind of file
+        ValueError: another kind of file, or a damaged one
     """
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-        if about.get("facegrad_reference") != "1":
-            raise ValueError(f"{path} is not a face reference; make one with the Save Face Reference node")
-        images = [file.get_tensor(f"image.{at}").float() / 255 for at in range(len(file.keys()) - 1)]
-        kept = file.get_tensor("embedding")
-    faces = []
-    for face in json.loads(about["faces"]):
-        points = face["landmarks"]
-        x1, y1, x2, y2 = face["bbox"]
-        faces.append(facegrad.Face((x1, y1, x2, y2), face["score"], tuple((x, y) for x, y in points) if points else None))
-    return Reference(images, faces, kept, about["recogniser"])
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("facegrad_reference") != "1":
+                raise ValueError(f"{path} is not a face reference; make one with the Save Face Reference node")
+            images = [file.get_tensor(f"image.{at}").float() / 255 for at in range(len(file.keys()) - 1)]
+            kept = file.get_tensor("embedding")
+        return Reference(images, [_face(face) for face in json.loads(about["faces"])], kept, about["recogniser"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: the face reference is damaged ({error or type(error).__name__}); save it again") from error
+
+
+def _face(face: dict[str, Any]) -> facegrad.Face:
+    points = face["landmarks"]
+    x1, y1, x2, y2 = face["bbox"]
+    return facegrad.Face((x1, y1, x2, y2), face["score"], tuple((x, y) for x, y in points) if points else None)

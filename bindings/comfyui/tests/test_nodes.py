@@ -202,6 +202,15 @@ def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
     save_file({"a": torch.zeros(1)}, foreign)
     with pytest.raises(ValueError, match="not a face reference"):
         references.load(foreign)
+    with pytest.raises(ValueError, match="expected a file"):
+        references.load(tmp_path / "deep")
+    whole = (tmp_path / "deep/person.safetensors").read_bytes()
+    face = b'\\"bbox\\"'
+    assert face in whole
+    for damaged in (b"", whole[:-1], whole[:100], whole.replace(face, b'\\"dbox\\"'), whole.replace(b"image.0", b"image.7")):
+        foreign.write_bytes(damaged)
+        with pytest.raises(ValueError, match="the face reference is damaged"):
+            references.load(foreign)
 
 
 def test_another_recogniser_computes_the_embedding_anew(detector, recogniser):

@@ -36,7 +36,8 @@ class FacegradError(RuntimeError):
         self.name = name
 
 
-def _load() -> c.CDLL:
+def _load() -> tuple[c.CDLL, c.CDLL]:
+    """The library and its part."""
     found = _part.core()
     if found is None:
         looked = ", ".join(map(str, _part.cores()))
@@ -60,7 +61,7 @@ def _load() -> c.CDLL:
     abi = library.facegrad_abi_version()
     if abi != _abi.ABI_VERSION:
         raise ImportError(f"facegrad: {found} speaks ABI version {abi}, this package {_abi.ABI_VERSION}")
-    return library
+    return library, part
 
 
 def _load_part(core: Path) -> c.CDLL:
@@ -86,7 +87,7 @@ def _load_part(core: Path) -> c.CDLL:
     raise ImportError(_part.missing(core, running, _abi.VERSION))
 
 
-library = _load()
+library, part = _load()
 version: str = library.facegrad_version().decode()
 
 

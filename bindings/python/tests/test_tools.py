@@ -110,6 +110,7 @@ def test_doctor_is_content_or_says_what_to_do(root, tmp_path, capsys, monkeypatc
         monkeypatch.setitem(packs.KNOWN_FILES, packs.sha256(root / "models" / stand_in), (stand_in, "a licence"))
     assert main(["doctor", "--root", str(root)]) == 0
     out = capsys.readouterr().out
+    assert f"libfacegrad_torch.so, compiled for torch {torch.__version__.partition('+')[0]}" in out
     assert "self-test     loss" in out and "det_500m.onnx" in out and "non-commercial research" in out
     assert main(["doctor", "--root", str(tmp_path)]) == 1
     assert "FAIL  models" in (out := capsys.readouterr().out) and "facegrad download buffalo_l" in out

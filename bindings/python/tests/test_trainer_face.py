@@ -147,6 +147,8 @@ def test_the_sign_of_the_flow_makes_no_difference(world, caplog):
     assert torch.allclose(plus, -minus, rtol=1e-3, atol=1e-9) and plus.abs().max() > 0
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("face loss: x0")]
     assert [line.split(", ")[0] for line in lines] == ["face loss: x0 = x_t - t·v", "face loss: x0 = x_t + t·v"]
+    made = [r.getMessage() for r in caplog.records if r.getMessage().startswith("face loss: references")]
+    assert len(made) == 2 and "references from latents, places of faces from latents, VAE of the section, detector of the section" in made[0]
 
 
 def test_clean_latents_are_reference_and_landmarks(world):

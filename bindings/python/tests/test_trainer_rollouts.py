@@ -417,13 +417,22 @@ def test_a_diffusers_script(world, wanted, monkeypatch):
     assert model.w.grad.item() == pytest.approx(wanted.gradient, rel=2e-2)
 
 
-def test_a_clock_that_stays_open_is_said_once(world, caplog):
+def test_a_clock_that_stays_open_is_said_once_and_so_is_the_one_that_is_found(world, caplog):
     face, model = TrainerFace({**ON, "warn_after": 2}), Model(world)
     half = torch.full((2,), 0.5)
-    x_t = (world.x0 + world.n) / 2
-    with caplog.at_level(logging.WARNING, "facegrad"):
+
+    def step(x_t, times):
+        v = model(x_t, times)
+        recall = Recall(model, times, ((v - world.v).square().mean(), v))
+        face.step(prediction=v, latents=world.x0, noise=world.n, x_t=x_t, target=world.v, recall=recall)
+
+    with caplog.at_level(logging.INFO, "facegrad"):
         for _ in range(4):
-            v = model(x_t, half)
-            recall = Recall(model, half, ((v - world.v).square().mean(), v))
-            face.step(prediction=v, latents=world.x0, noise=world.n, x_t=x_t, target=world.v, recall=recall)
-    assert len([r for r in caplog.records if "still open whether" in r.getMessage()]) == 1
+            step((world.x0 + world.n) / 2, half)
+        assert not [r for r in caplog.records if r.getMessage().startswith("rollouts: flow")]
+        for _ in range(2):
+            step(world.x_t, world.t)
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("rollouts: ")]
+    assert len([line for line in lines if "still open whether" in line]) == 1
+    assert lines[-1] == "rollouts: flow matching, the model is told 0 for the picture and 1 for the noise"
+    assert len([line for line in lines if "flow matching" in line]) == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .._library import FacegradError, build_info, library, onnxruntime_folder, version
+from .._library import FacegradError, build_info, library, onnxruntime_folder, part, version
+from .._part import compiled_for
 from ..loss import FaceLoss
 from ..models import Recogniser
 from ..packs import DETECTORS, KNOWN_FILES, PACKS, RECOGNISERS, folders, sha256
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _library() -> Iterator[Line]:
     info = build_info()
     yield OK, f"{version}, ABI {info['abi']}, {library._name}"
+    yield OK, f"{part._name}, compiled for torch {compiled_for(Path(part._name))}"
 
 
 def _torch() -> Iterator[Line]:

@@ -245,6 +245,11 @@ class TrainerFace:
         keys = {key: value for key, value in keys.items() if value is not None}
         keys |= {"prediction": {"kind": "custom"}, "landmarks": "detect" if section.landmarks == "latents" else section.landmarks}
         self._config = keys
+        log.info(
+            "face loss: references from %s, places of faces from %s, VAE %s, detector %s, recogniser %s", section.references, section.landmarks,
+            "of the section" if section.vae is not None else "of the trainer", "of the section" if section.detector is not None else detector,
+            "of the section" if section.recogniser is not None else recogniser,
+        )  # fmt: skip
         loss = FaceIdentityLoss(keys, vae=source, detector=self._detector, recogniser=Recogniser(device=device, **_keys(recogniser)), device=device)
         for person in section.persons:
             loss.set_reference(person.name, *self._pictures(person.pictures))

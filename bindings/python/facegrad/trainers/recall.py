@@ -55,7 +55,7 @@ class Rollouts:
         self.schedule = Schedule()
         self._loss, self._warn_after, self._waited = loss, warn_after, 0
         self.rollout = Rollout(self._pair, schedule=self.schedule, **keys)
-        self._made = False
+        self._made = self._told = False
 
     def _pair(self) -> FaceIdentityLoss:
         self._made = True
@@ -97,6 +97,9 @@ class Rollouts:
             found = through(found, x_t, one_picture(recall.output)[list(rows)], prediction)
         times = recall.times.detach().flatten()
         self.schedule.observe(found, times if len(times) == 1 else times[list(rows)], recall.alphas)
+        if self.schedule.ready and not self._told:
+            self._told = True
+            log.info("rollouts: %s", self.schedule)
         if not self.schedule.ready:
             self._waited += 1
             if self._waited == self._warn_after:

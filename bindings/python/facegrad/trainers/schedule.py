@@ -108,6 +108,12 @@ class Schedule:
         others = [float(e) for e, (scale, _) in zip(self._errors, CLOCKS, strict=True) if scale != CLOCKS[best][0]]
         return min(others) / self._seen > 4 * NEAR
 
+    def __str__(self) -> str:
+        if not self.ready:
+            return "not known yet"
+        first, last = self.at(0.0).time, self.at(1.0).time
+        return f"{'flow matching' if self._flow else 'a variance-preserving schedule'}, the model is told {first:g} for the picture and {last:g} for the noise"
+
     def at(self, level: float) -> Point:
         """The :class:`Point` of a level in [0, 1]: the noise fraction for flow matching, the share of the last timestep otherwise."""
         if not self.ready:
