@@ -52,19 +52,23 @@ pub struct Inside {
 /// Lets a call in, unless the process ends.
 pub fn enter() -> Result<Inside> {
     watch_forks();
-    // The call is counted before the flags are read, and the handler sets the flags before it reads the count. So one
-    // of the two sees the other.
-    let inside = Inside {
-        _own: Own::new(),
-        _busy: Busy::new(),
-    };
-    if CLOSED.load(SeqCst) || (ENDING.load(SeqCst) && !ENDS.get()) {
-        bail!(
-            Exiting,
-            "the process is ending: facegrad takes no more calls"
-        );
+    let ends = || CLOSED.load(SeqCst) || (ENDING.load(SeqCst) && !ENDS.get());
+    // The handler does not wait for calls that are refused here, however often a thread repeats them.
+    if !ends() {
+        // The call is counted before the flags are read again, and the handler sets the flags before it reads the count.
+        // So one of the two sees the other.
+        let inside = Inside {
+            _own: Own::new(),
+            _busy: Busy::new(),
+        };
+        if !ends() {
+            return Ok(inside);
+        }
     }
-    Ok(inside)
+    bail!(
+        Exiting,
+        "the process is ending: facegrad takes no more calls"
+    )
 }
 
 /// Registers exit handlers after a successful call of the entry point at `here`. Static objects that the call made are
