@@ -125,11 +125,12 @@ def sequences():
     def call(which, *more, config=1, node=1):
         return bytes([config, 0, 0, node, which, *more])
 
-    # Context, graph, input, and what can be asked of it.
-    start = call(1) + call(3, 2)
+    # A graph of the context that is there, an input, and what can be asked of it; the same of a context of its own.
+    start = call(3, 2)
     value = bytes([1, 0, 2, 16, 24, 1, 8])
     for which in (10, 11, 12, 13, 14, 15):
-        yield start + value + bytes([1, 3]) + call(which, 1, 3, 4) + call(0)
+        yield start + value + bytes([1, 3]) + call(which, 1 if which == 10 else 3, 3, 4) + call(0)
+    yield call(1) + call(3, 3) + value + bytes([1, 4]) + call(10, 1, 4) + call(0)
     for config in range(8):
         yield call(1, config=config) + call(5, 2, config=config) + call(6, 2, config=config) + call(7, 2, config=config)
 

@@ -11,6 +11,7 @@ use facegrad::error::Result;
 use facegrad::weights::{self, ALLOWANCE, onnx};
 use peak_alloc::PeakAlloc;
 use std::io::Write;
+use std::time::Duration;
 
 #[global_allocator]
 pub static MEMORY: PeakAlloc = PeakAlloc;
@@ -45,13 +46,53 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("calls", calls::calls),
 ];
 
-/// Runs one target on one input.
+/// No input may take longer. A second is the bound of every reader for a small file; code with counters for coverage and
+/// with checks of every overflow is slower.
+const LONGEST: Duration = Duration::from_secs(8);
+
+/// Runs one target on one input, and measures the processor's time, which other work on the machine does not lengthen.
 pub fn run(target: &str, data: &[u8]) {
     let (_, body) = TARGETS
         .iter()
         .find(|(name, _)| *name == target)
         .expect("a target of the table");
+    let start = busy(Of::Process);
     body(data);
+    let took = busy(Of::Process) - start;
+    assert!(took < LONGEST, "{} bytes took {took:?}", data.len());
+}
+
+/// Whose time is measured.
+#[derive(Clone, Copy)]
+pub enum Of {
+    /// That of all threads.
+    Process,
+    /// That of this thread.
+    Thread,
+}
+
+/// The processor's time so far.
+#[cfg(unix)]
+pub fn busy(of: Of) -> Duration {
+    let clock = match of {
+        Of::Process => libc::CLOCK_PROCESS_CPUTIME_ID,
+        Of::Thread => libc::CLOCK_THREAD_CPUTIME_ID,
+    };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the place is a local.
+    let status = unsafe { libc::clock_gettime(clock, &mut time) };
+    assert_eq!(status, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The time that has passed, where the processor's is not to be had.
+#[cfg(not(unix))]
+pub fn busy(_: Of) -> Duration {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    START.get_or_init(std::time::Instant::now).elapsed()
 }
 
 /// What `work` returns, with no more memory than a file of `size` bytes is allowed.

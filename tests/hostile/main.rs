@@ -6,6 +6,7 @@ use facegrad::weights;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
+use targets::Of;
 
 mod files;
 mod onnx_files;
@@ -19,32 +20,12 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// What `work` returns, within the budget of a file of `size` bytes.
 fn within<T>(size: usize, work: impl FnOnce() -> T) -> T {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let start = busy();
+    let start = targets::busy(Of::Thread);
     let result = targets::bounded(size, work);
     // Unoptimised and under valgrind everything takes longer, but not for ever.
-    let took = busy() - start;
+    let took = targets::busy(Of::Thread) - start;
     assert!(took < Duration::from_secs(20), "{size} bytes took {took:?}");
     result
-}
-
-/// The processor's time of this thread, which other work on the machine does not lengthen.
-#[cfg(unix)]
-fn busy() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the place is a local.
-    let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(status, 0);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// The time that has passed, where a thread's own is not to be had.
-#[cfg(not(unix))]
-fn busy() -> Duration {
-    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    START.get_or_init(std::time::Instant::now).elapsed()
 }
 
 /// How a file is refused.
