@@ -2,9 +2,16 @@
 //! threads (grad mode, inference mode, autocast, saved-tensor hooks) therefore never reaches the library's
 //! graphs, and the library never changes that state.
 
+mod busy;
+mod callback;
+
+pub use busy::{Busy, Own};
+pub use callback::{callback, check_callbacks, in_callback};
+
 use crate::error::{Error, Result, bail};
 use crate::shared::{Shared, lock};
 use crate::tensor::{Order, Stream, backward_on_this_thread};
+use callback::forget_callbacks;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,68 +24,12 @@ use tch::Device;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Counts work during which the process must not end: a call, or objects that a worker still has to drop.
-pub struct Busy(());
-
-static BUSY: AtomicUsize = AtomicUsize::new(0);
-
-impl Busy {
-    /// Counts until it is dropped.
-    #[expect(clippy::new_without_default, reason = "it counts")]
-    pub fn new() -> Busy {
-        BUSY.fetch_add(1, Ordering::SeqCst);
-        Busy(())
-    }
-
-    /// How many are alive in the process.
-    pub fn count() -> usize {
-        BUSY.load(Ordering::SeqCst)
-    }
-
-    /// In a forked child, forgets the work of threads that exist only in the parent.
-    pub fn forked() {
-        BUSY.store(Own::count(), Ordering::SeqCst);
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        BUSY.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Counts the [`Busy`] work that cannot end before this thread continues.
-pub struct Own(());
-
-impl Own {
-    /// Counts until it is dropped.
-    #[expect(clippy::new_without_default, reason = "it counts")]
-    pub fn new() -> Own {
-        OWN.set(OWN.get() + 1);
-        Own(())
-    }
-
-    /// How many are alive on this thread.
-    pub fn count() -> usize {
-        OWN.get()
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        OWN.set(OWN.get().saturating_sub(1));
-    }
-}
-
 /// The number of the next worker. 0 stands for any other thread.
 static NEXT: AtomicUsize = AtomicUsize::new(1);
 
-// None of these has a destructor, so exit handlers can use them, when other thread-local data is destroyed already.
 thread_local! {
-    static OWN: Cell<usize> = const { Cell::new(0) };
+    /// The number of this thread's worker. It has no destructor, so exit handlers can use it.
     static WORKER: Cell<usize> = const { Cell::new(0) };
-    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
-    static THREW: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether this thread is a context's.
@@ -169,7 +120,7 @@ impl Worker {
                 }
                 let mut order = lock(&order);
                 let _turn = order.enter(stream)?;
-                THREW.set(false);
+                forget_callbacks();
                 let result = job()?;
                 check_callbacks()?;
                 Ok(result)
@@ -291,31 +242,6 @@ impl<T: Send + 'static> Drop for Owned<T> {
             self.worker.dispose(value);
         }
     }
-}
-
-/// Whether this thread runs a callback of the host.
-pub fn in_callback() -> bool {
-    IN_CALLBACK.get()
-}
-
-/// Runs a callback of the host, which returns whether it threw. Calls of the library from inside it are refused.
-pub fn callback(f: impl FnOnce() -> bool) {
-    let outer = IN_CALLBACK.replace(true);
-    if f() {
-        THREW.set(true);
-    }
-    IN_CALLBACK.set(outer);
-}
-
-/// Fails where a callback threw on this thread since the last check.
-pub fn check_callbacks() -> Result<()> {
-    if THREW.replace(false) {
-        bail!(
-            Callback,
-            "an exception left the log callback; a callback must catch its own"
-        );
-    }
-    Ok(())
 }
 
 /// The message of a panic.
