@@ -11,10 +11,12 @@
 mod activation;
 mod arithmetic;
 mod budget;
+mod builder;
 mod conv;
 mod coordinates;
 mod fold;
 mod node;
+mod operators;
 mod pick;
 mod pool;
 mod reduce;
@@ -26,41 +28,13 @@ mod tests;
 mod window;
 
 use crate::error::{Error, Result, bail};
-use crate::tensor::from_array;
-use crate::weights::Array;
-use crate::weights::onnx::{Model, Node, Value};
-use budget::{Budget, MAX_NAMES, MAX_NODES};
-use fold::Folded;
-use node::{Call, Operator};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::weights::onnx::{Model, Value};
+use budget::Budget;
+use builder::{Builder, Slot, Step};
+use node::Call;
+use operators::{find, known};
+use std::collections::{HashMap, HashSet};
 use tch::{Device, Kind, Tensor};
-
-/// The tables of operators, one per file.
-const TABLES: [&[Operator]; 9] = [
-    activation::OPERATORS,
-    arithmetic::OPERATORS,
-    conv::OPERATORS,
-    pick::OPERATORS,
-    pool::OPERATORS,
-    reduce::OPERATORS,
-    resize::OPERATORS,
-    scatter::OPERATORS,
-    shape::OPERATORS,
-];
-
-/// A value's place in the table of values.
-type Slot = usize;
-
-struct Step {
-    node: Node,
-    operator: &'static Operator,
-    inputs: Vec<Option<Slot>>,
-    outputs: Vec<Option<Slot>>,
-    /// Slots that no later step needs.
-    ends: Vec<Slot>,
-    /// Whether the first input's memory may hold the output.
-    in_place: bool,
-}
 
 /// A model ready to run.
 pub struct OnnxGraph {
@@ -87,13 +61,7 @@ impl OnnxGraph {
     /// more than a model of its size may. `Format` where its values do not fit together.
     pub fn new(model: &Model, device: Device, kind: Kind) -> Result<Self> {
         known(model)?;
-        let mut builder = Builder {
-            slots: HashMap::new(),
-            count: 0,
-            constants: HashMap::new(),
-            device,
-            kind,
-        };
+        let mut builder = Builder::new(device, kind);
         let input_slots: Vec<Slot> = model.inputs.iter().map(|v| builder.slot(&v.name)).collect();
         let steps = builder.steps(model)?;
         let output_slots = model
@@ -320,154 +288,4 @@ impl OnnxGraph {
             step.ends = used.copied().filter(|&slot| needed.insert(slot)).collect();
         }
     }
-}
-
-/// Gives every value a slot.
-struct Builder<'a> {
-    slots: HashMap<&'a str, Slot>,
-    count: usize,
-    constants: HashMap<Slot, Tensor>,
-    device: Device,
-    kind: Kind,
-}
-
-impl<'a> Builder<'a> {
-    fn slot(&mut self, name: &'a str) -> Slot {
-        let count = &mut self.count;
-        *self.slots.entry(name).or_insert_with(|| {
-            *count += 1;
-            *count - 1
-        })
-    }
-
-    fn all(&mut self, names: &'a [String]) -> Vec<Option<Slot>> {
-        let slot = |name: &'a String| (!name.is_empty()).then(|| self.slot(name));
-        names.iter().map(slot).collect()
-    }
-
-    /// A slot for a constant without a name.
-    fn constant(&mut self, array: &Array) -> Result<Slot> {
-        let slot = self.count;
-        self.count += 1;
-        self.constants.insert(slot, self.tensor(array)?);
-        Ok(slot)
-    }
-
-    fn tensor(&self, array: &Array) -> Result<Tensor> {
-        budget::limited(
-            array
-                .shape
-                .iter()
-                .map(|&n| i64::try_from(n).unwrap_or(-1))
-                .collect(),
-        )?;
-        node::constant(from_array(array, Device::Cpu)?, self.device, self.kind)
-    }
-
-    fn steps(&mut self, model: &'a Model) -> Result<Vec<Step>> {
-        let mut folded = fold::batch_norms(model);
-        let mut steps = vec![];
-        for (at, node) in model.nodes.iter().enumerate() {
-            let Some(operator) = find(node) else {
-                bail!(Internal, "operator {} was known a moment ago", node.op);
-            };
-            let (inputs, outputs) = match folded.remove(&at) {
-                Some(Folded::Gone) => continue,
-                Some(Folded::Conv { norm, weight, bias }) => {
-                    let mut inputs = self.all(&node.inputs[..1]);
-                    inputs.push(Some(self.constant(&weight)?));
-                    inputs.push(Some(self.constant(&bias)?));
-                    (inputs, self.all(&model.nodes[norm].outputs))
-                }
-                None => (self.all(&node.inputs), self.all(&node.outputs)),
-            };
-            steps.push(Step {
-                node: node.clone(),
-                operator,
-                inputs,
-                outputs,
-                ends: vec![],
-                in_place: false,
-            });
-        }
-        Ok(steps)
-    }
-
-    /// Adds the file's constants that some node uses.
-    fn initializers(&mut self, model: &Model) -> Result<()> {
-        for (name, array) in &model.initializers {
-            if let Some(&slot) = self.slots.get(name.as_str()) {
-                let constant = self.tensor(array).map_err(|e| e.context(name))?;
-                self.constants.insert(slot, constant);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn find(node: &Node) -> Option<&'static Operator> {
-    if !matches!(node.domain.as_str(), "" | "ai.onnx") {
-        return None;
-    }
-    TABLES
-        .iter()
-        .flat_map(|table| table.iter())
-        .find(|operator| operator.name == node.op)
-}
-
-/// Checks before anything is loaded that every operator and attribute is implemented, and that there are not too many.
-fn known(model: &Model) -> Result<()> {
-    let names: usize = model
-        .nodes
-        .iter()
-        .map(|node| node.inputs.len() + node.outputs.len())
-        .sum();
-    if model.nodes.len() > MAX_NODES || names > MAX_NAMES {
-        bail!(
-            Limit,
-            "the model has {} nodes with {names} inputs and outputs; the most is {MAX_NODES} and {MAX_NAMES}",
-            model.nodes.len()
-        );
-    }
-    let missing: BTreeSet<String> = model
-        .nodes
-        .iter()
-        .filter(|node| find(node).is_none())
-        .map(|node| match node.domain.as_str() {
-            "" | "ai.onnx" => node.op.clone(),
-            domain => format!("{domain}.{}", node.op),
-        })
-        .collect();
-    if !missing.is_empty() {
-        let example = model.nodes.iter().find(|node| find(node).is_none());
-        let example = example.map_or("", |node| node.name.as_str());
-        // A damaged file may have thousands.
-        let shown: Vec<String> = missing.iter().take(20).cloned().collect();
-        let more = match missing.len() - shown.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        return Err(Error::Operator(format!(
-            "the model uses operators that are not implemented: {}{more} (opset {}; for example in node \"{example}\")",
-            shown.join(", "),
-            model.opset
-        )));
-    }
-    for node in &model.nodes {
-        let known = find(node).map_or(&[] as &[_], |operator| operator.attributes);
-        if let Some(name) = node
-            .attributes
-            .keys()
-            .find(|name| !known.contains(&name.as_str()))
-        {
-            bail!(
-                Operator,
-                "{} \"{}\": the attribute {name} is not implemented (opset {}); export the model without it",
-                node.op,
-                node.name,
-                model.opset
-            );
-        }
-    }
-    Ok(())
 }

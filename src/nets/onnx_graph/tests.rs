@@ -1,8 +1,8 @@
 //! Tests with graphs that no exporter writes.
 
 use super::*;
-use crate::weights::Dtype;
-use crate::weights::onnx::Attribute;
+use crate::weights::onnx::{Attribute, Node};
+use crate::weights::{Array, Dtype};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -450,7 +450,7 @@ fn every_operator_meets_every_value() {
         ("to", Attribute::Int(7)),
     ]);
     let (mut done, mut refused) = (0, 0);
-    for operator in TABLES.iter().flat_map(|table| table.iter()) {
+    for operator in operators::TABLES.iter().flat_map(|table| table.iter()) {
         let given: Vec<(&str, Attribute)> = operator
             .attributes
             .iter()
