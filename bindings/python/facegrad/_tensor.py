@@ -45,6 +45,7 @@ class View:
 
     @property
     def pointer(self) -> object:
+        """A pointer to the struct, for a call of the library."""
         return c.pointer(self.struct)
 
 
