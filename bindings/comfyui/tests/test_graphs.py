@@ -73,7 +73,7 @@ def test_decoders_are_comfyuis_over_the_same_memory(comfy):
 def decoded_both_ways(comfy, stand_in, channels: int, side: int = 8, device: str = "cpu"):
     """A latent by the chain's nodes and by ComfyUI's own VAE Decode; pixels."""
     latent = {"samples": torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(6))}
-    node = lambda name, **given: comfy.nodes[name].execute(**given).args  # noqa: E731
+    node = lambda name, **given: comfy.nodes[name].execute(**given).args
     (decoder,) = node("FacegradVaeForFaceLoss", vae=stand_in, recompute="none", slicing=False, dtype="f32", device=device)
     start, _ = node("FacegradPredictX0", prediction=latent, kind="sample", sigma=0.5, device=device)
     tape, _ = node("FacegradUnpackLatent", x0=start, face_vae=decoder, latent_format="none", packing="auto")
