@@ -33,7 +33,7 @@ def transformer(
     tokens, blocks = image + TEXT_TOKENS, double + single
     # A double block: three projections, one back, and an MLP of four times the width. A single block: 7 widths out, 5 back.
     linear = blocks * 12 * width**2 * tokens
-    # What modulates the streams of a block, once a sample: six vectors for each stream, or three.
+    # The modulation of a block's streams, once per sample: six vectors for each stream, or three.
     linear += double * 12 * width**2 + single * 3 * width**2
     linear += width * (image * 2 * channels + TEXT_TOKENS * joint)
     return linear / 1e9, blocks * 2 * tokens**2 * width / 1e9

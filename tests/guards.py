@@ -2,9 +2,10 @@
 
     python tests/guards.py [WORD]      all guards, or those whose name contains WORD
 
-A guard is a piece of source text and what stands there without it. The tree is copied to target/guards, where the named
-test must pass first, and must be compiled and fail with the guard taken out. Prints a table, as docs/reliability.md
-shows it. Takes some ten seconds a guard; ends with 1 where a test does not notice.
+A guard is a piece of source text and the text that replaces it when the guard is taken out. The script copies the tree to
+target/guards. There, the named test must first pass. With the guard taken out, the test must still compile, and it must fail.
+The script prints the table of docs/reliability.md. It takes about ten seconds per guard, and its exit code is 1 where a test
+does not notice that a guard is missing.
 """
 
 import resource
@@ -16,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPY = ROOT / "target/guards"
-# Without a guard a test may ask for all the memory and all the time there is.
+# Without a guard, a test may take all memory and never end.
 MEMORY = 6 << 30
 SECONDS = 120
 
