@@ -511,11 +511,12 @@ def test_diffusion_pipe(world):
         def get_loss_fn(self):
             return lambda output, label: (output - label[0]).square().mean()
 
+    diffusion_pipe.install(TrainerFace(SECTION), (BasePipeline,))
+
     class FluxPipeline(BasePipeline):
         def prepare_inputs(self, inputs, timestep_quantile=None):
             return (torch.cat([pack(world.x_t), pack(world.x0)], 1), world.t), (pack(world.v), torch.tensor([]))
 
-    diffusion_pipe.install(TrainerFace(SECTION), (BasePipeline,))
     model = FluxPipeline()
     loss_fn = model.get_loss_fn()
     _, label = model.prepare_inputs({"latents": world.x0})
@@ -526,6 +527,36 @@ def test_diffusion_pipe(world):
     assert torch.allclose(torch.autograd.grad(value, prediction)[0], pack(want[1]), rtol=1e-2, atol=1e-8)
     with torch.no_grad():
         assert loss_fn(prediction, label).item() == pytest.approx(mse.item())
+
+
+def test_diffusion_pipe_models_with_a_loss_of_their_own(world):
+    """SDXL has its own loss, whose output is a tuple; another model's loss begins with its base's."""
+
+    class BasePipeline:
+        def prepare_inputs(self, inputs, timestep_quantile=None):
+            return (world.x_t, world.t), (world.v, torch.tensor([]))
+
+        def get_loss_fn(self):
+            return lambda output, label: (output - label[0]).square().mean()
+
+    class Before(BasePipeline):
+        def get_loss_fn(self):
+            own = super().get_loss_fn()
+            return lambda output, label: 2 * own(output, label)
+
+    diffusion_pipe.install(TrainerFace(SECTION), (BasePipeline,))
+
+    class SDXLPipeline(BasePipeline):
+        def get_loss_fn(self):
+            return lambda output, label: (output[0] - label[0]).square().mean()
+
+    want = gradient(TrainerFace(SECTION), world)
+    for model, factor in ((SDXLPipeline(), 1), (Before(), 2)):
+        loss_fn = model.get_loss_fn()
+        _, label = model.prepare_inputs({"latents": world.x0})
+        prediction = (world.v + world.wrong).requires_grad_()
+        value = loss_fn((prediction, world.t) if factor == 1 else prediction, label) - factor * (prediction - world.v).square().mean()
+        assert value.item() == pytest.approx(want[0], rel=1e-3)
 
 
 SCRIPT = '''

@@ -19,33 +19,51 @@ MARK = "models/cosmos_predict2_modeling.py"
 
 
 def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
-    """Puts the face loss into ``get_loss_fn`` of the classes that diffusion-pipe's models extend."""
+    """Puts the face loss into ``get_loss_fn`` of the classes that diffusion-pipe's models extend, and of those models that have
+    their own, whether they are known already or imported later."""
     if face.rollouts is not None:
         raise ValueError("rollouts: diffusion-pipe spreads its model over the stages of a pipeline, so the loss cannot call it again; take `rollouts` out of the section")
+    asked: set[int] = set()
 
     def prepare_inputs(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
-        features, (target, mask) = before(*args, **options)
+        features, (*targets, mask) = before(*args, **options)
         latents = arguments["inputs"]["latents"].float()
-        return features, (target, latents, features[0].detach().clone(), mask)
+        return features, (*targets, latents, features[0].detach().clone(), mask)
 
     def get_loss_fn(before: Any, _: dict[str, Any], self: Any) -> Any:
+        if id(self) in asked:  # a model's own function asks its base's
+            return before(self)
+        asked.add(id(self))
+        try:
+            own = before(self)
+        finally:
+            asked.discard(id(self))
         around(self, "prepare_inputs", prepare_inputs)
-        own = before(self)
 
-        def loss_fn(output: torch.Tensor, label: Any) -> torch.Tensor:
-            target, latents, x_t, mask = label
-            loss: torch.Tensor = own(output, (target, mask))
-            if not torch.is_grad_enabled() or not output.requires_grad:
+        def loss_fn(output: Any, label: Any) -> torch.Tensor:
+            *targets, latents, x_t, mask = label
+            loss: torch.Tensor = own(output, (*targets, mask))
+            # SDXL's output has its timesteps behind the prediction.
+            prediction = output if isinstance(output, torch.Tensor) else output[0]
+            if not torch.is_grad_enabled() or not prediction.requires_grad:
                 return loss
-            size, device = latents.shape, output.device
+            size, device = latents.shape, prediction.device
             return loss + face.step(
-                prediction=_picture(output, size), target=_picture(target.to(device), size), latents=latents.to(device), x_t=_picture(x_t.to(device), size)
+                prediction=_picture(prediction, size), target=_picture(targets[0].to(device), size), latents=latents.to(device), x_t=_picture(x_t.to(device), size)
             )
 
         return loss_fn
 
+    def watch(model: type) -> None:
+        if "get_loss_fn" in model.__dict__:
+            around(model, "get_loss_fn", get_loss_fn)
+        for one in model.__subclasses__():
+            watch(one)
+
     for base in bases:
-        around(base, "get_loss_fn", get_loss_fn)
+        watch(base)
+        # The file of a model is imported when the job's type is known.
+        base.__init_subclass__ = classmethod(lambda cls, **_: watch(cls))  # type: ignore[assignment]
 
 
 def find(_: dict[str, Any]) -> tuple[type, ...]:
