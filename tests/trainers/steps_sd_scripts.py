@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from probe import on_step, report, watch_face
+from probe import on_step, report, tell_faces, watch_face
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 L = 12  # text tokens
+#: Families in which sd-scripts has no differential output preservation.
+WITHOUT_DOP = ("anima", "hunyuan_image")
 #: family → module, trainer, the model, the text's encodings of N samples, further arguments
 FAMILIES = {}
 
@@ -73,6 +76,40 @@ def anima(n):
     return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.ones(n, L, dtype=torch.long), torch.ones(n, L), torch.zeros(n)]
 
 
+@family("hunyuan_image", "hunyuan_image_train_network", "HunyuanImageNetworkTrainer", "--timestep_sampling", "sigmoid")
+def hunyuan_image(n):
+    from library import hunyuan_image_models as models
+
+    # Its sizes stand in the constructor: 20 and 40 blocks of width 3584.
+    width, heads = 48, 2
+    for name in ("MMDoubleStreamBlock", "MMSingleStreamBlock"):
+        setattr(models, name, partial(narrow, getattr(models, name), width, heads))
+    whole = {name: getattr(models, name) for name in ("ByT5Mapper", "PatchEmbed2D", "SingleTokenRefiner", "TimestepEmbedder", "FinalLayer")}
+    models.ByT5Mapper = lambda **_: whole["ByT5Mapper"](in_dim=24, out_dim=24, hidden_dim=24, out_dim1=width, use_residual=False)
+    models.PatchEmbed2D = lambda patch, channels, _: whole["PatchEmbed2D"](patch, channels, width)
+    models.SingleTokenRefiner = lambda *_, depth: whole["SingleTokenRefiner"](24, width, heads, depth=1)
+    models.TimestepEmbedder = lambda _, *rest: whole["TimestepEmbedder"](width, *rest)
+    models.FinalLayer = lambda _, *rest: whole["FinalLayer"](width, *rest)
+    models.range = lambda count: range(1)
+    model = models.HYImageDiffusionTransformer()
+    model.hidden_size, model.heads_num, model.rope_dim_list = width, heads, [12, 12]
+    return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.randn(n, L, 24), torch.ones(n, L), torch.zeros(n)]
+
+
+def narrow(made, width, heads, *_, **options):
+    return made(width, heads, **options)
+
+
+def hunyuan_vae():
+    """Its VAE with 32 to 128 channels instead of 128 to 1024."""
+    from library import hunyuan_image_vae
+
+    for name, channels in (("Encoder", (32, 32, 32, 32, 64, 128)), ("Decoder", (128, 64, 32, 32, 32, 32))):
+        made = getattr(hunyuan_image_vae, name)
+        setattr(hunyuan_image_vae, name, lambda made=made, channels=channels, **sizes: made(**{**sizes, "block_out_channels": channels}))
+    return hunyuan_image_vae.HunyuanVAE2D()
+
+
 def main() -> None:
     out, checkout, name, vae_folder = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     sys.path.insert(0, checkout)
@@ -89,19 +126,25 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trainer = getattr(module, trainer_name)()
+    own = name == "hunyuan_image"
     if len(sys.argv) > 5 and sys.argv[5].endswith(".json"):
         watch_face()
         from facegrad.trainers import TrainerFace, sd_scripts
 
         section = json.loads(Path(sys.argv[5]).read_text())["face_loss"]
-        scale, shift = (1.5305, 0.0609) if name == "sd3" else (2.2085, -0.0028)
-        face = TrainerFace({**section, "vae": vae_folder, "latent_format": {"custom": {"scale": scale, "shift": shift}}})
-        sd_scripts.install(face, sd_scripts.find(vars(module)))
-    vae = AutoencoderKL.from_pretrained(vae_folder)
-    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)])
+        if own:
+            tell_faces()
+        else:
+            scale, shift = (1.5305, 0.0609) if name == "sd3" else (2.2085, -0.0028)
+            section |= {"vae": vae_folder, "latent_format": {"custom": {"scale": scale, "shift": shift}}}
+        sd_scripts.install(TrainerFace(section), sd_scripts.find(vars(module)))
+    # HunyuanImage's decoder is the trainer's own, with random weights: it draws no faces.
+    vae = hunyuan_vae() if own else AutoencoderKL.from_pretrained(vae_folder)
+    size = 128 if own else 64
+    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, size, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)])
     with torch.no_grad():
-        latents = vae.encode(drawn).latent_dist.mean
-    if name != "sd3":  # sd-scripts scales SD3's latents itself
+        latents = vae.encode(drawn).mean if own else vae.encode(drawn).latent_dist.mean
+    if name not in ("sd3", "hunyuan_image"):  # sd-scripts scales these latents itself
         latents = (latents + 0.0028) * 2.2085
     n = len(latents)
     model, text = make(n)
@@ -124,7 +167,7 @@ def main() -> None:
     # "face_regularisation" is what the patched data sets add; the image that DOP belongs to is marked as sd-scripts does.
     batch = {
         "latents": latents, "images": None, "captions": ["a person"] * n, "loss_weights": torch.ones(n), "text_encoder_outputs_list": text,
-        "face_regularisation": [False, False, True, False], "custom_attributes": [{}, {}, {}, {"diff_output_preservation": name != "anima"}],
+        "face_regularisation": [False, False, True, False], "custom_attributes": [{}, {}, {}, {"diff_output_preservation": name not in WITHOUT_DOP}],
     }  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     register_optimizer_step_pre_hook(on_step)

@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts: its SD 1.5 script as a whole, and the steps of its other families."""
+"""kohya-ss/sd-scripts: its SD 1.5 and SDXL scripts as a whole, and the steps of its other families."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from conftest import ASSETS, HERE, Trainer, compare, rolled_out, with_rollouts
 
 EPSILON = "x0 = (x_t - q·eps)/p"
-STEPS = {"flux": "x0 = x_t - t·v", "flux-sigma_scaled": "x0 = x_t - t·v", "sd3": "x0 = prediction", "lumina": "x0 = x_t + t·v", "anima": "x0 = x_t - t·v"}
+STEPS = {"flux": "x0 = x_t - t·v", "flux-sigma_scaled": "x0 = x_t - t·v", "sd3": "x0 = prediction", "lumina": "x0 = x_t + t·v", "anima": "x0 = x_t - t·v",
+         "hunyuan_image": "x0 = x_t - t·v"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -19,26 +20,60 @@ def trainer() -> Trainer:
     return found
 
 
+@pytest.fixture(scope="module")
+def sdxl(trainer: Trainer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sdxl")
+    trainer.call(HERE / "tiny_sd15.py", folder, "sdxl")
+    return folder
+
+
+COMMON = [
+    "--output_name", "lora", "--network_module", "networks.lora", "--network_dim", "4", "--resolution", "64,64", "--max_train_steps", "2", "--learning_rate", "1e-4",
+    "--seed", "1", "--max_data_loader_n_workers", "0", "--network_train_unet_only", "--save_model_as", "safetensors", "--lr_scheduler", "constant",
+]  # fmt: skip
+
+
+def copied(photos: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for file in photos.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("case", ["plain", "bf16, cached latents, regularisation, preservation"])
+def test_sdxl_train_network(trainer: Trainer, case: str, sdxl: Path, photos: Path, face: Path, tmp_path: Path):
+    """The second case has three kinds of pictures in one batch: of the person, of a class, and with differential output preservation."""
+    subsets = [("person", "")]
+    if case != "plain":
+        subsets += [("class", "is_reg = true"), ("kept", "custom_attributes = {diff_output_preservation = true}")]
+    toml = "[[datasets]]\nresolution = 64\nbatch_size = 6\n"
+    for name, extra in subsets:
+        toml += f'[[datasets.subsets]]\nimage_dir = "{copied(photos, tmp_path / name)}"\nclass_tokens = "a {name}"\nnum_repeats = {1 if extra else 2}\n{extra}\n'
+    (tmp_path / "data.toml").write_text(toml)
+    arguments = ["--pretrained_model_name_or_path", sdxl / "pipeline", "--tokenizer_cache_dir", sdxl / "tokenizers", "--dataset_config", tmp_path / "data.toml", *COMMON]
+    if case != "plain":
+        arguments += ["--mixed_precision", "bf16", "--cache_latents", "--cache_text_encoder_outputs"]
+    script, small = trainer.folder / "sdxl_train_network.py", HERE / "tiny_sd_scripts.py"
+    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
+    with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1", before=small, told=True)
+    compare("sd-scripts", f"SDXL, {case}", plain, with_face, EPSILON, "bf16" in case)
+    if case != "plain":
+        for reason in ("regularisation", "preservation"):
+            assert sum(call["logs"].get(f"face/skipped_{reason}", 0) for call in with_face["calls"]) > 0, reason
+
+
 @pytest.mark.parametrize("case", ["plain", "rollouts", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
 def test_train_network(trainer: Trainer, case: str, sd15: Path, photos: Path, face: Path, tmp_path: Path):
-    data = tmp_path / "data/1_a person"
-    data.mkdir(parents=True)
-    for file in photos.iterdir():
-        (data / file.name).write_bytes(file.read_bytes())
+    copied(photos, tmp_path / "data/1_a person")
     extra = []
     if "cached" in case:
-        reg = tmp_path / "reg/1_person"
-        reg.mkdir(parents=True)
-        for file in photos.iterdir():
-            (reg / file.name).write_bytes(file.read_bytes())
+        copied(photos, tmp_path / "reg/1_person")
         extra += ["--cache_latents", "--reg_data_dir", tmp_path / "reg"]
     if "bf16" in case:
         extra += ["--mixed_precision", "bf16", "--full_bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--min_snr_gamma", "5"]
     arguments = [
         "--pretrained_model_name_or_path", sd15 / "pipeline", "--tokenizer_cache_dir", sd15 / "tokenizers", "--train_data_dir", tmp_path / "data",
-        "--output_name", "lora", "--network_module", "networks.lora", "--network_dim", "4", "--resolution", "64,64", "--train_batch_size", "2",
-        "--max_train_steps", "2", "--learning_rate", "1e-4", "--seed", "1", "--max_data_loader_n_workers", "0", "--network_train_unet_only",
-        "--save_model_as", "safetensors", "--lr_scheduler", "constant", *extra,
+        "--train_batch_size", "2", *COMMON, *extra,
     ]  # fmt: skip
     script, small = trainer.folder / "train_network.py", HERE / "tiny_sd_scripts.py"
     plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
@@ -68,4 +103,4 @@ def test_step(trainer: Trainer, family: str, bf16: bool, face: Path, tmp_path: P
         reports.append(json.loads(out.read_text()))
     compare("sd-scripts", f"{family}{', bf16' if bf16 else ''}: process_batch", *reports, STEPS[family], bf16)
     for call in reports[1]["calls"]:
-        assert call["logs"]["face/skipped_regularisation"] == 1 and call["shape"][0] == (3 if family == "anima" else 2)
+        assert call["logs"]["face/skipped_regularisation"] == 1 and call["shape"][0] == (3 if family in ("anima", "hunyuan_image") else 2)

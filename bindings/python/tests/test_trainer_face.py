@@ -331,6 +331,22 @@ def test_buckets_have_sizes_of_their_own(world):
 # The adapters, each on a stand-in with its trainer's signatures and order of calls.
 
 
+def test_an_unknown_family_of_sd_scripts_has_no_assumed_format():
+    """Only the base class itself is SD 1.x."""
+
+    class NetworkTrainer:
+        pass
+
+    class SdxlNetworkTrainer(NetworkTrainer):
+        pass
+
+    class HunyuanImageNetworkTrainer(NetworkTrainer):
+        pass
+
+    found = [sd_scripts._hints(one())["latent_format"] for one in (NetworkTrainer, SdxlNetworkTrainer, HunyuanImageNetworkTrainer)]
+    assert found == ["sd15", "sdxl", None]
+
+
 def test_sd_scripts(world, monkeypatch):
     """Lumina's sign, differential output preservation (the target is overwritten in place) and regularisation pictures."""
     library = ModuleType("library.some_train_util")

@@ -20,10 +20,11 @@ from .recall import Recall
 #: A file of a checkout by which sd-scripts is recognised.
 MARK = "library/train_util.py"
 
-#: What a model's latents are, where sd-scripts' own VAE classes do not tell.
+#: What a model's latents are, where sd-scripts' own VAE classes do not tell. A trainer that is neither here nor extends one
+#: that is has no format that could be assumed.
 FORMATS = {
     "FluxNetworkTrainer": "flux", "LuminaNetworkTrainer": "flux", "Sd3NetworkTrainer": "sd3", "SdxlNetworkTrainer": "sdxl",
-    "AnimaNetworkTrainer": "qwen_image", "NetworkTrainer": "sd15",
+    "AnimaNetworkTrainer": "qwen_image",
 }  # fmt: skip
 
 MIXERS = ("get_noise_noisy_latents_and_timesteps", "get_noisy_model_input_and_timesteps")
@@ -47,7 +48,7 @@ def install(face: TrainerFace, trainer: type) -> None:
         return loss + face.step(
             recall=_recall(seen, loss, arguments["noise_scheduler"]),
             prediction=seen["prediction"], target=seen["target"], latents=seen["latents"], noise=seen["noise"], x_t=seen["x_t"],
-            vae=arguments.get("vae"), pictures=None if images is None else images.float() / 2 + 0.5,
+            vae=_decoder(arguments.get("vae")), pictures=None if images is None else images.float() / 2 + 0.5,
             paths=batch.get("face_paths"), captions=batch.get("captions"), skip=_skip(batch),
             tolerance=TOLERANCE + float(getattr(settings, "ip_noise_gamma", None) or 0), hints=_hints(self),
         )  # fmt: skip
@@ -130,7 +131,23 @@ def _skip(batch: dict[str, Any]) -> list[str | None]:
 
 def _hints(trainer: Any) -> dict[str, Any]:
     names = [base.__name__ for base in type(trainer).__mro__]
+    if names[0] == "NetworkTrainer":
+        return {"latent_format": "sd15"}
     return {"latent_format": next((FORMATS[name] for name in names if name in FORMATS), None)}
+
+
+def _decoder(vae: Any) -> Any:
+    """The trainer's VAE. HunyuanImage's is of sd-scripts' own class, with names that the library does not know: a function then."""
+    if type(vae).__name__ != "HunyuanVAE2D":
+        return vae
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        # sd-scripts moves it to the CPU once latents are cached.
+        weight = next(vae.to(latents.device).parameters())
+        images: torch.Tensor = vae.decode((latents / vae.scaling_factor).to(weight.dtype))
+        return images / 2 + 0.5
+
+    return decode
 
 
 def _with_paths(before: Any, _: dict[str, Any], self: Any, index: int) -> dict[str, Any]:
