@@ -130,7 +130,7 @@ class UnpackLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, x0: TapeNode, face_vae: FaceDecoder, latent_format: str, packing: str, model: Any = None) -> Any:
-        x0.expect("latent")
+        x0.expect("latent", "x0")
         if model is not None:
             config = face_vae.latents(model.model.latent_format)
         else:
@@ -163,7 +163,7 @@ class DecodeOnTape(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_latent: TapeNode, face_vae: FaceDecoder, clamp: str) -> Any:
-        vae_latent.expect("vae latent")
+        vae_latent.expect("vae latent", "vae_latent")
         node = vae_latent.graph.decode(vae_latent.node, face_vae.vae, {"clamp": clamp})
         return io.NodeOutput(vae_latent.then(node, "images"), pixels(vae_latent.graph.read(node)))
 
@@ -195,7 +195,7 @@ class FaceLossOnTape(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: TapeNode, reference: Reference, detector: Any, recogniser: Any, weight: float, align_mode: str) -> Any:
-        graph = images.expect("images").graph
+        graph = images.expect("images", "images").graph
         config = {"face_loss_weight": weight, "face_align_mode": align_mode}
         loss = facegrad.FaceLoss(config, detector=models.detector(detector), recogniser=models.recogniser(recogniser))
         loss.set_reference("person", *references.stacked(reference))
@@ -203,7 +203,7 @@ class FaceLossOnTape(io.ComfyNode):
         if not report.counted:
             reasons = ", ".join(sorted({sample.outcome.name.lower() for sample in report.samples}))
             raise ValueError(
-                f"no image counts for the loss: {reasons}. Look at the image that Decode gives; lower the detector's threshold or add a smaller det_size"
+                f"images: none counts for the loss: {reasons}. Look at the image that Decode gives; lower the detector's threshold or add a smaller det_size"
             )
         shown = []
         for image, sample in zip(pixels(graph.read(images.node)), report.samples):
@@ -232,7 +232,7 @@ class GradientOfLoss(io.ComfyNode):
 
     @classmethod
     def execute(cls, loss: TapeNode) -> Any:
-        graph = loss.expect("loss").graph
+        graph = loss.expect("loss", "loss").graph
         graph.backward(loss.node)
         gradient = graph.gradient(loss.origin).cpu()
         strength = gradient.norm(dim=1)

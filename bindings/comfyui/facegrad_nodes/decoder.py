@@ -32,7 +32,7 @@ class FaceDecoder:
         module = getattr(vae, "first_stage_model", None)
         if module is None:
             raise ValueError(
-                "expected ComfyUI's VAE with its weights, as VAE Loader or Load Checkpoint give it; the checkpoint may hold no VAE"
+                "vae: expected ComfyUI's VAE with its weights, as VAE Loader or Load Checkpoint give it; the checkpoint may hold no VAE"
             )
         if dtype == "auto" and device.type == "cpu":
             dtype = "f32"
@@ -97,7 +97,7 @@ class FaceDecoder:
             return {"packing": "flux2", "latent_format": "none" if self.tiny else "flux2"}
         if channels != self.channels:
             raise ValueError(
-                f"the model's latents ({type(latent_format).__name__}) have {channels} channels, this VAE's {self.channels}; connect the VAE that belongs to the model"
+                f"face_vae: the model's latents ({type(latent_format).__name__}) have {channels} channels, this VAE's {self.channels}; connect the VAE that belongs to the model"
             )
         to_vae = probe(latent_format.process_out, channels, int(getattr(latent_format, "latent_dimensions", 2)))
         if self.tiny == in_vae_space:

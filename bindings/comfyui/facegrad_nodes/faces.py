@@ -194,7 +194,7 @@ def check_image(image: torch.Tensor, faces: Faces) -> None:
     """Raises where the faces are not this image's."""
     if (len(image), *image.shape[1:3]) != (len(faces.found), faces.height, faces.width):
         raise ValueError(
-            f"faces were found in {len(faces.found)} image(s) of {faces.width}x{faces.height}, but image has {len(image)} of {image.shape[2]}x{image.shape[1]}; connect the image that Detect Faces got"
+            f"image: faces were found in {len(faces.found)} image(s) of {faces.width}x{faces.height}, but image has {len(image)} of {image.shape[2]}x{image.shape[1]}; connect the image that Detect Faces got"
         )
 
 
@@ -221,6 +221,8 @@ class AlignedFaceCrops(io.ComfyNode):
     def execute(cls, image: torch.Tensor, faces: Faces, recogniser: Any) -> Any:
         check_image(image, faces)
         if not any(faces.found):
-            raise ValueError("there is no face to crop: Detect Faces found none; lower its detector's threshold or add a smaller det_size")
+            raise ValueError(
+                "faces: there is no face to crop: Detect Faces found none; lower its detector's threshold or add a smaller det_size"
+            )
         network = models.recogniser(recogniser)
         return io.NodeOutput(pixels(network.align(planes(image).to(network.device), faces.found)))

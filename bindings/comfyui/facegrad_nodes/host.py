@@ -77,7 +77,7 @@ def file(kind: str, name: str) -> Path:
         if (root / name).is_file():
             return root / name
     looked = ", ".join(map(str, roots(kind))) or "no folder"
-    raise FileNotFoundError(f"{name}: not found below {looked}; put it there and refresh the node list (R)")
+    raise FileNotFoundError(f"file: {name} was not found below {looked}; put it there and refresh the node list (R)")
 
 
 def references_folder() -> Path:
@@ -86,7 +86,13 @@ def references_folder() -> Path:
 
 
 def device(choice: str) -> torch.device:
-    """The device of a loader's choice; `auto` is the one that ComfyUI computes on."""
+    """The device of a loader's choice; `auto` is the one that ComfyUI computes on.
+
+    Raises:
+        ValueError: there is no such device
+    """
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda is chosen, but torch sees no CUDA GPU here; choose auto or cpu")
     if choice != "auto":
         return torch.device(choice)
     if not present():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,15 @@ def sizes(text: str) -> list[int]:
     if not words or not all(word.isdecimal() and int(word) >= 32 and int(word) % 32 == 0 for word in words):
         raise ValueError(f"det_sizes: expected multiples of 32 such as `640, 320`, got {text!r}")
     return [int(word) for word in words]
+
+
+@contextmanager
+def naming(widget: str) -> Iterator[None]:
+    """Puts the widget's name before the library's errors."""
+    try:
+        yield
+    except facegrad.FacegradError as error:
+        raise ValueError(f"{widget}: {error}") from error
 
 
 def pack_folders() -> dict[str, Path]:
@@ -145,7 +156,9 @@ class LoadFaceDetector(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, det_sizes: str, threshold: float, device: str) -> Any:
         path, where, canvases = host.file("insightface", file), host.device(device), sizes(det_sizes)
-        return io.NodeOutput(from_file(path, where, lambda: facegrad.Detector(path, device=where, det_sizes=canvases, threshold=threshold)))
+        with naming("file"):
+            made = from_file(path, where, lambda: facegrad.Detector(path, device=where, det_sizes=canvases, threshold=threshold))
+        return io.NodeOutput(made)
 
 
 class LoadFaceRecogniser(io.ComfyNode):
@@ -173,7 +186,9 @@ class LoadFaceRecogniser(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, dtype: str, device: str) -> Any:
         path, where = host.file("insightface", file), host.device(device)
-        return io.NodeOutput(from_file(path, where, lambda: facegrad.Recogniser(path, device=where, dtype=dtype)))
+        with naming("file"):
+            made = from_file(path, where, lambda: facegrad.Recogniser(path, device=where, dtype=dtype))
+        return io.NodeOutput(made)
 
 
 class VaeForFaceLoss(io.ComfyNode):

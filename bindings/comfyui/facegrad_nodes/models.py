@@ -13,6 +13,8 @@ import facegrad
 from . import host
 
 Network = TypeVar("Network")
+#: The inputs at which the nodes take a network, by InsightFace's names of the tasks.
+SOCKETS = {"detection": "detector", "recognition": "recogniser"}
 
 
 class FaceModel(Generic[Network]):
@@ -97,7 +99,7 @@ def _from_insightface(value: Any, kind: type[Any], task: str) -> FaceModel[Any]:
     file = getattr(part, "model_file", None)
     if not file or not Path(file).is_file():
         raise ValueError(
-            f"the object on this link ({type(value).__name__}) names no {task} model in a file that can be read; use Load Face Pack instead"
+            f"{SOCKETS[task]}: the object on this link ({type(value).__name__}) names no {task} model in a file that can be read; use Load Face Pack instead"
         )
     where = host.device("auto")
     key = (task, str(file), str(where))

@@ -127,7 +127,7 @@ def make(
     kept = [(image, face) for image, face in zip(images, found) if face is not None]
     if not kept:
         raise ValueError(
-            f"no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold"
+            f"image: no face was found in any of the {len(images)} reference image(s); take a picture where the face is larger, or lower the detector's threshold"
         )
     embeddings = torch.cat([recogniser.embed(image[None].to(device), [[face]]).float().cpu() for image, face in kept])
     return Reference(
@@ -192,17 +192,22 @@ def load(path: Path) -> Reference:
         ValueError: another kind of file, or a damaged one
     """
     if not path.is_file():
-        raise ValueError(f"{path}: expected a file")
+        raise ValueError(f"file: {path}: expected a file")
+    foreign = f"file: {path} is not a face reference; make one with the Save Face Reference node"
     try:
-        with safe_open(path, "pt") as file:
+        opened = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(foreign) from error
+    try:
+        with opened as file:
             about = file.metadata() or {}
             if about.get("facegrad_reference") != "1":
-                raise ValueError(f"{path} is not a face reference; make one with the Save Face Reference node")
+                raise ValueError(foreign)
             images = [file.get_tensor(f"image.{at}").float() / 255 for at in range(len(file.keys()) - 1)]
             kept = file.get_tensor("embedding")
         return Reference(images, [_face(face) for face in json.loads(about["faces"])], kept, about["recogniser"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: the face reference is damaged ({error or type(error).__name__}); save it again") from error
+        raise ValueError(f"file: {path}: the face reference is damaged ({error or type(error).__name__}); save it again") from error
 
 
 def _face(face: dict[str, Any]) -> facegrad.Face:

@@ -67,7 +67,7 @@ class FaceSimilarity(io.ComfyNode):
         known = [score for score in scores if score != NO_FACE]
         if not known:
             raise ValueError(
-                f"no face was found in any of the {len(scores)} image(s); lower the detector's threshold or add a smaller det_size"
+                f"image: no face was found in any of the {len(scores)} image(s); lower the detector's threshold or add a smaller det_size"
             )
         return io.NodeOutput(sum(known) / len(known), scores, shown, ui={"text": [listing(scores)]})
 

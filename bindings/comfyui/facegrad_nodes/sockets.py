@@ -115,11 +115,15 @@ class TapeNode:
     kind: str
     origin: int
 
-    def expect(self, kind: str) -> TapeNode:
-        """Itself, where it holds `kind`."""
+    def expect(self, kind: str, socket: str) -> TapeNode:
+        """Itself, where it holds `kind`.
+
+        Args:
+            socket: the input at which it came
+        """
         if self.kind != kind:
             raise ValueError(
-                f"expected a tape that ends in {kind}, got one that ends in {self.kind}; wire Predict x0 → Unpack → Decode → Face Loss"
+                f"{socket}: expected a tape that ends in {kind}, got one that ends in {self.kind}; wire Predict x0 → Unpack → Decode → Face Loss"
             )
         return self
 

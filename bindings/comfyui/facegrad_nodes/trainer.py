@@ -10,7 +10,7 @@ Sampling an image passes through both untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,9 +101,15 @@ class IdentityTraining:
         self.rollouts, self.sample_every, self.log = rollouts, sample_every, log
         self._training: Training | None = None
 
-    def make_loss(self, latents: dict[str, Any], kind: str = "sample") -> facegrad.FaceIdentityLoss:
-        """The fused step for a trainer that predicts the clean latent itself, or for a model that predicts another kind."""
-        config = {**self._config, **latents, "prediction": {"kind": kind}}
+    def make_loss(self, latents: dict[str, Any], kind: str = "sample", without: Collection[str] = ()) -> facegrad.FaceIdentityLoss:
+        """The fused step for a trainer that predicts the clean latent itself, or for a model that predicts another kind.
+
+        Args:
+            latents: how the trainer's latents become the decoder's
+            without: keys that are left at the library's defaults
+        """
+        own = {key: value for key, value in self._config.items() if key not in without}
+        config = {**own, **latents, "prediction": {"kind": kind}}
         detector, recogniser = models.detector(self._detector), models.recogniser(self._recogniser)
         loss = facegrad.FaceIdentityLoss(config, vae=self.decoder.vae, detector=detector, recogniser=recogniser)
         self.references.register(loss)

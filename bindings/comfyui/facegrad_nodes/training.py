@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+
+import facegrad
 
 from . import host, models
 from .chain import ALIGN_MODES, ALIGN_TIP
@@ -150,6 +152,7 @@ class FaceIdentityLoss(io.ComfyNode):
         value = {**DEFAULTS, **given}
         decoder: FaceDecoder = value["face_vae"]
         landmarks, decode = value["landmarks"], value["decode"]
+        options = parse_options(value["options"])
         config = {
             "face_loss_weight": value["weight"],
             "face_align_mode": value["align_mode"],
@@ -160,7 +163,7 @@ class FaceIdentityLoss(io.ComfyNode):
             "every_n_steps": value["every_n_steps"],
             "target_similarity": value["target_similarity"],
             "decode": ("full" if decoder.tiny else "window") if decode == "auto" else decode,
-            **parse_options(value["options"]),
+            **options,
         }
         reference, images = value.get("reference"), lists.get("reference_images") or []
         if reference is not None and landmarks != "detect":
@@ -185,7 +188,13 @@ class FaceIdentityLoss(io.ComfyNode):
             log,
         )
         # Wrong keys, a VAE of another model: said here, not in the middle of a training.
-        training.make_loss(decoder.latents(value["model"].model.latent_format))
+        latents = decoder.latents(value["model"].model.latent_format)
+        try:
+            training.make_loss(latents)
+        except (ValueError, facegrad.FacegradError) as error:
+            if options and sound(lambda: training.make_loss(latents, without=options)):
+                raise ValueError(f"options: {error}") from error
+            raise
         return io.NodeOutput(host.add_wrappers(value["model"], training.sampler_sample, training.predict_noise), log)
 
 
@@ -204,6 +213,15 @@ def parse_options(text: str) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise ValueError(f"options: expected a JSON object, got {type(keys).__name__}")
     return keys
+
+
+def sound(make: Callable[[], Any]) -> bool:
+    """Whether something can be made."""
+    try:
+        make()
+    except (ValueError, facegrad.FacegradError):
+        return False
+    return True
 
 
 def whom(

@@ -70,9 +70,9 @@ def test_the_decoder_shares_the_weights(vae):
 
 
 def test_a_vae_of_another_model_or_none_is_refused(decoder):
-    with pytest.raises(ValueError, match="16 channels, this VAE's 4"):
+    with pytest.raises(ValueError, match="face_vae: .*16 channels, this VAE's 4"):
         decoder.latents(SimpleNamespace(latent_channels=16))
-    with pytest.raises(ValueError, match="hold no VAE"):
+    with pytest.raises(ValueError, match="vae: expected .*hold no VAE"):
         FaceDecoder(None, torch.device("cpu"))
     with pytest.raises(ValueError, match="choose device `auto`"):
         decoder.expect_device(torch.device("cuda"))
@@ -121,13 +121,13 @@ def test_the_chain_is_the_fused_step(decoder, detector, recogniser, reference, m
 
 def test_a_chain_that_is_wired_wrongly_says_how(decoder, detector, recogniser, reference):
     start, _ = call(chain.PredictX0, prediction={"samples": torch.randn(1, 4, 8, 8)}, kind="sample", sigma=0.0, device="cpu")
-    with pytest.raises(ValueError, match="ends in images, got one that ends in latent"):
+    with pytest.raises(ValueError, match="images: expected a tape that ends in images, got one that ends in latent"):
         measure(start, reference, detector, recogniser)
     with pytest.raises(ValueError, match="connect it, or choose kind sample"):
         call(chain.PredictX0, prediction={"samples": torch.randn(1, 4, 8, 8)}, kind="flow", sigma=0.5, device="cpu")
     unpacked = call(chain.UnpackLatent, x0=start, face_vae=decoder, latent_format="none", packing="none")[0]
     images, _ = call(chain.DecodeOnTape, vae_latent=unpacked, face_vae=decoder, clamp="clamp")
-    with pytest.raises(ValueError, match="no image counts for the loss: no_face"):
+    with pytest.raises(ValueError, match="images: none counts for the loss: no_face"):
         measure(images, reference, detector, recogniser)
 
 
@@ -268,8 +268,10 @@ def test_settings_that_cannot_work_are_refused_in_the_node(decoder, detector, re
         ({"reference": reference, "reference_images": portrait(5_000_000), "landmarks": "detect"}, "not both"),
         ({"reference": reference}, "choose detect"),
         ({"reference_images": torch.zeros(2, 64, 64, 3)}, "no face was found in any of the 2 reference image"),
-        ({"options": '{"face_loss_wieght": 1}'}, "face_loss_weight"),
+        ({"options": '{"face_loss_wieght": 1}'}, "^options: .*face_loss_weight"),
+        ({"options": '{"face_align_mode": "eyes"}'}, "^options: .*bbox"),
         ({"t_min": 0.8, "t_max": 0.2}, "t_min"),
+        ({"t_min": 0.8, "t_max": 0.2, "options": '{"clamp": "soft"}'}, "^(?!options).*t_min"),
     ):
         with pytest.raises((ValueError, facegrad.FacegradError), match=message):
             apply(decoder, detector, recogniser, **wrong)

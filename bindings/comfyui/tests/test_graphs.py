@@ -222,8 +222,12 @@ def test_linked_folders_are_listed(comfy):
     (comfy.folder / "far").mkdir()
     (comfy.folder / "far/linked.onnx").write_bytes(b"")
     (folder / "link").symlink_to(comfy.folder / "far")
+    (folder / "models/linked").symlink_to(comfy.folder / "elsewhere/faces/far")
     (comfy.folder / "far/up").symlink_to(folder)  # a circle
     try:
         assert "link/linked.onnx" in host.files("insightface", (".onnx",))
+        assert "linked" in comfy.options("FacegradLoadFacePack", "pack")
+        assert "models/linked/det_500m.onnx" in comfy.options("FacegradLoadFaceDetector", "file")
     finally:
         (folder / "link").unlink()
+        (folder / "models/linked").unlink()

@@ -157,7 +157,7 @@ def test_faces_are_found_drawn_and_cut_out(detector, recogniser):
     assert crops.shape == (1, 112, 112, 3) and 0 <= crops.min() and crops.max() <= 1
     with pytest.raises(ValueError, match="connect the image that Detect Faces got"):
         call(faces.AlignedFaceCrops, image=image[:1], faces=found, recogniser=recogniser)
-    with pytest.raises(ValueError, match="no face to crop"):
+    with pytest.raises(ValueError, match="faces: there is no face to crop"):
         call(faces.AlignedFaceCrops, image=image[1:], faces=Faces([[]], 128, 128), recogniser=recogniser)
 
 
@@ -180,10 +180,10 @@ def test_one_person_is_similar_and_another_is_not(detector, recogniser):
 
 def test_where_no_picture_has_a_face_the_node_says_so(detector, recogniser):
     blank = torch.zeros(2, 128, 128, 3)
-    with pytest.raises(ValueError, match="no face was found in any of the 2 reference"):
+    with pytest.raises(ValueError, match="image: no face was found in any of the 2 reference"):
         call(people.FaceReference, image=blank, detector=detector, recogniser=recogniser)
     reference, *_ = call(people.FaceReference, image=portrait(PERSON), detector=detector, recogniser=recogniser)
-    with pytest.raises(ValueError, match="no face was found in any of the 2 image"):
+    with pytest.raises(ValueError, match="image: no face was found in any of the 2 image"):
         call(similarity.FaceSimilarity, image=blank, reference=reference, detector=detector, recogniser=recogniser)
 
 
@@ -200,7 +200,7 @@ def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, foreign)
-    with pytest.raises(ValueError, match="not a face reference"):
+    with pytest.raises(ValueError, match="file: .*not a face reference"):
         references.load(foreign)
     with pytest.raises(ValueError, match="expected a file"):
         references.load(tmp_path / "deep")
@@ -211,6 +211,36 @@ def test_references_come_back_from_a_file(detector, recogniser, tmp_path):
         foreign.write_bytes(damaged)
         with pytest.raises(ValueError, match="the face reference is damaged"):
             references.load(foreign)
+
+
+def test_files_devices_and_links_that_cannot_be_used_are_named_as_on_the_screen(detector, recogniser, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from conftest import ASSETS
+
+    from facegrad_nodes import loaders
+
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing at all")
+    with pytest.raises(ValueError, match="file: .*broken.safetensors is not a face reference"):
+        references.load(tmp_path / "broken.safetensors")
+    find: dict[str, Any] = {"det_sizes": "128", "threshold": 0.5, "device": "cpu"}
+    for name, node, more in (
+        (tmp_path / "broken.onnx", loaders.LoadFaceDetector, find),
+        (ASSETS / "judge.onnx", loaders.LoadFaceDetector, find),
+        (ASSETS / "detector.onnx", loaders.LoadFaceRecogniser, {"dtype": "f32", "device": "cpu"}),
+    ):
+        monkeypatch.setattr(loaders.host, "file", lambda kind, file, name=name: name)
+        with pytest.raises(ValueError, match=f"^file: .*{name.name}"):
+            call(node, file=name.name, **more)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="^device: cuda is chosen"):
+        call(loaders.LoadFaceDetector, file="detector.onnx", **(find | {"device": "cuda"}))
+    nothing = SimpleNamespace(models={"detection": SimpleNamespace(model_file="/nowhere.onnx")})
+    for socket in ("detector", "recogniser"):
+        parts = {"detector": detector, "recogniser": recogniser} | {socket: nothing}
+        with pytest.raises(ValueError, match=f"^{socket}: the object on this link"):
+            call(people.FaceReference, image=portrait(PERSON), **parts)
 
 
 def test_another_recogniser_computes_the_embedding_anew(detector, recogniser):
