@@ -193,21 +193,21 @@ def load(path: Path) -> Reference:
     """
     if not path.is_file():
         raise ValueError(f"file: {path}: expected a file")
-    foreign = f"file: {path} is not a face reference; make one with the Save Face Reference node"
+    advice = "make one with the Save Face Reference node"
     try:
         opened = safe_open(path, "pt")
     except SafetensorError as error:
-        raise ValueError(foreign) from error
+        raise ValueError(f"file: {path} is not a face reference, or the face reference is damaged ({error}); {advice}") from error
     try:
         with opened as file:
             about = file.metadata() or {}
             if about.get("facegrad_reference") != "1":
-                raise ValueError(foreign)
+                raise ValueError(f"file: {path} is not a face reference; {advice}")
             images = [file.get_tensor(f"image.{at}").float() / 255 for at in range(len(file.keys()) - 1)]
             kept = file.get_tensor("embedding")
         return Reference(images, [_face(face) for face in json.loads(about["faces"])], kept, about["recogniser"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"file: {path}: the face reference is damaged ({error or type(error).__name__}); save it again") from error
+        raise ValueError(f"file: {path}: the face reference is damaged ({error or type(error).__name__}); {advice}") from error
 
 
 def _face(face: dict[str, Any]) -> facegrad.Face:
