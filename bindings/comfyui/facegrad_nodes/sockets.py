@@ -213,7 +213,7 @@ class Log:
         lately = _lately([similarity for _, similarity in self.rolled()])
         seen = "no face counted in them" if lately is None else f"their similarity lately {lately:.3f}"
         more = f"; {rollouts} rollouts, {seen}" if rollouts else ""
-        return f"{len(self.records)} steps; {self.counted()} samples counted; skipped: {skipped}{more}; {end}"
+        return f"{len(self.records)} steps; {end}; {self.counted()} samples counted; skipped: {skipped}{more}"
 
 
 def _lately(values: list[float]) -> float | None:

@@ -323,7 +323,7 @@ class Training:
         log = self._owner.log
         picture = curves(log, 640)
         self._bar.update_absolute(self._step, preview=("JPEG", picture, max(picture.size)))
-        host.show_text(f"Face Identity Loss, step {self._step}: {log.summary()}", self._node)
+        host.show_text(f"Face Identity Loss: {log.summary()}", self._node)
 
     def _record(self, total: float) -> None:
         """A step may have been several calls: one an image in the multi-resolution mode."""
