@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from window import resident, vae  # noqa: E402
+from window import resident, vae
 
 ROWS = "taesd:f32:512:exact,taesd:f32:1024:exact"
 PIXELS = 128
