@@ -100,6 +100,20 @@ fn a_config_beside_the_file_is_read_and_held_to() {
         status == 3 && text.contains("AutoencoderKLMochi") && text.contains("hand the module over"),
         "{text}"
     );
+    // Whatever the class is called: in a folder config.json is the model's own, and the same names may mean other layers.
+    for class in [
+        "VQModel",
+        "AsymmetricAutoencoderKL",
+        "UNet2DConditionModel",
+        "MyDecoder",
+    ] {
+        let (status, text) = failed(&format!(r#"{{"_class_name":"{class}"}}"#));
+        assert!(
+            status == 3 && text.contains(class) && text.contains("hand the module over"),
+            "{text}"
+        );
+        assert!(text.contains(&*file.to_string_lossy()), "{text}");
+    }
     let (status, text) =
         failed(r#"{"_class_name":"AutoencoderKL","norm_num_groups":8,"act_fn":"mish"}"#);
     assert!(status == 3 && text.contains("mish"), "{text}");

@@ -8,9 +8,9 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     import torch
@@ -18,6 +18,9 @@ except ModuleNotFoundError as error:
     raise ImportError("facegrad needs PyTorch, and this Python has none; https://pytorch.org says how to install it on this machine") from error
 
 from . import _abi, _part
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("facegrad")
 
@@ -115,14 +118,45 @@ def read_text(function: Callable[..., int], *arguments: object) -> str:
 
 def config_text(config: Mapping[str, Any]) -> bytes:
     """A configuration as JSON. Paths may be str, bytes or PathLike. A byte that is not UTF-8 becomes ``\\udcXX``, which the
-    library turns back into the byte."""
+    library turns back into the byte. Numbers, lists and mappings may be those of numpy, torch or OmegaConf.
 
-    def path(value: object) -> str:
+    Raises:
+        TypeError: for what JSON cannot hold
+        ValueError: for a number that is not finite, by its key
+    """
+
+    def plain(value: object) -> object:
         if isinstance(value, (bytes, os.PathLike)):
             return os.fsdecode(value)
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, Sequence):
+            return list(value)
+        if hasattr(value, "tolist"):
+            return value.tolist()
         raise TypeError(f"config: expected what JSON can hold, or paths, got {value!r}")
 
-    return json.dumps(dict(config), default=path).encode()
+    keys = dict(config)
+    try:
+        return json.dumps(keys, default=plain, allow_nan=False).encode()
+    except ValueError:
+        for key, value in keys.items():
+            try:
+                json.dumps(value, default=plain, allow_nan=False)
+            except ValueError:
+                raise ValueError(f"config: {key}: expected finite numbers, got {value!r}") from None
+        raise
+
+
+_DTYPES = {
+    "f32": ("float32", "fp32", "float"), "bf16": ("bfloat16",), "f16": ("float16", "fp16", "half"),
+}  # fmt: skip
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """A dtype as the library names it: ``f16`` for ``torch.float16``, ``"float16"`` and ``"fp16"``."""
+    text = str(dtype).removeprefix("torch.")
+    return next((name for name, others in _DTYPES.items() if text in others), text)
 
 
 def live(kind: str | None = None) -> int:
@@ -143,6 +177,7 @@ class Owner:
     """A handle that is freed with its Python object."""
 
     _kind = ""
+    _refuses = "copied or pickled"
 
     def __init__(self, new: Callable[[object], None]) -> None:
         handle = _abi.Handle()
@@ -157,7 +192,19 @@ class Owner:
             getattr(library, f"facegrad_{self._kind}_free")(handle)
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"a {type(self).__name__} holds a library handle and cannot be pickled; make it in the process that uses it")
+        raise TypeError(f"{type(self).__name__}: it holds a handle of the library and cannot be {self._refuses}; make it where it is used")
+
+
+class Frozen(Owner):
+    """A network that nothing changes: a copy is the network itself."""
+
+    _refuses = "pickled"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 class Context(Owner):

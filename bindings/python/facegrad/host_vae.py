@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+log = logging.getLogger("facegrad")
 
 #: Classes that decode videos. An image is a video of one frame.
 _VIDEO = (
@@ -61,7 +64,7 @@ def raw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     x = latents if dtype is None else latents.to(dtype)
     frames = any(name in _VIDEO for name in class_names(vae))
     made = vae.decode(x.unsqueeze(2) if frames else x)
-    image = getattr(made, "sample", made)
+    image = made["sample"] if isinstance(made, Mapping) and "sample" in made else getattr(made, "sample", made)
     if isinstance(image, (tuple, list)):
         image = image[0]
     return pictures(image.squeeze(2) if frames and image.dim() == 5 else image).float()
@@ -73,6 +76,26 @@ def pictures(images: Any) -> torch.Tensor:
         got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise TypeError(f"vae: expected the decoder to give images [B,3,H,W] (or [B,4,H,W] with alpha), got {got}")
     return images[:, :3]
+
+
+def expected_range(function: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    """The function, with one warning where its images can hardly be meant as RGB in [0, 1]."""
+    told = False
+
+    def watched(latents: torch.Tensor) -> Any:
+        nonlocal told
+        images = function(latents)
+        if not told and isinstance(images, torch.Tensor) and images.numel():
+            least, largest = (float(value) for value in images.detach().aminmax())
+            if least < -0.25 or largest > 1.25:
+                told = True
+                log.warning(
+                    "vae: the function's images have values from %.2f to %.2f, where RGB in [0, 1] is expected; a VAE's own output needs (x + 1) / 2",
+                    least, largest,
+                )  # fmt: skip
+        return images
+
+    return watched
 
 
 def weights_dtype(vae: object) -> torch.dtype | None:

@@ -22,6 +22,9 @@ KNOWN = (
     "AutoencoderTiny",
 )  # fmt: skip
 
+#: What of a VAE's class decodes.
+_DECODING = ("decode", "_decode")
+
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -58,6 +61,9 @@ def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tupl
             known = next((name for name in class_names(module) if name in KNOWN), None)
             if known is None:
                 raise Refusal(f"its class {type(module).__name__} is none that the library has a decoder for")
+            changed = _changed(module, known)
+            if changed is not None:
+                raise Refusal(f"{changed}, so it may decode otherwise than a {known}")
             about["_class_name"] = known
         state: Mapping[str, Any] = module.state_dict()
     else:
@@ -65,7 +71,8 @@ def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tupl
     named = {_bare(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith(_ENCODER)}
     if not tensors:
-        listed = ", ".join(list(named)[:6]) or "nothing"
+        below = [f"{name} (a {type(value).__name__})" for name, value in state.items()]
+        listed = ", ".join((list(named) or below)[:6]) or "nothing"
         raise Refusal(f"it has no decoder weights: it holds {listed}")
     for name, tensor in tensors.items():
         if tensor.is_meta:
@@ -75,6 +82,31 @@ def shared_weights(source: torch.nn.Module | Mapping[str, torch.Tensor]) -> tupl
             kind = tensor.dtype if plain_tensor else type(tensor).__name__
             raise Refusal(f"its weights are quantised ({name} is {kind}; float32, bfloat16 and float16 can be shared)")
     return {name: tensor for name, tensor in tensors.items() if tensor.dtype in _FLOATS}, about
+
+
+def _changed(module: torch.nn.Module, known: str) -> str | None:
+    """What makes a module decode otherwise than its known class does; None: nothing. torch.compile and offloading change
+    nothing."""
+    for one in type(module).__mro__:
+        if one.__name__ == known:
+            break
+        for name in _DECODING:
+            if name in vars(one):
+                return f"its class {one.__name__} has a {name} of its own"
+    for name in _DECODING:
+        own = vars(module).get(name)
+        original = getattr(own, "_torchdynamo_orig_callable", own)
+        if own is not None and getattr(original, "__func__", None) is not getattr(type(module), name, None):
+            return f"its {name} was replaced"
+    for name, part in module.named_modules():
+        if name.startswith(_ENCODER) or name in ("encoder", "quant_conv"):
+            continue
+        if (part._forward_hooks or part._forward_pre_hooks) and part is not module:
+            return f"{name} has forward hooks"
+        own = vars(part).get("forward")
+        if own is not None and not hasattr(own, "_torchdynamo_orig_callable") and not hasattr(part, "_hf_hook"):
+            return f"the forward of {name} was replaced"
+    return None
 
 
 def _bare(name: str) -> str:

@@ -14,10 +14,10 @@ import torch
 
 from . import _abi
 from ._compile import eager
-from ._library import Context, FacegradError, Owner, call, config_text, library, read_text
+from ._library import Context, FacegradError, Frozen, call, config_text, dtype_name, library, read_text
 from ._tensor import View
 from .host_decoder import DECODE, VJP, HostDecoder
-from .host_vae import config_of, is_duck, raw
+from .host_vae import config_of, expected_range, is_duck, raw
 from .shared_weights import Refusal, shared_weights, unwrapped
 
 log = logging.getLogger("facegrad")
@@ -29,7 +29,7 @@ VaeSource: TypeAlias = "str | os.PathLike[str] | torch.nn.Module | Mapping[str, 
 _ANOTHER = ("unsupported", "weights do not fit the network", "wrong dtype", "wrong device")
 
 
-class Vae(Owner):
+class Vae(Frozen):
     """The frozen decoder of a VAE. Any thread may use it; calls run one after the other.
 
     The library has decoders of its own for AutoencoderKL (SD1.5, SDXL, SD3, FLUX.1, …), FLUX.2, Qwen-Image, Wan 2.1 and 2.2
@@ -68,12 +68,13 @@ class Vae(Owner):
         source: VaeSource,
         *,
         device: str | torch.device | None = None,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         recompute: str = "none",
         slicing: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         keys: dict[str, Any] = {"recompute": recompute, "slicing": slicing, **(config or {})}
+        dtype = None if dtype is None else dtype_name(dtype)
         self._host: HostDecoder | None = None
         if isinstance(source, (str, bytes, os.PathLike)):
             self._context = Context.of(device or "cpu")
@@ -100,9 +101,14 @@ class Vae(Owner):
         if not isinstance(source, (torch.nn.Module, Mapping)):
             if is_duck(source) or callable(source):
                 return "it is no module"
+            hint = ""
+            if callable(getattr(source, "decode", None)):
+                hint = ", which has `decode` and no `config` that tells the latents' scale; give a function: lambda z: (vae.decode(z) + 1) / 2"
+            elif isinstance(getattr(source, "vae", None), torch.nn.Module):
+                hint = "; give its `vae`"
             raise TypeError(
                 "vae: expected a path, a VAE module, its tensors by name, a function from latents to images or a Vae, got "
-                f"{type(source).__name__}"
+                f"{type(source).__name__}{hint}"
             )
         try:
             tensors, about = shared_weights(source)
@@ -136,7 +142,7 @@ class Vae(Owner):
                 f"{why}. Leave them out, and set up the module itself"
             )
         self._signed = duck = is_duck(source)
-        self._host = HostDecoder(partial(raw, source) if duck else source)
+        self._host = HostDecoder(partial(raw, source) if duck else expected_range(source))
         if device is None:
             parameters = source.parameters() if isinstance(source, torch.nn.Module) else ()
             device = next((p.device for p in parameters if p.device.type != "meta"), "cpu")
@@ -149,6 +155,8 @@ class Vae(Owner):
         super().__init__(lambda out: call("vae_new_from_functions", self._context._handle, DECODE, VJP, key, text, out))
         name = type(unwrapped(source)).__name__ if isinstance(source, torch.nn.Module) else getattr(source, "__name__", type(source).__name__)
         log.info("vae: %s is decoded by the host's own code and autograd, because %s; windows are not available", name, why)
+        if duck and all(config_of(source, key) is None for key in ("scaling_factor", "latents_mean")):
+            log.warning("vae: the config of %s names no scaling_factor, so the model's latents count as the VAE's own", name)
 
     @property
     def device(self) -> torch.device:

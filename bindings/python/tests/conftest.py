@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import facegrad
+from facegrad.images import read_image
 
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = Path(os.environ.get("FACEGRAD_FIXTURES", ROOT / "target/fixtures"))
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data"))
 sys.path.insert(0, str(ROOT / "tests"))  # compare.py
+sys.path.insert(0, str(ROOT / "tests/fixtures"))
+import iresnet  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +54,44 @@ def arguments(chain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "references": chain["references"], "landmarks": chain["landmarks"],
         "reference_landmarks": chain["reference_landmarks"], "sample_weights": chain["weights"],
     }  # fmt: skip
+
+
+class Duck:
+    """What the method asks of a VAE: `decode` and `config`, and nothing else. Its picture is the latents' own."""
+
+    class config:  # noqa: N801
+        scaling_factor = 0.5
+
+    def decode(self, latents):
+        return types.SimpleNamespace(sample=latents)
+
+
+@pytest.fixture(scope="session")
+def root(data, tmp_path_factory):
+    """InsightFace's folder with a pack of one's own in it."""
+    folder = tmp_path_factory.mktemp("insightface")
+    pack = folder / "models/my_pack"
+    pack.mkdir(parents=True)
+    shutil.copy(data / "models/det_500m.onnx", pack / "a_finder.onnx")
+    shutil.copy(data / "models/foamliu_mobilefacenet_128d_112.onnx", pack / "b_who.onnx")
+    # The method's own detector and weights, by their usual names.
+    shutil.copy(data / "models/det_500m.onnx", folder / "models/det_500m.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(data):
+    def photo(name):
+        image = read_image(data / f"photos/{name}")[None].float() / 255
+        return torch.nn.functional.interpolate(image, (256, 256), mode="area")
+
+    return photo("C_obama_1.jpg"), photo("C_obama_2.jpg")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A small network with arcface_torch's names."""
+    path = tmp_path_factory.mktemp("weights") / "backbone.pth"
+    net = iresnet.seeded((1, 2, 2, 1), (8, 12, 16, 24), 64)
+    torch.save(net.state_dict(), path)
+    return path, net.eval()

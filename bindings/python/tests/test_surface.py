@@ -8,65 +8,22 @@ import shutil
 import sys
 import types
 
+import iresnet
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import FIXTURES, ROOT, arguments
+from conftest import FIXTURES, ROOT, Duck, arguments
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DecoderOutput
 
 import facegrad
-from facegrad.images import read_image
 from facegrad.method import LEVELS
-
-sys.path.insert(0, str(ROOT / "tests/fixtures"))
-import iresnet
 
 SMALL = dict(
     block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     latent_channels=4, norm_num_groups=32, layers_per_block=1,
 )  # fmt: skip
-
-
-class Duck:
-    """What the method asks of a VAE: `decode` and `config`, and nothing else. Its picture is the latents' own."""
-
-    class config:
-        scaling_factor = 0.5
-
-    def decode(self, latents):
-        return types.SimpleNamespace(sample=latents)
-
-
-@pytest.fixture(scope="module")
-def root(data, tmp_path_factory):
-    """InsightFace's folder with a pack of one's own in it."""
-    folder = tmp_path_factory.mktemp("insightface")
-    pack = folder / "models/my_pack"
-    pack.mkdir(parents=True)
-    shutil.copy(data / "models/det_500m.onnx", pack / "a_finder.onnx")
-    shutil.copy(data / "models/foamliu_mobilefacenet_128d_112.onnx", pack / "b_who.onnx")
-    # The method's own detector and weights, by their usual names.
-    shutil.copy(data / "models/det_500m.onnx", folder / "models/det_500m.onnx")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos(data):
-    def photo(name):
-        image = read_image(data / f"photos/{name}")[None].float() / 255
-        return torch.nn.functional.interpolate(image, (256, 256), mode="area")
-
-    return photo("C_obama_1.jpg"), photo("C_obama_2.jpg")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A small network with arcface_torch's names."""
-    path = tmp_path_factory.mktemp("weights") / "backbone.pth"
-    net = iresnet.seeded((1, 2, 2, 1), (8, 12, 16, 24), 64)
-    torch.save(net.state_dict(), path)
-    return path, net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -323,8 +280,6 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
     assert value.item() == pytest.approx(sum(w * d for w, d in zip(two.values(), report.level_distances)), rel=1e-5)
     off, *_ = run(use_multiscale_face_loss=False, multiscale_layer_weights=two)
     assert off.item() == pytest.approx(plain.item(), rel=1e-6)
-    score, report, prediction = run(face_loss_type="non_differentiable")
-    assert not score.requires_grad and report.counted == 1 and report.samples[0].alignment == facegrad.Alignment.KPS
     for bad, text in [
         ({"use_multiscale_face_los": True}, "did you mean `use_multiscale_face_loss`"),
         ({"use_t_aware_weighting": "yes"}, "expected true or false"),
@@ -451,6 +406,72 @@ def test_a_vae_in_memory_as_people_have_it(caplog):
     assert "offloaded" in caplog.text
     with pytest.raises(ValueError, match="no decoder weights: it holds encoder.x"):
         facegrad.Vae({"encoder.x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no decoder weights: it holds ema \\(a OrderedDict\\)"):
+        facegrad.Vae({"ema": vae.state_dict()})
+
+
+def test_a_vae_that_decodes_in_its_own_way_is_not_taken_for_its_class(caplog):
+    """Twice the picture: by a derived class, a method that was replaced, a hook, a layer's own forward."""
+
+    def twice(out):
+        return DecoderOutput(sample=2 * out.sample)
+
+    class Decodes(AutoencoderKL):
+        def decode(self, z, **more):
+            return twice(super().decode(z, **more))
+
+    class Inner(AutoencoderKL):
+        def _decode(self, z, return_dict=True):
+            return twice(super()._decode(z, return_dict))
+
+    def plain(kind=AutoencoderKL):
+        torch.manual_seed(0)
+        return kind(**SMALL).eval()
+
+    replaced, hooked, patched = plain(), plain(), plain()
+    replaced.decode = lambda z: twice(AutoencoderKL.decode(replaced, z))
+    hooked.decoder.conv_out.register_forward_hook(lambda module, inputs, output: 2 * output)
+    original = patched.decoder.conv_out.forward
+    patched.decoder.conv_out.forward = lambda x: 2 * original(x)
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        want = (2 * plain().decode(z).sample + 1) / 2
+    cases = [
+        (plain(Decodes), "its class Decodes has a decode of its own"), (plain(Inner), "its class Inner has a _decode of its own"),
+        (replaced, "its decode was replaced"), (hooked, "decoder.conv_out has forward hooks"),
+        (patched, "the forward of decoder.conv_out was replaced"),
+    ]  # fmt: skip
+    for module, why in cases:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "facegrad"):
+            ours = facegrad.Vae(module)
+        assert not ours.native and why in caplog.text and torch.allclose(ours.decode(z), want, atol=1e-5)
+    compiled = plain()
+    compiled.decode = torch.compile(compiled.decode)
+    compiled.decoder.mid_block.forward = torch.compile(compiled.decoder.mid_block.forward)
+    assert facegrad.Vae(compiled).native
+
+
+def test_what_a_duck_typed_vae_may_return(photos, caplog):
+    z = photos[0] * 2 - 1
+    for answer in (lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"sample": x}, lambda x: DecoderOutput(sample=x)):
+        duck = types.SimpleNamespace(config={"scaling_factor": 1.0}, decode=answer)
+        assert torch.allclose(facegrad.Vae(duck).decode(z), photos[0], atol=1e-6)
+    assert "scaling_factor" not in caplog.text
+    facegrad.Vae(types.SimpleNamespace(config=None, decode=lambda x: x))
+    assert "names no scaling_factor, so the model's latents count as the VAE's own" in caplog.text
+    with pytest.raises(TypeError, match="has `decode` and no `config` .*; give a function"):
+        facegrad.Vae(types.SimpleNamespace(decode=lambda x: x))
+    with pytest.raises(TypeError, match="give its `vae`"):
+        facegrad.Vae(types.SimpleNamespace(vae=AutoencoderKL(**SMALL)))
+
+
+def test_dtypes_by_their_other_names():
+    vae = AutoencoderKL(**SMALL).eval()
+    for dtype in (torch.bfloat16, "bfloat16", "bf16"):
+        assert "BFloat16" in facegrad.Vae(vae, dtype=dtype).description
+    with pytest.raises(facegrad.FacegradError, match="unknown variant `int8`"):
+        facegrad.Vae(vae, dtype="int8")
 
 
 def test_checkpoints_as_people_have_them(weights, tmp_path):

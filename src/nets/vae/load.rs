@@ -27,12 +27,13 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
         );
     };
     let file = weights_file(path)?;
-    let result = if config.family == Some(VaeFamily::Torchscript) || is_torchscript(&file) {
-        script(config, &file, device)
-    } else {
+    let read = || {
+        if config.family == Some(VaeFamily::Torchscript) || is_torchscript(&file) {
+            return script(config, &file, device);
+        }
         let sidecar = match &config.model_config {
             Some(given) => Sidecar::of(given.clone())?,
-            None => Sidecar::beside(&file)?,
+            None => Sidecar::beside(&file, path.is_dir())?,
         };
         sidecar.check_class()?;
         // A checkpoint may hold other networks too. Only the VAE's tensors are read, by their names.
@@ -52,7 +53,10 @@ pub(super) fn from_file(config: &VaeConfig, device: Device) -> Result<Decoder> {
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
         build(tensors, config, &sidecar, hint, device, false)
     };
-    result.map_err(|e| e.context(file.display()))
+    read().map_err(|e| match e.message().contains(&*file.to_string_lossy()) {
+        true => e,
+        false => e.context(file.display()),
+    })
 }
 
 pub(super) fn from_tensors(

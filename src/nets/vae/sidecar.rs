@@ -54,15 +54,21 @@ impl OneOrEach {
 }
 
 impl Sidecar {
-    /// Reads config.json beside the weights. One that is missing or describes no autoencoder counts as empty.
-    pub(super) fn beside(weights: &Path) -> Result<Sidecar> {
+    /// Reads config.json beside the weights; one that is absent says nothing. In a `folder` that was given as a model it is
+    /// that model's; beside a single file it may be another's, so one that describes no autoencoder says nothing.
+    pub(super) fn beside(weights: &Path, folder: bool) -> Result<Sidecar> {
         let path = weights.with_file_name("config.json");
         let Some(text) = weights::text(&path, MAX_BYTES as u64)? else {
             return Ok(Sidecar::default());
         };
         let value = serde_json::from_str(&text)
             .map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
-        if !class_of(&value).is_some_and(|c| c.starts_with("Autoencoder")) {
+        let autoencoder = |class: &str| {
+            ["Autoencoder", "VAE", "VQModel"]
+                .iter()
+                .any(|part| class.contains(part))
+        };
+        if !class_of(&value).is_some_and(|class| folder || autoencoder(class)) {
             return Ok(Sidecar::default());
         }
         Sidecar::of(value).map_err(|e| e.context(path.display()))
