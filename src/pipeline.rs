@@ -1,12 +1,13 @@
 //! From images to embeddings: detect faces, choose one per image, crop it, embed it.
 
-use crate::align::{Alignment, Crop, align, crop_for};
+use crate::align::{Alignment, Crop, align, align_pixels, crop_for};
 use crate::config::{AlignMode, FaceChoice};
 use crate::detect::Detector;
 use crate::error::{Result, bail};
 use crate::face::{Face, FacePlace, choose};
 use crate::nets::{Levels, Recogniser};
 use crate::shared::{Shared, lock};
+use crate::tensor::{pixels, upload};
 use tch::Tensor;
 
 /// The networks of a loss and how they are used.
@@ -23,6 +24,8 @@ pub struct Pipeline {
     pub choice: FaceChoice,
     /// The index for [`FaceChoice::Index`].
     pub index: usize,
+    /// Whether faces are embedded as the evaluator does it: from crops of 8-bit pixels, without a gradient.
+    pub is_score: bool,
 }
 
 impl Pipeline {
@@ -78,10 +81,33 @@ impl Pipeline {
         Ok(alone && self.detector.is_some() && self.crop(0, place)?.is_none())
     }
 
-    /// Features `[M,D]` of the crops, every level normalised. The gradient flows back to `images`.
+    /// Features `[M,D]` of the crops, every level normalised. The gradient flows back to `images`, unless this is a score.
     pub fn embed(&self, images: &Tensor, crops: &[Crop]) -> Result<Tensor> {
         let recogniser = lock(&self.recogniser);
+        if self.is_score {
+            return embed_pixels(&recogniser, images, crops);
+        }
         let crops = align(images, crops, recogniser.input_size())?;
         self.levels.features(&recogniser, &crops)
     }
+}
+
+/// Embeddings `[M,D]` of crops that are cut out of 8-bit pixels and rounded to 8 bits; rows of NaN for images that are not
+/// finite.
+fn embed_pixels(recogniser: &Recogniser, images: &Tensor, crops: &[Crop]) -> Result<Tensor> {
+    let dim = recogniser.dim();
+    let mut rows = Vec::with_capacity(crops.len() * dim as usize);
+    for crop in crops {
+        match pixels(&images.f_narrow(0, crop.sample, 1)?)?
+            .pop()
+            .flatten()
+        {
+            Some(image) => {
+                let cut = align_pixels(&image, crop, recogniser.input_size());
+                rows.extend(recogniser.embed_pixels(&[&cut])?.concat());
+            }
+            None => rows.resize(rows.len() + dim as usize, f32::NAN),
+        }
+    }
+    Ok(upload(&rows, images.device())?.f_view([crops.len() as i64, dim])?)
 }

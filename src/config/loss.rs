@@ -79,13 +79,16 @@ pub enum NormStats {
     Window,
 }
 
-/// The method's name for what this library computes.
+/// The method's name for what is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum LossType {
     /// The loss with a gradient.
     #[default]
     Differentiable,
+    /// The evaluator's score in its place: crops of 8-bit pixels, aligned by landmarks, in ONNX Runtime where it can run
+    /// the recogniser. It has no gradient.
+    NonDifferentiable,
 }
 
 /// A detector by path alone, or with all its keys.
@@ -124,7 +127,7 @@ pub struct LossConfig {
     pub face_loss_weight: f64,
     /// How a face becomes the recogniser's input.
     pub face_align_mode: AlignMode,
-    /// `differentiable`.
+    /// The loss, or the score without a gradient.
     pub face_loss_type: LossType,
     /// The `data_type`s that count.
     pub face_types: Vec<String>,
@@ -248,7 +251,19 @@ impl Default for LossConfig {
 impl LossConfig {
     /// Reads and checks the JSON text.
     pub fn parse(json: &str) -> Result<Self> {
-        let config: Self = super::parse("loss config", json)?;
+        let mut config: Self = super::parse("loss config", json)?;
+        if config.is_score() {
+            if config.levels.is_some() {
+                bail!(
+                    Config,
+                    "loss config: levels: the score of face_loss_type \"non_differentiable\" compares embeddings alone; leave \
+                     levels (use_multiscale_face_loss, multiscale_layer_weights) out, or set face_loss_type to \
+                     \"differentiable\""
+                );
+            }
+            // InsightFace's score aligns by landmarks, whatever the loss would do.
+            config.face_align_mode = AlignMode::Kps;
+        }
         let weight = config.face_loss_weight;
         if !(weight.is_finite() && weight >= 0.0) {
             bail!(
@@ -297,6 +312,11 @@ impl LossConfig {
         }
         config.check_windows()?;
         Ok(config)
+    }
+
+    /// Whether the score takes the place of the loss.
+    pub fn is_score(&self) -> bool {
+        self.face_loss_type == LossType::NonDifferentiable
     }
 
     fn check_windows(&self) -> Result<()> {

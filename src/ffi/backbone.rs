@@ -8,7 +8,7 @@ use super::types::*;
 use super::views;
 use super::watch::Watch;
 use crate::align::{Crop, align, crop_for};
-use crate::config::{AlignMode, BackboneConfig, parse};
+use crate::config::{AlignMode, BackboneConfig, Engine, Runtime, parse};
 use crate::error::{Result, bail};
 use crate::nets::Recogniser;
 use crate::tensor::{RawTensor, Stream, Use};
@@ -30,9 +30,19 @@ impl Object for Backbone {
     const NAME: &'static str = "backbone";
 }
 
-/// Loads a recogniser on a worker.
-pub(super) fn load(worker: &Arc<Worker>, config: BackboneConfig) -> Result<Backbone> {
-    let owned = Owned::build(worker, move |device| Recogniser::load(&config, device))?;
+/// Loads a recogniser on a worker. The gradient flows through it where the engine is libtorch.
+pub(super) fn load(
+    worker: &Arc<Worker>,
+    config: BackboneConfig,
+    engine: Engine,
+) -> Result<Backbone> {
+    let runtime = Runtime {
+        engine,
+        ..Runtime::default()
+    };
+    let owned = Owned::build(worker, move |device| {
+        Recogniser::load_frozen(&config, device, &runtime)
+    })?;
     let (description, dim, input_size) = owned.with(Stream::default(), |net| {
         Ok((net.description().to_string(), net.dim(), net.input_size()))
     })?;
@@ -96,7 +106,8 @@ pub unsafe extern "C" fn facegrad_backbone_new(
         let context = handle::get::<Context, _>("context", context)?;
         // SAFETY: the host promises a string.
         let json = unsafe { text("config", config) }?;
-        load(&context.worker, parse("backbone config", &json)?)
+        let config = parse("backbone config", &json)?;
+        load(&context.worker, config, Engine::Torch)
     };
     // SAFETY: the host promises that `out` is NULL or writable.
     unsafe { make(out, body) }

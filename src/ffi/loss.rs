@@ -11,7 +11,7 @@ use super::types::*;
 use super::watch::Watch;
 use super::{backbone, targets, vae, views};
 use crate::config::{
-    BackboneConfig, DetectorChoice, DetectorConfig, LossConfig, VaeChoice, VaeConfig,
+    BackboneConfig, DetectorChoice, DetectorConfig, Engine, LossConfig, VaeChoice, VaeConfig,
 };
 use crate::detect::Detector;
 use crate::error::{Error, Result, bail};
@@ -112,13 +112,17 @@ fn build(
             "loss config: a backbone was handed over and `arcface_weights` names another; give one of them"
         ),
         (Some(backbone), None) => backbone,
-        (None, Some(path)) => Arc::new(backbone::load(
-            worker,
-            BackboneConfig {
+        (None, Some(path)) => {
+            let engine = match config.is_score() {
+                true => Engine::Auto,
+                false => Engine::Torch,
+            };
+            let network = BackboneConfig {
                 model: config.arcface_model.clone(),
                 ..BackboneConfig::new(path.clone())
-            },
-        )?),
+            };
+            Arc::new(backbone::load(worker, network, engine)?)
+        }
         (None, None) => bail!(
             Config,
             "loss config: no recogniser: hand over a backbone, or set `arcface_weights` to its file"
@@ -174,6 +178,7 @@ fn build(
             align_mode: config.face_align_mode,
             choice: config.face_choice,
             index: config.face_index,
+            is_score: config.is_score(),
         };
         Ok(Loss::new(config, pipeline))
     })?;

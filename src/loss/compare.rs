@@ -3,7 +3,7 @@
 use super::Loss;
 use super::group::{FaceCrop, FaceGroup};
 use crate::batch::{Outcome, Report};
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::nets::Levels;
 use crate::tensor::{finite_rows, numbers, place_rows, select_rows, upload, vjp};
 use tch::{Kind, Tensor};
@@ -19,6 +19,7 @@ impl Loss {
         report: &mut Report,
         with_gradient: bool,
     ) -> Result<Option<Vec<Tensor>>> {
+        self.allow_gradient(with_gradient)?;
         let faces: Vec<&FaceCrop> = groups.iter().flat_map(|group| &group.faces).collect();
         if faces.is_empty() {
             return Ok(None);
@@ -92,6 +93,21 @@ impl Loss {
             first += count;
         }
         Ok(Some(gradients))
+    }
+
+    /// Fails where a gradient is asked for and there is none.
+    ///
+    /// # Errors
+    /// `Argument`.
+    pub(crate) fn allow_gradient(&self, wanted: bool) -> Result<()> {
+        if wanted && self.pipeline.is_score {
+            bail!(
+                Argument,
+                "gradient: face_loss_type is \"non_differentiable\", a score without a gradient; expected NULL. Set \
+                 face_loss_type to \"differentiable\" to train with the loss"
+            );
+        }
+        Ok(())
     }
 
     /// Computes the report's sums from its samples.

@@ -20,6 +20,7 @@ impl Loss {
         targets: &Targets,
         with_gradient: bool,
     ) -> Result<(Report, Option<Tensor>)> {
+        self.allow_gradient(with_gradient)?;
         let (samples, faces) = self.prepare(images, targets)?;
         let mut report = Report {
             samples,

@@ -31,6 +31,7 @@ impl StepLoss {
         targets.check(count)?;
         let (coefficients, noises, samples) = {
             let loss = lock(&self.loss);
+            loss.allow_gradient(with_gradient)?;
             let coefficients = step.coefficients(&loss.config().prediction)?;
             let noises = noises(loss.config(), &coefficients, &step.times)?;
             let samples = gate(&loss, step, targets, noises.as_deref())?;

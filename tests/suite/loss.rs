@@ -36,6 +36,7 @@ fn loss_with(json: &str, detector: bool) -> Loss {
         align_mode: config.face_align_mode,
         choice: config.face_choice,
         index: config.face_index,
+        is_score: config.is_score(),
     };
     Loss::new(config, pipeline)
 }
@@ -86,6 +87,38 @@ fn value_and_gradient_are_pytorchs() {
             (Located::Given, Alignment::Kps)
         );
     }
+}
+
+#[test]
+fn a_score_is_near_the_loss_and_has_no_gradient() {
+    let (chain, targets) = chain();
+    let images = chain.get("images");
+    let mut score = loss_with(r#"{"face_loss_type": "non_differentiable"}"#, false);
+    let (report, gradient) = score.evaluate(&images, &targets, false).unwrap();
+    let want = chain.numbers("loss")[0];
+    // Pixels and crops are rounded to 8 bits.
+    assert!(gradient.is_none() && report.loss != want);
+    assert!((report.loss - want).abs() <= 0.02 * want, "{}", report.loss);
+    assert!(
+        report
+            .samples
+            .iter()
+            .all(|sample| sample.alignment == Alignment::Kps)
+    );
+    let error = score.evaluate(&images, &targets, true).unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains("a score without a gradient; expected NULL"),
+        "{error}"
+    );
+    let mut graph = Graph::new();
+    let node = graph.input(images, true);
+    let shared = Arc::new(Mutex::new(score));
+    assert!(face_loss(&mut graph, node, &shared, &targets).is_err());
+    let several = r#"{"face_loss_type": "non_differentiable", "levels": {"layer1": 1}}"#;
+    let error = LossConfig::parse(several).unwrap_err();
+    assert!(error.message().contains("embeddings alone"), "{error}");
 }
 
 #[test]

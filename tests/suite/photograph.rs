@@ -75,6 +75,7 @@ impl World {
             align_mode: config.face_align_mode,
             choice: config.face_choice,
             index: config.face_index,
+            is_score: config.is_score(),
         };
         StepLoss::new(shared(Loss::new(config, pipeline)), Some(vae.clone()))
     }

@@ -39,7 +39,7 @@ def read_mapping(path: str | bytes | os.PathLike[Any]) -> Mapping[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: expected {kind}, got text that breaks at: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file}: expected a mapping of keys, got {type(content).__name__}")
+        raise ValueError(f"{file}: expected a mapping of keys, got {'an empty file' if content is None else type(content).__name__}")
     return content
 
 

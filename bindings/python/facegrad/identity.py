@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ._compile import eager
 from ._library import log
+from .evaluate import RETRY_SIZES
 from .loss import FaceLoss
 from .method import Method, read_config
 from .models import Detector, Recogniser
-from .packs import find_detector, find_recogniser
+from .packs import find_detector, find_pack, find_recogniser
 from .report import Alignment, Located, Outcome, Report, Sample
 from .vae import Vae, VaeSource
 
@@ -45,8 +44,9 @@ class FaceIdentityLoss:
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: that of the networks given, else ``cuda`` where there is one
         root: the folder of InsightFace packs, or of one pack; default: the config's ``arcface_root``, else ``~/.insightface``
 
-    With ``face_loss_type: non_differentiable``, the value is the score with InsightFace's alignment by landmarks, without a
-    gradient.
+    With ``face_loss_type: non_differentiable`` the value is the score of :class:`ArcFaceLoss`, with the weights and gates of
+    the loss, and has no gradient. ``arcface_weights`` or the pack that ``arcface_model`` names give the recogniser; an ONNX
+    file runs in ONNX Runtime on the CPU where that is installed, else in libtorch. One line of the log says which.
 
     Attributes:
         loss: the :class:`FaceLoss`; None where ``use_face_loss`` is false, which loads nothing
@@ -66,7 +66,6 @@ class FaceIdentityLoss:
     ) -> None:
         method = Method(read_config(config) if isinstance(config, (str, bytes, os.PathLike)) else config or {})
         keys, root = method.keys, root if root is not None else method.root
-        self._score = method.score
         self.loss: FaceLoss | None = None
         self.vae: Vae | None = None
         self.config = dict(keys)
@@ -76,32 +75,36 @@ class FaceIdentityLoss:
             known = next((part._context.device for part in (vae, detector, recogniser) if isinstance(part, (Vae, Detector, Recogniser))), None)
             device = known if known is not None else "cuda" if torch.cuda.is_available() else "cpu"
         model = keys.get("arcface_model", "r50")
+        pack = find_pack(method.pack, root) if method.pack is not None else None
         if detector is None and "detector" not in keys:
-            detector = find_detector(root)
+            detector = pack.detector if pack is not None else find_detector(root)
         if isinstance(detector, (str, bytes, os.PathLike)):
-            detector = Detector(detector, device=device)
+            detector = Detector(detector, device=device, retry_sizes=RETRY_SIZES if method.score else ())
         if recogniser is None and keys.get("arcface_weights") is None:
-            recogniser = find_recogniser(root, model)
+            recogniser = pack.recogniser if pack is not None else find_recogniser(root, model)
             keys.pop("arcface_weights", None)
         if isinstance(recogniser, (str, bytes, os.PathLike)):
-            recogniser = Recogniser(recogniser, device=device, model=keys.get("arcface_model"))
+            if method.score:
+                # Loaded by the loss, since ONNX Runtime may run it.
+                self.config["arcface_weights"] = keys["arcface_weights"] = os.fsdecode(recogniser)
+                recogniser = None
+            else:
+                recogniser = Recogniser(recogniser, device=device, model=keys.get("arcface_model"))
         if vae is not None and not isinstance(vae, Vae):
             vae = Vae(vae, device=device)
         self.vae = vae
         self.loss = FaceLoss(keys, detector=detector or None, recogniser=recogniser, vae=vae, device=device)
+        if method.score:
+            log.info("face_loss_type: non_differentiable: the score of %s, without a gradient", self.loss.description["backbone"])
         log.info("face loss on %s: %s", device, json.dumps(self.loss.description))
 
     def again(self, **keys: Any) -> FaceIdentityLoss:
         """Another loss with other values of some keys. It shares the networks of this loss and does not load them again. The
         persons that are registered with this loss now are registered with it too."""
         made = object.__new__(FaceIdentityLoss)
-        made.loss, made.vae, made.config, made._score = None, self.vae, {**self.config, **keys}, self._score
+        made.loss, made.vae, made.config = None, self.vae, {**self.config, **keys}
         if self.loss is not None and made.config.get("use_face_loss", True) is not False:
-            detector, recogniser, vae = self.loss._parts
-            made.loss = FaceLoss(made.config, detector=detector, recogniser=recogniser, vae=vae, device=self.loss._context.device)
-            with tempfile.TemporaryDirectory() as folder:
-                self.save(Path(folder) / "memory")
-                made.restore(Path(folder) / "memory")
+            made.loss = self.loss.again(keys)
         return made
 
     @eager
@@ -127,8 +130,6 @@ class FaceIdentityLoss:
         """
         if self.loss is None:
             return prediction.new_zeros((), dtype=torch.float32), _disabled(prediction)
-        if self._score:
-            prediction = prediction.detach()
         return self.loss.step(prediction, x_t, t, references, number=step, **arguments)
 
     @eager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -24,7 +25,8 @@ from .vae import Vae
 
 class FaceLoss(Owner):
     """The library's loss object. It computes the weighted loss of images or of a model's prediction, and a report. Any thread
-    may use it; calls run one after the other.
+    may use it; calls run one after the other. With ``face_loss_type: non_differentiable`` the value is a score, through which
+    no gradient flows.
 
     Args:
         config: the keys of ``facegrad_loss_new`` (``face_loss_weight``, ``face_align_mode``, ``face_types``,
@@ -36,6 +38,7 @@ class FaceLoss(Owner):
     """
 
     _kind = "loss"
+    _refuses = "pickled"
 
     def __init__(
         self,
@@ -50,9 +53,24 @@ class FaceLoss(Owner):
         if device is None:
             device = next((part._context.device for part in self._parts if part is not None), "cpu")
         self._context = Context.of(device)
-        text = config_text(config or {})
+        text = self._config = config_text(config or {})
         handles = [part._handle if part is not None else None for part in self._parts]
         super().__init__(lambda out: call("loss_new", self._context._handle, *handles, text, out))
+        self._score = json.loads(text).get("face_loss_type") == "non_differentiable"
+
+    def __deepcopy__(self, memo: object) -> FaceLoss:
+        """A loss of its own over the same networks, which knows what this one knows now."""
+        return self.again({})
+
+    def again(self, keys: Mapping[str, Any]) -> FaceLoss:
+        """Another loss over the same networks, with other values of some keys, which knows what this one knows now."""
+        detector, recogniser, vae = self._parts
+        config = {**json.loads(self._config), **keys}
+        made = FaceLoss(config, detector=detector, recogniser=recogniser, vae=vae, device=self._context.device)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(os.path.join(folder, "memory"))
+            made.restore(os.path.join(folder, "memory"))
+        return made
 
     @property
     def description(self) -> dict[str, Any]:
@@ -111,7 +129,7 @@ class FaceLoss(Owner):
                 sink.samples, sink.capacity, c.byref(sink.result), self._context.stream,
             )  # fmt: skip
 
-        return _value(images, run)
+        return _value(images.detach() if self._score else images, run)
 
     @eager
     def step(
@@ -162,7 +180,7 @@ class FaceLoss(Owner):
                     sink.samples, sink.capacity, c.byref(sink.result), self._context.stream,
                 )  # fmt: skip
 
-        return _value(prediction, run)
+        return _value(prediction.detach() if self._score else prediction, run)
 
 
 def _batch(tensor: torch.Tensor) -> int:

@@ -48,6 +48,7 @@ pub fn loss(config: &Value, vae: &Shared<Decoder>) -> StepLoss {
         align_mode: config.face_align_mode,
         choice: config.face_choice,
         index: config.face_index,
+        is_score: config.is_score(),
     };
     StepLoss::new(shared(Loss::new(config, pipeline)), Some(vae.clone()))
 }
