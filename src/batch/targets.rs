@@ -52,7 +52,11 @@ impl Targets {
         if images > 1 && images != samples {
             bail!(
                 Shape,
-                "references: expected 1 image or {samples}, one per sample, got {images}"
+                "references: expected 1 image{}, got {images}",
+                match samples {
+                    1 => String::new(),
+                    _ => format!(" or {samples}, one per sample"),
+                }
             );
         }
         if !self.reference_faces.is_empty() && self.reference_faces.len() != images {

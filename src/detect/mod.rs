@@ -190,7 +190,7 @@ fn further(config: &DetectorConfig) -> String {
         text += &format!(", no face below {} pixels", config.min_size);
     }
     if !config.retry_sizes.is_empty() {
-        text += &format!(", then sizes {:?}", config.retry_sizes);
+        text += &format!(", then sizes [{}]", listed(&config.retry_sizes));
     }
     if config.retry_padding > 0.0 {
         text += &format!(", then with a border of {}", config.retry_padding);

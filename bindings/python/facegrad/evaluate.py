@@ -15,7 +15,7 @@ from . import _abi
 from ._compile import eager
 from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
 from ._tensor import View, optional
-from .models import DetectionSize, Face, _face, _faces, detection_sizes
+from .models import DetectionSize, Face, _face, _faces, detection_sizes, execution_providers
 from .report import Report, Sample, Sink
 from .targets import Targets
 
@@ -52,7 +52,8 @@ class Evaluator(Owner):
         retry_padding: after these, ``det_sizes`` are tried with a black border of this part of the image's longer side
         engine: ``ort`` (ONNX Runtime), ``torch``, or ``auto``: ONNX Runtime on the CPU where it is installed
         providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, ``tensorrt``, ``rocm``,
-            ``migraphx``, ``openvino``, ``coreml``, ``directml``. A provider that is missing is an error
+            ``migraphx``, ``openvino``, ``coreml``, ``directml``, or by ONNX Runtime's own names, such as
+            ``CUDAExecutionProvider``. A provider that is missing is an error
         onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
         face_choice: which of several faces counts: ``score`` (the highest), ``largest``, ``center``, or ``index`` with
             ``face_index``
@@ -88,7 +89,7 @@ class Evaluator(Owner):
     ) -> None:
         self._context = Context.of(device)
         runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
-        engines: dict[str, Any] = {"engine": engine, "providers": list(providers)}
+        engines: dict[str, Any] = {"engine": engine, "providers": execution_providers(providers)}
         if runtime is not None and engine != "torch":
             engines["onnxruntime"] = runtime
         config = {
@@ -116,6 +117,8 @@ class Evaluator(Owner):
         return self._context.device
 
     def _here(self, images: torch.Tensor) -> torch.Tensor:
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images: expected a torch.Tensor, got {type(images).__name__}")
         return images.detach().to(self._context.device)
 
     @eager

@@ -6,11 +6,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from ._library import FacegradError
 from .device import moved
 from .graph import Graph
 from .method import LEVELS
@@ -41,7 +42,7 @@ class IResNet(torch.nn.Module):
         model: str | None = None,
         *,
         device: str | torch.device = "cpu",
-        dtype: str = "f32",
+        dtype: str | torch.dtype = "f32",
     ) -> None:
         super().__init__()
         if weights is not None and not isinstance(weights, (str, os.PathLike, Recogniser)):
@@ -64,9 +65,19 @@ class IResNet(torch.nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Takes the weights that ``torch.load`` returns for a recogniser's file. Names that are missing or left over are an
         error, and ``strict=False`` is refused."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected tensors by name, as torch.load gives them, got {type(state_dict).__name__}")
+        if not state_dict and self.recogniser is not None:
+            # What state_dict() of this module gives: the weights that are there stay.
+            return torch.nn.modules.module._IncompatibleKeys([], [])
         if not strict:
             raise ValueError("strict=False: the library's recogniser needs all of its weights; leave strict out")
-        self._state = {name: tensor.detach().cpu() for name, tensor in state_dict.items() if isinstance(tensor, torch.Tensor)}
+        state = {name: tensor.detach().cpu() for name, tensor in state_dict.items() if isinstance(tensor, torch.Tensor)}
+        if not state:
+            raise ValueError(
+                f"state_dict: expected the tensors of arcface_torch's IResNet by name, got {', '.join(map(str, state_dict)) or 'nothing'}"
+            )
+        self._state = state
         self._weights = None
         self._load()
         return torch.nn.modules.module._IncompatibleKeys([], [])
@@ -81,7 +92,11 @@ class IResNet(torch.nn.Module):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "state_dict.pth"
                 torch.save(self._state, path)
-                self.recogniser = made(path)
+                try:
+                    self.recogniser = made(path)
+                except FacegradError as error:
+                    # The file is this module's own and gone by now.
+                    raise FacegradError(error.status, error.name, str(error).replace(str(path), "state_dict")) from None
 
     def _apply(self, fn: Any, recurse: bool = True) -> IResNet:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -105,19 +120,56 @@ class IResNet(torch.nn.Module):
     def _features(self, x: torch.Tensor, levels: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
         if self.recogniser is None:
             raise RuntimeError('IResNet: no weights yet; write facegrad.iresnet50("backbone.pth") or call load_state_dict')
+        side = self.recogniser.input_size
+        if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.shape[1:] != (3, side, side):
+            got = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ValueError(f"x: expected crops [B,3,{side},{side}], got {got}")
+        if len(x) == 0:
+            return tuple(level[:0] for level in self._features(x.new_zeros(1, 3, side, side), levels))
         made: tuple[torch.Tensor, ...] = _Features.apply(x * 0.5 + 0.5, self.recogniser, levels)  # type: ignore[no-untyped-call]
         return made
 
 
-def iresnet50(weights: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", fp16: bool = False) -> IResNet:
-    """arcface_torch's IResNet-50, frozen. ``weights``: its ``.pth``; None: ``load_state_dict`` brings them. ``fp16``: computes
-    in float16. See :class:`IResNet`."""
-    return IResNet(weights, "r50", device=device, dtype="f16" if fp16 else "f32")
+def iresnet50(
+    weights: str | os.PathLike[str] | Literal[False] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    fp16: bool = False,
+    **arcface_torch: Any,
+) -> IResNet:
+    """arcface_torch's IResNet-50, frozen. See :class:`IResNet`.
+
+    Args:
+        weights: its ``.pth``; None, or arcface_torch's ``pretrained=False``: ``load_state_dict`` brings them
+        device: ``cpu``, ``cuda`` or ``cuda:N``
+        fp16: computes in float16
+        arcface_torch: ``pretrained=False`` and ``progress``, which say nothing here; any other argument is refused: depth
+            and width are those of the weights
+    """
+    return _iresnet("r50", weights, device, fp16, arcface_torch)
 
 
-def iresnet100(weights: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", fp16: bool = False) -> IResNet:
+def iresnet100(
+    weights: str | os.PathLike[str] | Literal[False] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    fp16: bool = False,
+    **arcface_torch: Any,
+) -> IResNet:
     """arcface_torch's IResNet-100, frozen. See :func:`iresnet50`."""
-    return IResNet(weights, "r100", device=device, dtype="f16" if fp16 else "f32")
+    return _iresnet("r100", weights, device, fp16, arcface_torch)
+
+
+def _iresnet(model: str, weights: Any, device: str | torch.device, fp16: bool, arcface_torch: dict[str, Any]) -> IResNet:
+    pretrained = arcface_torch.pop("pretrained", False)
+    arcface_torch.pop("progress", None)
+    if pretrained or weights is True:
+        raise ValueError(f'iresnet{model[1:]}: pretrained: facegrad ships no weights; write iresnet{model[1:]}("backbone.pth")')
+    if arcface_torch:
+        raise TypeError(
+            f"iresnet{model[1:]}: there is no argument `{next(iter(arcface_torch))}`: the weights tell width and length of the embedding; leave it out"
+        )
+    return IResNet(None if weights is False else weights, model, device=device, dtype="f16" if fp16 else "f32")
 
 
 class _Features(torch.autograd.Function):

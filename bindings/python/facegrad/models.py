@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from . import _abi
 from ._compile import eager
-from ._library import Context, Owner, call, config_text, library, onnxruntime_folder, read_text
+from ._library import Context, Frozen, call, config_text, dtype_name, library, onnxruntime_folder, read_text
 from ._tensor import View
 
 
@@ -33,6 +34,22 @@ class Face:
     landmarks: tuple[tuple[float, float], ...] | None
 
 
+#: ONNX Runtime's execution providers, by what is left of their names without case and ``ExecutionProvider``.
+_PROVIDERS = {"dml": "directml"}
+
+
+def execution_providers(names: Sequence[str]) -> list[str]:
+    """Execution providers as the library names them: ``cuda`` for ``CUDAExecutionProvider``.
+
+    Raises:
+        TypeError: for a single text, whose letters would be taken for providers
+    """
+    if isinstance(names, str):
+        raise TypeError(f"providers: expected a list of names, got {names!r}; write [{names!r}]")
+    short = (str(name).lower().removesuffix("executionprovider") for name in names)
+    return [_PROVIDERS.get(name, name) for name in short]
+
+
 #: The side of a square detection canvas, or its width and height.
 DetectionSize: TypeAlias = "int | tuple[int, int]"
 
@@ -47,20 +64,32 @@ def canvases(det_size: int | tuple[int, int] | list[Any]) -> list[DetectionSize]
     canvas. A list holds several canvases, whose faces are merged.
 
     Raises:
-        ValueError: a tuple is no pair
+        ValueError: it is none of these
     """
-    if isinstance(det_size, int):
-        return [det_size]
+    refusal = f"det_size: expected a side in whole pixels, a pair (width, height), or a list of sizes to merge, got {det_size!r}"
+
+    def size(given: Any) -> DetectionSize:
+        if isinstance(given, (tuple, list)) and len(given) == 2:
+            width, height = (side(one) for one in given)
+            return width if width == height else (width, height)
+        return side(given)
+
+    def side(given: Any) -> int:
+        try:
+            return operator.index(given)  # numpy's integers are sides as well
+        except TypeError:
+            raise ValueError(refusal) from None
+
     if isinstance(det_size, tuple):
-        if len(det_size) != 2:
-            raise ValueError(f"det_size: expected a side, a pair (width, height), or a list of sizes to merge, got {det_size}")
-        det_size = [det_size]
-    elif len(det_size) == 2 and det_size[0] == det_size[1]:
+        return [size(det_size)]
+    if not isinstance(det_size, list):
+        return [side(det_size)]
+    if len(det_size) == 2 and det_size[0] == det_size[1]:
         det_size = det_size[:1]
-    return [size if isinstance(size, int) else size[0] if size[0] == size[1] else (size[0], size[1]) for size in det_size]
+    return [size(one) for one in det_size]
 
 
-class Detector(Owner):
+class Detector(Frozen):
     """An SCRFD face detector: InsightFace's ``det_10g.onnx``, ``det_500m.onnx``, ``scrfd_10g_bnkps.onnx``, … Any thread may use
     it; calls run one after the other.
 
@@ -75,8 +104,8 @@ class Detector(Owner):
         min_size: least length of a face's shorter side, pixels
         retry_sizes: sizes that are tried one after the other where ``det_sizes`` find no face
         retry_padding: after these, ``det_sizes`` are tried with a black border of this part of the image's longer side
-        providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, …; a provider that is missing is an
-            error
+        providers: ONNX Runtime's execution providers, best first: ``cpu``, ``cuda``, …, or by ONNX Runtime's own names; a
+            provider that is missing is an error
         onnxruntime: the library of ONNX Runtime or its folder; default: the installed wheel's
     """
 
@@ -100,7 +129,7 @@ class Detector(Owner):
         config: dict[str, Any] = {
             "path": os.fsdecode(path), "det_sizes": detection_sizes(det_sizes), "threshold": threshold,
             "nms_threshold": nms_threshold, "engine": engine, "min_size": min_size,
-            "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, "providers": list(providers),
+            "retry_sizes": list(retry_sizes), "retry_padding": retry_padding, "providers": execution_providers(providers),
         }  # fmt: skip
         runtime = os.fsdecode(onnxruntime) if onnxruntime is not None else onnxruntime_folder()
         if runtime is not None and engine != "torch":
@@ -145,7 +174,7 @@ class Detector(Owner):
         return found
 
 
-class Recogniser(Owner):
+class Recogniser(Frozen):
     """A frozen face recogniser: arcface_torch weights (``.pth``, ``.safetensors``) or any recogniser ONNX
     (``w600k_r50.onnx``, ``glintr100.onnx``, …). Any thread may use it; calls run one after the other.
 
@@ -167,13 +196,13 @@ class Recogniser(Owner):
         *,
         device: str | torch.device = "cpu",
         model: str | None = None,
-        dtype: str = "f32",
+        dtype: str | torch.dtype = "f32",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         color: str | None = None,
         input_size: int | None = None,
     ) -> None:
-        config: dict[str, Any] = {"path": os.fsdecode(path), "dtype": dtype}
+        config: dict[str, Any] = {"path": os.fsdecode(path), "dtype": dtype_name(dtype)}
         given = {"model": model, "mean": mean, "std": std, "color": color, "input_size": input_size}
         config.update({key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if v is not None})
         self._open(device, config_text(config))

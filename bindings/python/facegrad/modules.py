@@ -14,14 +14,22 @@ from .device import moved
 from .iresnet import IResNet
 from .latents import decode_latents
 from .loss import FaceLoss
+from .method import ARCHITECTURES
 from .method import layer_weights as weights_by_level
 from .models import Detector, Recogniser, canvases
-from .packs import find_detector, find_recogniser
-from .pictures import crop_and_resize, target_region
+from .packs import find_detector, find_pack, find_recogniser
+from .pictures import check_image_size, crop_and_resize, target_region
 from .report import Details, Report
+from .synonyms import refuse_unknown
 from .vae import Vae, VaeSource
 
 log = logging.getLogger("facegrad")
+
+#: What arguments of these classes are called in InsightFace, in the configuration and in the method's other classes.
+_CALLED = {
+    "arcface_weights": "pretrained_path", "arcface_model": "model_name", "arcface_model_name": "model_name", "arcface_root": "root",
+    "face_align_mode": "align_mode", "ctx_id": 'device="cpu" for -1, device="cuda:0" for 0', "det_sizes": "det_size",
+}  # fmt: skip
 
 #: A face in the method's form: ``bbox``, four whole pixels, and ``kps``, ``[5,2]`` or None.
 FaceInfo = dict[str, Any]
@@ -34,7 +42,8 @@ class DifferentiableFaceLoss(torch.nn.Module):
     nothing. ``to(device)`` loads the networks on that device.
 
     Args:
-        model_name: ``r50``, ``r100``, … of the recogniser; checked against the weights. None: not checked
+        model_name: ``r50``, ``r100``, … of the recogniser; checked against the weights. None: not checked. Without
+            ``pretrained_path`` also the name of a pack, whose recogniser and detector are used
         pretrained_path: the recogniser: arcface_torch weights or an ONNX file. None: the one of the pack in ``root``
         device: ``cpu``, ``cuda`` or ``cuda:N``
         det_size: side, or ``(width, height)``, of one canvas in pixels, or a list of several, whose faces are merged
@@ -48,6 +57,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
         loss: the :class:`FaceLoss` that does the work
         recognizer: the recogniser as a module: :class:`IResNet`
         face_size: side of an aligned crop, pixels
+        embedding_dim: numbers of an embedding
     """
 
     def __init__(
@@ -62,10 +72,22 @@ class DifferentiableFaceLoss(torch.nn.Module):
         detector: str | os.PathLike[str] | None = None,
         config: Mapping[str, Any] | None = None,
         vae: Vae | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        weights = pretrained_path if pretrained_path is not None else find_recogniser(root, model_name)
-        found = detector if detector is not None else find_detector(root)
+        refuse_unknown(
+            type(self).__init__,
+            options,
+            _CALLED | {"arcface_weights_path": "pretrained_path", "weights_path": "pretrained_path"},
+            "DifferentiableFaceLoss",
+        )
+        pack = None
+        if pretrained_path is None and model_name is not None and model_name not in ARCHITECTURES:
+            pack, model_name = find_pack(model_name, root), None
+        weights = (
+            pretrained_path if pretrained_path is not None else pack.recogniser if pack is not None else find_recogniser(root, model_name)
+        )
+        found = detector if detector is not None else pack.detector if pack is not None else find_detector(root)
         self.det_size, self.root, self.align_mode = det_size, root, align_mode
         self._keys = {"face_loss_weight": 1.0, "face_align_mode": align_mode, **(config or {})}
         self.vae = vae
@@ -75,7 +97,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
         self._assemble()
 
     def _assemble(self) -> None:
-        self.face_size = self.recogniser.input_size
+        self.face_size, self.embedding_dim = self.recogniser.input_size, self.recogniser.dim
         self._levels: dict[tuple[tuple[str, float], ...], FaceLoss] = {}
         self.loss = self._loss({})
 
@@ -154,6 +176,9 @@ class DifferentiableFaceLoss(torch.nn.Module):
     def detect_faces(self, images: torch.Tensor) -> list[FaceInfo | None]:
         """The face with the highest score in every image of ``[B,3,H,W]``, RGB in [0, 1]; None where there is no face. A face
         has ``bbox``, x1, y1, x2, y2 in whole pixels, and ``kps``, landmarks ``[5,2]`` float32 in pixels, or None."""
+        if not isinstance(images, torch.Tensor) or images.dim() != 4:
+            got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+            raise TypeError(f"images: expected a torch.Tensor [B,3,H,W], got {got}")
         found: list[FaceInfo | None] = []
         for faces in self.detector.detect(images.detach().to(self.detector.device)):
             if not faces:
@@ -176,13 +201,20 @@ class DifferentiableFaceLoss(torch.nn.Module):
 
     def extract_embedding(self, face: torch.Tensor) -> torch.Tensor:
         """The embedding of a crop ``[3,S,S]``, RGB in [−1, 1]: ``[D]`` float32, not normalised. The gradient flows to the crop."""
-        embedding: torch.Tensor = self.recognizer(face[None])[0]
+        embedding: torch.Tensor = self.recognizer(_one(face))[0]
         return embedding
 
     def extract_multiscale_features(self, face: torch.Tensor) -> dict[str, torch.Tensor]:
         """All levels of a crop ``[3,S,S]``, RGB in [−1, 1]: ``layer1`` … ``layer4``, maps ``[C,h,w]``, and ``embedding``,
         ``[D]``, float32, not normalised. The gradient flows to the crop."""
-        return {name: value[0] for name, value in self.recognizer.forward_multiscale(face[None]).items()}
+        return {name: value[0] for name, value in self.recognizer.forward_multiscale(_one(face)).items()}
+
+
+def _one(face: torch.Tensor) -> torch.Tensor:
+    """A crop ``[3,S,S]`` as a batch of one."""
+    if face.dim() != 3:
+        raise ValueError(f"face: expected one crop [3,S,S], got {list(face.shape)}; `recognizer` takes batches")
+    return face[None]
 
 
 class DifferentiableFaceLossWrapper(torch.nn.Module):
@@ -217,10 +249,16 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
         det_size: int | tuple[int, int] | list[Any] = (640, 640),
         detector: str | os.PathLike[str] | None = None,
         config: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int)):
-            raise TypeError(f"image_size: expected the width of one image in pixels, got {image_size!r}; write device={image_size!r} for a device")
+        refuse_unknown(
+            type(self).__init__,
+            options,
+            _CALLED | {"pretrained_path": "arcface_weights_path", "weights_path": "arcface_weights_path"},
+            "DifferentiableFaceLossWrapper",
+        )
+        check_image_size(image_size)
         self.vae = vae if isinstance(vae, Vae) else Vae(vae, device=device)
         self.image_size = image_size
         self._warned = False
@@ -269,6 +307,21 @@ class DifferentiableFaceLossWrapper(torch.nn.Module):
             images = self.extract_target_region(self.decode_latents(gen_latents))
             value, report = self.loss(images, ref_images, **arguments)
         return Details.of(value, report) if return_details else value
+
+    def forward_multiscale(
+        self,
+        ref_images: torch.Tensor,
+        gen_latents: torch.Tensor,
+        layer_weights: Mapping[str, float] | None = None,
+        return_details: bool = False,
+        **targets: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """:meth:`DifferentiableFaceLoss.forward_multiscale` of latents ``[B,C,h,w]``: they are decoded as a whole, and the
+        gradient flows back to them."""
+        if self.image_size is None:
+            self._warn(gen_latents)
+        images = self.extract_target_region(self.decode_latents(gen_latents))
+        return self.face_loss.forward_multiscale(ref_images, images, layer_weights, return_details, **targets)
 
     def _warn(self, latents: torch.Tensor) -> None:
         """Warns about images that look like diptychs. The method uses the right half of every image; here only

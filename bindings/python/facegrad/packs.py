@@ -98,10 +98,11 @@ def bases(root: str | os.PathLike[str] | None) -> list[Path]:
     return [base, base / "models", base / "models" / "insightface" / "models"]
 
 
-def pack_folders(name: str, root: str | os.PathLike[str] | None = None) -> list[Path]:
+def pack_folders(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Path]:
     """The folders that may hold one pack, best first."""
     packs = [base / name for base in bases(root)]
-    return [*packs, *(pack / name for pack in packs), bases(root)[0]]
+    # Without doubles: a name that is a whole path is one place.
+    return list(dict.fromkeys([*packs, *(pack / name for pack in packs), bases(root)[0]]))
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,16 @@ class Files:
     recogniser: Path
 
 
-def find_pack(name: str, root: str | os.PathLike[str] | None = None) -> Files:
+def find_pack(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Files:
     """The files of a pack. In InsightFace's packs the names tell them, in any other folder the models' inputs and outputs.
 
     Raises:
         FileNotFoundError: no such pack; the text lists the places searched, the files of the pack, and how to get them
+        TypeError: the name is no text
         ValueError: a folder of that name has no detector or no recogniser
     """
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
+        raise TypeError(f"model_name: expected a pack's name, such as buffalo_l, or its folder, got {name!r}")
     searched = pack_folders(name, root)
     if name not in PACKS:
         return _own_pack(name, searched[:-1])
@@ -139,10 +143,10 @@ def damaged(name: str, files: Files) -> list[Path]:
     return [file for file, digest in known if sha256(file) != digest]
 
 
-def _own_pack(name: str, searched: list[Path]) -> Files:
+def _own_pack(name: str | os.PathLike[str], searched: list[Path]) -> Files:
     """The first detector and the first recogniser among the models of a folder in the order of their names, as InsightFace
     chooses them."""
-    folder = next((folder for folder in searched if name and any(folder.glob("*.onnx"))), None)
+    folder = next((folder for folder in searched if any(folder.glob("*.onnx"))), None)
     if folder is None:
         raise FileNotFoundError(
             f"the pack {name} was not found: expected one of {', '.join(PACKS)}, or a folder with a detector's and a "
@@ -207,7 +211,11 @@ def folders(root: str | os.PathLike[str] | None) -> list[Path]:
     return list(dict.fromkeys([*bases(root), *every]))
 
 
-def _find(root: str | os.PathLike[str] | None, names: tuple[str, ...], what: str, argument: str) -> Path:
+#: What else helps where no pack has the recogniser.
+_RECOGNISER = "give its file: `pretrained_path` of DifferentiableFaceLoss, `arcface_weights` in a configuration"
+
+
+def _find(root: str | os.PathLike[str] | None, names: tuple[str, ...], what: str, remedy: str) -> Path:
     for folder in folders(root):
         for name in names:
             if (folder / name).is_file():
@@ -215,18 +223,18 @@ def _find(root: str | os.PathLike[str] | None, names: tuple[str, ...], what: str
     base = bases(root)[0]
     raise FileNotFoundError(
         f"no {what} ({', '.join(names)}) in {base}, {base}/models or a pack below them; get InsightFace's buffalo_l.zip "
-        f"with `python -m facegrad download buffalo_l`, or give `{argument}`"
+        f"with `python -m facegrad download buffalo_l`, or {remedy}"
     )
 
 
 def find_detector(root: str | os.PathLike[str] | None = None) -> Path:
     """The detector of the first pack that has one."""
-    return _find(root, DETECTORS, "face detector", "detector")
+    return _find(root, DETECTORS, "face detector", "give `detector`")
 
 
 def find_recogniser(root: str | os.PathLike[str] | None = None, model_name: str | None = None) -> Path:
     """The recogniser of a pack: ``w600k_r50.onnx`` for r50, ``glintr100.onnx`` for r100."""
     names = RECOGNISERS.get(model_name)
     if names is None:
-        raise FileNotFoundError(f"no pack holds a recogniser {model_name!r}; give `pretrained_path`")
-    return _find(root, names, "recogniser", "pretrained_path")
+        raise FileNotFoundError(f"no pack holds a recogniser {model_name!r}; {_RECOGNISER}")
+    return _find(root, names, "recogniser", _RECOGNISER)

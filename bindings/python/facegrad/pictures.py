@@ -32,13 +32,23 @@ def target_region(images: torch.Tensor, image_size: int | None) -> torch.Tensor:
     )
 
 
+def check_image_size(image_size: object) -> None:
+    """Raises :class:`TypeError` for what is no width of an image: a device, where arguments are given in another order."""
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int)):
+        raise TypeError(
+            f"image_size: expected the width of one image in pixels, got {image_size!r}; write device={image_size!r} for a device"
+        )
+
+
 def crop_and_resize(image: torch.Tensor, bbox: Sequence[float], size: int) -> torch.Tensor:
     """Crops a square around the middle of a box, in whole pixels, and resizes it to ``[C,size,size]``. Its side is 1.2 times
     the box's longer side. Outside the image, pixels are mirrored. The gradient flows to ``image`` ``[C,H,W]``.
 
     Raises:
-        ValueError: the box has no area inside the image
+        ValueError: the box has no area inside the image, or the image is none
     """
+    if image.dim() != 3:
+        raise ValueError(f"image: expected [3,H,W], got {list(image.shape)}")
     height, width = image.shape[-2:]
     x1, y1, x2, y2 = (float(v) for v in bbox)
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)

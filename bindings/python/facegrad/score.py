@@ -13,13 +13,23 @@ import torch
 from ._compile import eager
 from .device import moved
 from .evaluate import RETRY_SIZES, EmbeddedFace, Evaluator
-from .host_vae import decode
+from .host_vae import decode, is_duck
+from .latents import decode_latents
 from .models import canvases
 from .packs import find_pack
-from .pictures import target_region
+from .pictures import check_image_size, target_region
 from .report import Details
+from .synonyms import refuse_unknown
+from .vae import Vae
 
 log = logging.getLogger("facegrad")
+
+
+#: What options of the score are called in InsightFace and in the method's other classes.
+_CALLED = {
+    "det_thresh": "threshold", "det_threshold": "threshold", "nms_thresh": "nms_threshold", "pack": "model_name", "arcface_model_name": "model_name",
+    "name": "model_name", "arcface_root": "root", "gpu_id": "ctx_id", "det_sizes": "det_size", "input_size": "det_size",
+}  # fmt: skip
 
 
 class ArcFaceLoss(torch.nn.Module):
@@ -38,11 +48,12 @@ class ArcFaceLoss(torch.nn.Module):
     Attributes:
         evaluator: the :class:`Evaluator` that does the work
         embedding_dim: the length of an embedding
+        face_size: side of an aligned crop, pixels
     """
 
     def __init__(
         self,
-        model_name: str = "buffalo_l",
+        model_name: str | os.PathLike[str] = "buffalo_l",
         ctx_id: int | None = None,
         det_size: int | tuple[int, int] | list[Any] = (640, 640),
         root: str | os.PathLike[str] | None = None,
@@ -51,12 +62,15 @@ class ArcFaceLoss(torch.nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if "align_mode" in options:
+            raise TypeError("ArcFaceLoss: align_mode: the score aligns by landmarks, as InsightFace does; leave it out")
+        refuse_unknown(Evaluator, options, _CALLED, "ArcFaceLoss")
         where, sizes = _device(ctx_id, device), canvases(det_size)
         files = find_pack(model_name, root)
         options = {"retry_sizes": RETRY_SIZES, **options}
         self._make: Callable[..., Evaluator] = partial(Evaluator, files.detector, files.recogniser, det_sizes=sizes, **options)
         self.evaluator = self._make(device=where)
-        self.embedding_dim = self.evaluator.dim
+        self.embedding_dim, self.face_size = self.evaluator.dim, self.evaluator.input_size
 
     def _apply(self, fn: Any, recurse: bool = True) -> ArcFaceLoss:
         """Loads the networks on the device that ``to``, ``cuda`` or ``cpu`` names. Their precision does not change."""
@@ -89,6 +103,9 @@ class ArcFaceLoss(torch.nn.Module):
     def extract_embedding(self, image: torch.Tensor) -> torch.Tensor | None:
         """The embedding of the face with the highest score in an image ``[3,H,W]``, RGB, uint8, or floats in [0, 1]:
         ``[D]`` float32 of length 1 on the CPU; None where no face is found."""
+        if not isinstance(image, torch.Tensor) or image.dim() != 3:
+            got = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise TypeError(f"image: expected a torch.Tensor [3,H,W], got {got}; extract_batch_embeddings takes [B,3,H,W]")
         return self._best(self.evaluator.faces(image[None])[0])
 
     @eager
@@ -112,7 +129,8 @@ class FaceLossWrapper(torch.nn.Module):
 
     Args:
         vae: a diffusers VAE, or any object with ``decode`` and ``config``, whose config tells the scaling of the model's
-            latents; or any function from latents ``[B,C,h,w]`` to images ``[B,3,H,W]`` in [0, 1]
+            latents; or any function from latents ``[B,C,h,w]`` to images ``[B,3,H,W]`` in [0, 1]; or a :class:`Vae`, or the
+            file or folder of one
         arcface_model_name: as ``model_name`` of :class:`ArcFaceLoss`
         image_size: width of one image, pixels. Of an image that is twice as wide (reference | target), only the right half
             is compared. None: the whole image
@@ -132,9 +150,18 @@ class FaceLossWrapper(torch.nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for old, new in (("model_name", "arcface_model_name"), ("root", "arcface_root")):
-            if old in options:
-                raise TypeError(f"FaceLossWrapper: `{old}` is called `{new}` here; write {new}={options[old]!r}")
+        called = {"model_name": "arcface_model_name", "root": "arcface_root", **_CALLED}
+        for name in options.keys() & called.keys() - {"ctx_id", "det_size"}:
+            here = {"model_name": "arcface_model_name", "root": "arcface_root"}.get(called[name], called[name])
+            raise TypeError(f"FaceLossWrapper: `{name}` is called `{here}` here; write {here}={options[name]!r}")
+        if isinstance(vae, (str, bytes, os.PathLike)):
+            vae = Vae(os.fsdecode(vae), device=_device(options.get("ctx_id"), options.get("device")))
+        if not (isinstance(vae, Vae) or is_duck(vae) or callable(vae)):
+            raise TypeError(
+                "vae: expected a diffusers VAE, a function from latents to images in [0, 1], a facegrad.Vae or the path of one, got "
+                f"{type(vae).__name__}"
+            )
+        check_image_size(image_size)
         self.arcface_loss = ArcFaceLoss(arcface_model_name, root=arcface_root, **options)
         self.image_size = image_size
         # The tuple hides the VAE from parameters() and state_dict(), because it belongs to the trainer.
@@ -148,7 +175,7 @@ class FaceLossWrapper(torch.nn.Module):
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decodes the model's latents ``[B,C,h,w]`` to images ``[B,3,H,W]``, RGB in [0, 1]."""
-        return decode(self.vae, latents)
+        return decode_latents(self.vae, latents) if isinstance(self.vae, Vae) else decode(self.vae, latents)
 
     def extract_target_region(self, images: torch.Tensor) -> torch.Tensor:
         """The part of an image that is compared: the right half of a diptych ``[B,3,H,2·image_size]``, else the whole image."""
@@ -170,10 +197,13 @@ class FaceLossWrapper(torch.nn.Module):
         Args:
             ref_images: ``[B,3,H,W]`` or one for all, RGB, uint8, or floats in [0, 1]
             pred_latents: the latents to score, ``[B,C,h,w]``; ignored where ``x_0_latents`` are given
-            x_0_latents: the latents to score where the method's four arguments are given, ``[B,C,h,w]``
+            x_0_latents: the latents to score where the method's four arguments are given, ``[B,C,h,w]``; ``x0_latents`` is the
+                same
             t: the method's fourth argument; the score does not depend on it
             return_details, targets: as for :class:`ArcFaceLoss`
         """
+        # The method's document writes x0 in both ways.
+        x_0_latents = targets.pop("x0_latents", x_0_latents)
         latents = pred_latents if x_0_latents is None else x_0_latents
         images = self.extract_target_region(self.decode_latents(latents))
         result: torch.Tensor | Details = self.arcface_loss(ref_images, images, return_details, **targets)

@@ -20,7 +20,7 @@ FIXTURES = Path(os.environ.get("FACEGRAD_FIXTURES", ROOT / "target/fixtures"))
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data"))
 sys.path.insert(0, str(ROOT / "tests"))  # compare.py
 sys.path.insert(0, str(ROOT / "tests/fixtures"))
-import iresnet  # noqa: E402
+import iresnet
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def arguments(chain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class Duck:
     """What the method asks of a VAE: `decode` and `config`, and nothing else. Its picture is the latents' own."""
 
-    class config:  # noqa: N801
+    class config:
         scaling_factor = 0.5
 
     def decode(self, latents):
