@@ -20,6 +20,8 @@ pub const OPERATORS: &[Operator] = &[
     op("Ceil", &[], same, |c| one(c.input(0)?.f_ceil())),
     op("Reciprocal", &[], same, |c| one(c.input(0)?.f_reciprocal())),
     op("Not", &[], truth, |c| one(c.input(0)?.f_logical_not())),
+    op("Sin", &[], same, |c| one(c.input(0)?.f_sin())),
+    op("Cos", &[], same, |c| one(c.input(0)?.f_cos())),
     op("Erf", &[], same, |c| one(c.input(0)?.f_erf())),
     op("Softplus", &[], same, |c| one(c.input(0)?.f_softplus())),
     op("Softsign", &[], same, softsign),

@@ -21,6 +21,19 @@ pub const OPERATORS: &[Operator] = &[
     op("ReduceMin", REDUCE, numbers, |c| {
         reduce(c, |x, d, k| x.f_amin(d, k))
     }),
+    op("ReduceProd", REDUCE, numbers, |c| {
+        reduce(c, |x, axes, keep| {
+            // libtorch multiplies along one dimension at a time.
+            let mut axes = axes.to_vec();
+            axes.sort_unstable_by(|a, b| b.cmp(a));
+            let mut product = x.shallow_clone();
+            for axis in axes {
+                product = product.f_prod_dim_int(axis, keep, None)?;
+            }
+            Ok(product)
+        })
+    }),
+    op("CumSum", &["exclusive", "reverse"], sums, cumulative_sum),
     // libtorch's norm has the gradient zero at zero; the root of a sum does not.
     op("ReduceL2", REDUCE, floats, |c| {
         reduce(c, |x, d, k| x.f_norm_scalaropt_dim(2.0, d, k))
@@ -55,6 +68,32 @@ fn numbers(call: &Call) -> Result<Cost> {
         bail!(Format, "input 0: expected numbers, got truth values");
     }
     Ok(Cost::of(elements(x)).with_scratch(elements(x)))
+}
+
+/// Sums along a dimension, turned around twice where it runs backwards.
+fn sums(call: &Call) -> Result<Cost> {
+    let cost = numbers(call)?;
+    Ok(cost.with_scratch(cost.elements.saturating_mul(3)))
+}
+
+fn cumulative_sum(call: &Call) -> Result<Vec<Tensor>> {
+    let x = call.input(0)?;
+    let Some(&[along]) = call.integers(1)?.as_deref() else {
+        bail!(Format, "a cumulative sum without its one axis");
+    };
+    let along = axis(along, x.dim())?;
+    let reverse = call.flag("reverse")?;
+    let turned = |x: &Tensor| match reverse {
+        true => x.f_flip([along].as_slice()),
+        false => Ok(x.shallow_clone()),
+    };
+    let mut sums = turned(x)?.f_cumsum(along, x.kind())?;
+    if call.flag("exclusive")? {
+        let first = sums.f_narrow(along, 0, 1)?.f_zeros_like()?;
+        let others = sums.f_narrow(along, 0, sums.size()[along as usize] - 1)?;
+        sums = Tensor::f_cat(&[first, others], along)?;
+    }
+    one(turned(&sums))
 }
 
 fn reduce(call: &Call, op: impl Fn(&Tensor, &[i64], bool) -> Reduced) -> Result<Vec<Tensor>> {
