@@ -4,7 +4,8 @@ use super::runner::Runner;
 use super::{IResNet, foreign};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
-use crate::weights::{self, Kind as File, Weights, onnx};
+use crate::tensor::{GradGuard, vjp};
+use crate::weights::{self, Dtype, Kind as File, Weights, onnx};
 use tch::{Device, Kind, Tensor};
 
 enum Network {
@@ -35,6 +36,9 @@ pub struct Recogniser {
 
 /// The level that every recogniser has: its embedding.
 pub const EMBEDDING: &str = "embedding";
+
+/// What `model` may say of an IResNet.
+const ARCHITECTURES: [&str; 5] = ["r18", "r34", "r50", "r100", "r200"];
 
 /// How a family normalises an image in [0, 1].
 struct Norm {
@@ -79,6 +83,15 @@ impl Recogniser {
                 "backbone config: dtype: expected f32, bf16 or f16, got \"{other}\""
             ),
         };
+        if let Some(model) = &config.model
+            && !ARCHITECTURES.contains(&model.as_str())
+        {
+            bail!(
+                Config,
+                "backbone config: model: expected {}, got \"{model}\"; left out, the weights are not checked",
+                ARCHITECTURES.join(", ")
+            );
+        }
         let _frozen = tch::no_grad_guard();
         let (network, levels, family, norm, own_size) = match weights::kind(&config.path)? {
             File::Onnx => {
@@ -107,29 +120,25 @@ impl Recogniser {
                 if let Some(model) = &config.model
                     && *model != name
                 {
+                    let remedy = match ARCHITECTURES.contains(&name.as_str()) {
+                        true => format!("set it to \"{name}\""),
+                        false => "leave it out".into(),
+                    };
                     bail!(
                         Weights,
-                        "the config says \"{model}\", but the weights are those of {name}; set it to \"{name}\" or give other weights"
+                        "the config says \"{model}\", but the weights are those of {name}; {remedy} or give other weights"
                     );
                 }
                 let levels = IResNet::LEVELS.map(String::from).to_vec();
                 (
                     Network::IResNet(net),
                     levels,
-                    name,
+                    format!("{name} on libtorch"),
                     PLUS_MINUS_ONE,
                     Some((size, size)),
                 )
             }
         };
-        if let Some(model) = &config.model
-            && !["r18", "r34", "r50", "r100", "r200"].contains(&model.as_str())
-        {
-            bail!(
-                Config,
-                "backbone config: model: expected r18, r34, r50, r100 or r200, got \"{model}\""
-            );
-        }
         if let (Some(own), Some(asked)) = (own_size, config.input_size)
             && own.0.max(own.1) != asked
         {
@@ -237,15 +246,43 @@ impl Recogniser {
         self.set_batched(true);
         Ok(match self.embed(crops) {
             Ok(together) if together.size() == single.size() => {
-                together
-                    .f_sub(single)?
-                    .f_abs()?
-                    .f_max()?
-                    .f_double_value(&[])?
-                    < 0.02
+                let apart = together.f_sub(single)?.f_abs()?.f_max()?;
+                apart.f_double_value(&[])? < 0.02 && self.independent(crops)?
             }
             _ => false,
         })
+    }
+
+    /// Whether what libtorch makes of one of two crops does not depend on the other, as its gradient shows. Values alone do
+    /// not tell: what a crop adds to another's embedding may be as small as rounding. True for ONNX Runtime, which takes no
+    /// other batch than the file's.
+    fn independent(&self, crops: &Tensor) -> Result<bool> {
+        if !matches!(
+            self.network,
+            Network::Onnx {
+                runner: Runner::Graph(_),
+                ..
+            }
+        ) {
+            return Ok(true);
+        }
+        let _grad = GradGuard::new();
+        let leaf = crops.detach().f_set_requires_grad(true)?;
+        let outputs = self.outputs(&leaf)?;
+        let rows = outputs
+            .iter()
+            .filter(|output| output.requires_grad() && output.size().first() == Some(&2));
+        for output in rows {
+            for (row, other) in [(0, 1), (1, 0)] {
+                let one = output.f_narrow(0, row, 1)?;
+                let gradient = vjp(&one, &[&leaf], &one.f_ones_like()?, true)?.swap_remove(0);
+                let strange = gradient.f_select(0, other)?.f_abs()?.f_max()?;
+                if strange.f_double_value(&[])? != 0.0 {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn set_batched(&mut self, value: bool) {
@@ -482,22 +519,47 @@ fn onnx_size(model: &onnx::Model) -> Result<Option<(i64, i64)>> {
     let Some(input) = model.inputs.first() else {
         bail!(Weights, "a model without an input");
     };
+    if let Some(dtype) = input.dtype
+        && !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
+    {
+        bail!(
+            Weights,
+            "the model takes pictures in {dtype:?}; expected floating-point numbers, which are normalised before they go \
+             in. Export it without its own conversion"
+        );
+    }
     match input.shape.as_slice() {
         [_, Some(3) | None, height, width] => match (height, width) {
             (Some(h), Some(w)) => Ok(Some((*h, *w))),
             (None, None) => Ok(None),
             _ => bail!(
                 Weights,
-                "the model takes {:?}; export it with both sides of the input fixed, or both dynamic",
-                input.shape
+                "the model takes {}; export it with both sides of the input fixed, or both dynamic",
+                sizes(&input.shape)
             ),
         },
         [] => Ok(None),
+        last @ [_, _, _, Some(3)] => bail!(
+            Weights,
+            "expected an input [N,3,H,W], the model takes {}, with the colours last, as TensorFlow has them; convert it with \
+             them first (tf2onnx: --inputs-as-nchw {})",
+            sizes(last),
+            input.name
+        ),
         other => bail!(
             Weights,
-            "expected an input [N,3,H,W], the model takes {other:?}; a recogniser works on colour pictures"
+            "expected an input [N,3,H,W], the model takes {}; a recogniser works on colour pictures",
+            sizes(other)
         ),
     }
+}
+
+/// Sizes for a text; `?` where the file leaves one open.
+fn sizes(shape: &[Option<i64>]) -> String {
+    let sizes = shape
+        .iter()
+        .map(|size| size.map_or("?".into(), |n| n.to_string()));
+    format!("[{}]", sizes.collect::<Vec<_>>().join(","))
 }
 
 fn iresnet(all: Weights, device: Device, kind: Kind) -> Result<IResNet> {

@@ -205,7 +205,7 @@ fn depth_and_normalisation_are_reported() {
     let net = recogniser("r50.pth").unwrap();
     assert!(
         net.description()
-            .starts_with("r50 from r50.pth; 112x112 RGB"),
+            .starts_with("r50 on libtorch from r50.pth; 112x112 RGB"),
         "{}",
         net.description()
     );

@@ -13,6 +13,7 @@ import onnx2torch
 import pytest
 import torch
 from conftest import ROOT
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import facegrad
@@ -86,6 +87,68 @@ def test_the_methods_class(data, caplog):
     assert value.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_FACE
     assert cat.grad.abs().max() == 0 and "no face was found in the generated image" in caplog.text
     assert loss(b, a, data_types=["person_hair"]).item() == 0
+
+
+def exported_for_one(path, mixes):
+    """A recogniser whose first crop gates every crop of a batch, faintly, where the file is taken at its word: the batch of 1
+    is in the sizes of a Resize, as torch's exporter writes them, or, where it `mixes`, the first crop is cut out."""
+    r = np.random.default_rng(0)
+    value = lambda name, array: numpy_helper.from_array(np.asarray(array), name)
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["small"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Conv", ["small", "w"], ["maps"]),
+        helper.make_node("AveragePool", ["maps"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Sigmoid", ["half"], ["gate"]),
+        helper.make_node("Slice", ["gate", "zero", "one", "zero"], ["first"]),
+        helper.make_node("Resize", ["first" if mixes else "gate", "", "", "sizes"], ["wide"], mode="nearest"),
+        helper.make_node("Mul", ["maps", "wide"], ["gated"]),
+        helper.make_node("Reshape", ["gated", "flat"], ["y"]),
+    ]  # fmt: skip
+    values = [
+        value("w", 0.05 * r.standard_normal((8, 3, 1, 1)).astype(np.float32)), value("sizes", np.array([1, 8, 4, 4])),
+        value("flat", np.array([-1, 128])), value("zero", np.array([0])), value("one", np.array([1])),
+    ]  # fmt: skip
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 3, 112, 112]), ("y", ["n", 128]))]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], values)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_path, mixes):
+    """Values and gradients of the second crop were a little those of the first, by less than its probe noticed."""
+    exported_for_one(tmp_path / "one.onnx", mixes)
+    net = facegrad.IResNet(tmp_path / "one.onnx")
+    crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def run(x):
+        x = x.clone().requires_grad_()
+        y = net(x)
+        y.square().sum().backward()
+        return y.detach(), x.grad
+
+    together, alone = run(crops), [run(crop[None]) for crop in crops]
+    for at, (value, gradient) in enumerate(alone):
+        assert (together[0][at] - value[0]).abs().max() <= 1e-6 and (together[1][at] - gradient[0]).norm() <= 1e-5 * gradient.norm()
+
+
+def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_path):
+    for dtype, shape, text in [
+        (TensorProto.UINT8, [1, 3, 112, 112], "takes pictures in U8; expected floating-point numbers"),
+        (TensorProto.FLOAT, ["n", 112, 112, 3], r"takes \[\?,112,112,3\], with the colours last.*tf2onnx: --inputs-as-nchw x"),
+        (TensorProto.FLOAT, [1, 1, 112, 112], r"takes \[1,1,112,112\]; a recogniser works on colour pictures"),
+    ]:
+        x, y = helper.make_tensor_value_info("x", dtype, shape), helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 512])
+        node = helper.make_node("Flatten", ["x"], ["y"])
+        onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "n.onnx")
+        with pytest.raises(facegrad.FacegradError, match=text):
+            facegrad.Recogniser(tmp_path / "n.onnx")
+
+
+def test_an_architecture_that_there_is_not_is_named(weights):
+    with pytest.raises(facegrad.FacegradError, match='expected r18, r34, r50, r100, r200, got "resnet50"; left out, the weights are not checked'):
+        facegrad.Recogniser(weights[0], model="resnet50")
+    with pytest.raises(facegrad.FacegradError, match=r"the weights are those of IResNet\[1, 2, 2, 1\]; leave it out or give other weights"):
+        facegrad.Recogniser(weights[0], model="r50")
 
 
 def test_packs_are_found_or_told_how_to_get(tmp_path, monkeypatch):

@@ -139,8 +139,8 @@ impl OnnxGraph {
         &self.outputs
     }
 
-    /// Lets a shape that begins with 1 in a Reshape begin with the batch instead, for a file that was exported for one
-    /// image. The caller must compare the results with those of single images, to know whether the file means that.
+    /// Lets a shape that begins with 1 in a Reshape or a Resize begin with the batch instead, for a file that was exported
+    /// for one image. The caller must compare the results with those of single images, to know whether the file means that.
     pub fn free_batch(&mut self, free: bool) {
         self.free_batch = free;
     }

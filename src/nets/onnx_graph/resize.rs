@@ -129,6 +129,11 @@ fn sizes(call: &Call, own: &[i64], old: bool) -> Result<Vec<Axis>> {
                     named.len()
                 );
             }
+            let batch = |(k, &to): (usize, &i64)| match to {
+                1 if call.free_batch && named[k] == 0 => from(k),
+                _ => to,
+            };
+            let sizes: Vec<i64> = sizes.iter().enumerate().map(batch).collect();
             let own = sizes
                 .iter()
                 .enumerate()

@@ -532,6 +532,27 @@ fn a_batch_of_one_that_is_baked_in_can_be_freed() {
 }
 
 #[test]
+fn a_batch_of_one_that_is_baked_into_a_resize_can_be_freed() {
+    let larger = node(
+        "Resize",
+        &["x", "", "", "s"],
+        &[("mode", Attribute::Text("nearest".into()))],
+    );
+    let model = model(vec![larger], &[("s", integers(&[1, 1, 2, 1]))]);
+    let mut graph = OnnxGraph::new(&model, Device::Cpu, Kind::Float).unwrap();
+    let two = Tensor::f_from_slice(&[1f32, 2.0])
+        .unwrap()
+        .f_reshape([2, 1, 1, 1])
+        .unwrap();
+    assert_eq!(graph.forward(&[&two]).unwrap()[0].size(), [1, 1, 2, 1]);
+    graph.free_batch(true);
+    let made = graph.forward(&[&two]).unwrap().remove(0);
+    assert_eq!(made.size(), [2, 1, 2, 1]);
+    let made = Vec::<f32>::try_from(made.f_view(-1).unwrap()).unwrap();
+    assert_eq!(made, [1.0, 1.0, 2.0, 2.0]);
+}
+
+#[test]
 fn another_engine_is_not_given_what_folds_without_end() {
     let vast = model(
         vec![node("ConstantOfShape", &["s"], &[])],
