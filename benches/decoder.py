@@ -26,6 +26,6 @@ def work_of(size: int, crop: int, window: bool, halo: int | None = None) -> dict
         scale = scale // 2 if doubles else scale
         side = pixels // 2 if doubles else pixels
     tokens, queries = latent**2, (min(side, latent) if window else latent) ** 2
-    spent["attention"] = (2 * queries * tokens * 512 + 2 * (queries + tokens) * 512**2) / 1e9
+    spent["attention"] = (2 * queries * tokens * 512 + 4 * queries * 512**2) / 1e9
     spent["before it"] = tokens * 9 * (16 * 512 + 2 * 512**2) / 1e9
     return spent

@@ -159,10 +159,8 @@ def total(exact_steps: int, steps: int, seconds: list[float] | None) -> None:
     for size in (512, 1024, 2048):
         full = sum(work_of(size, 128, False).values())
         window, near = work_of(size, 128, True), work_of(size, 128, True, 2)
-        # The backward pass of the first residual block computes its first convolution again.
-        again = (size // 8) ** 2 * 9 * 512**2 / 1e9
-        exact = full + 2 * sum(window.values()) + again
-        predicted = 2 * sum(near.values()) + again
+        exact = full + 2 * sum(window.values())
+        predicted = 2 * sum(near.values())
         mean = share * exact + (1 - share) * predicted
         print(
             f"{size}: multiply-adds of a step in 10⁹: whole image {2 * full:.0f}, predicted {predicted:.0f}, mean {mean:.0f} (1/{2 * full / mean:.1f})"

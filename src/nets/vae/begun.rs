@@ -1,7 +1,6 @@
 //! The first blocks of a decoder, which see the whole latent for any windows. They run once per step. All windows of a
 //! sample continue from their output, and the statistics of later GroupNorms are predicted from it.
 
-use super::statistics::Norms;
 use super::window_plan::Head;
 use super::*;
 use crate::tensor::select_rows;
@@ -9,10 +8,13 @@ use crate::tensor::select_rows;
 /// Added to a variance before its logarithm is taken, because a constant channel has the variance 0.
 const LEAST_VARIANCE: f64 = 1e-8;
 
-/// The inputs of a decoder's first blocks for a batch of latents, and the output of the last of these.
+/// What a decoder's first blocks made of a batch of latents, and what their gradient needs.
 #[derive(Debug)]
 pub struct Begun {
-    pub(super) inputs: Vec<Tensor>,
+    latents: Tensor,
+    /// What every block [recorded](super::block::Block::record).
+    recorded: Vec<Vec<Tensor>>,
+    output: Tensor,
 }
 
 impl Decoder {
@@ -23,46 +25,62 @@ impl Decoder {
     /// As [`Decoder::decode`].
     pub fn begin(&self, latents: &Tensor) -> Result<Begun> {
         self.check(latents)?;
-        let _no_grad = tch::no_grad_guard();
+        let latents = latents.f_detach()?.f_to_kind(self.kind)?;
+        let mut output = latents.shallow_clone();
+        let mut recorded = vec![];
         let blocks = self.chain.flat();
-        let mut inputs = vec![latents.f_detach()?.f_to_kind(self.kind)?];
-        for (at, block) in blocks[..Head::of(&blocks).whole()].iter().enumerate() {
-            let y = block.forward(&inputs[at], &Norms::Own)?;
-            inputs.push(y);
+        for block in &blocks[..Head::of(&blocks).whole()] {
+            let (y, kept) = block.record(&output)?;
+            recorded.push(kept);
+            output = y;
         }
-        Ok(Begun { inputs })
+        Ok(Begun {
+            latents,
+            recorded,
+            output,
+        })
     }
 
     /// `begun`, or where it is `None`, what [`Decoder::begin`] makes of the latents.
     pub(super) fn begun(&self, latents: &Tensor, begun: Option<&Begun>) -> Result<Begun> {
         match begun {
             None => self.begin(latents),
-            Some(begun) => Ok(Begun {
-                inputs: begun.inputs.iter().map(Tensor::shallow_clone).collect(),
-            }),
+            Some(begun) => begun.map(|map| Ok(map.shallow_clone())),
         }
+    }
+
+    /// The gradient with respect to the latents, from that with respect to [`Begun::output`].
+    pub(super) fn replay_begun(&self, begun: Begun, grad: Tensor) -> Result<Tensor> {
+        let mut grad = grad;
+        for (block, kept) in self.chain.flat().iter().zip(begun.recorded).rev() {
+            grad = block.replay(kept, &grad)?;
+        }
+        Ok(grad)
     }
 }
 
 impl Begun {
     /// How many blocks have run.
     pub(super) fn blocks(&self) -> usize {
-        self.inputs.len() - 1
+        self.recorded.len()
     }
 
     /// The output of the last block that has run.
-    pub(super) fn output(&self) -> Result<&Tensor> {
-        match self.inputs.last() {
-            Some(output) => Ok(output),
-            None => bail!(Internal, "no latents"),
-        }
+    pub(super) fn output(&self) -> &Tensor {
+        &self.output
     }
 
     /// The same for some samples of the batch.
     pub fn select(&self, rows: &[usize]) -> Result<Begun> {
-        let inputs = self.inputs.iter().map(|map| select_rows(map, rows));
+        self.map(|map| select_rows(map, rows))
+    }
+
+    fn map(&self, function: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Begun> {
+        let all = |maps: &Vec<Tensor>| maps.iter().map(&function).collect::<Result<Vec<_>>>();
         Ok(Begun {
-            inputs: inputs.collect::<Result<_>>()?,
+            latents: function(&self.latents)?,
+            recorded: self.recorded.iter().map(all).collect::<Result<_>>()?,
+            output: function(&self.output)?,
         })
     }
 
@@ -71,9 +89,9 @@ impl Begun {
     /// output x, and SiLU(x / its root mean square).
     pub fn features(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let mut all = Vec::from(channels(&self.inputs[0])?);
+        let mut all = Vec::from(channels(&self.latents)?);
         if self.blocks() > 0 {
-            let x = self.output()?.f_to_kind(Kind::Float)?;
+            let x = self.output.f_to_kind(Kind::Float)?;
             let normed = x.f_group_norm::<Tensor>(1, None, None, LEAST_VARIANCE, true)?;
             all.extend(channels(&x)?);
             all.extend(channels(&normed.f_silu()?)?);

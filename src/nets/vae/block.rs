@@ -3,7 +3,7 @@
 
 use super::regions::Regions;
 use super::statistics::Norms;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::tensor;
 use tch::Tensor;
 
@@ -41,6 +41,20 @@ pub(super) trait Block: Send {
     /// `∂⟨forward(x), grad⟩/∂x`. It computes the activations again.
     fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
         differentiate(x, grad, |x| self.forward(x, norms))
+    }
+
+    /// The output without a graph, and what [`Block::replay`] needs: the input, or a few maps that save computing them again.
+    fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
+        let _no_grad = tch::no_grad_guard();
+        Ok((self.forward(x, &Norms::Own)?, vec![x.f_detach()?]))
+    }
+
+    /// [`Block::vjp`] from what was recorded, which is freed.
+    fn replay(&self, mut kept: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
+        match (kept.pop(), kept.is_empty()) {
+            (Some(x), true) => self.vjp(&x, grad, &Norms::Own),
+            _ => bail!(Internal, "a block's recording is not its input"),
+        }
     }
 
     /// The part of its input that the block needs.
@@ -89,7 +103,7 @@ const SMALL_MAP: i64 = 4;
 pub(super) struct Chain(pub Vec<Box<dyn Block>>);
 
 impl Chain {
-    /// The blocks whose inputs [`Chain::record`] keeps. They are the stages, so that the backward pass runs each stage
+    /// The blocks whose inputs [`Block::record`] keeps. They are the stages, so that the backward pass runs each stage
     /// once more before its blocks. Of the last stage, with which the backward pass begins, and of stages with small
     /// maps they are the inner blocks: keeping these takes little or no memory and saves running the stage again.
     fn kept(&self) -> Vec<&dyn Block> {
@@ -116,27 +130,6 @@ impl Chain {
             }
         }
         kept
-    }
-
-    /// The output, and the input of every block that is [kept](Chain::kept), without a graph.
-    pub(super) fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
-        let _no_grad = tch::no_grad_guard();
-        let mut inputs = vec![];
-        let mut x = x.f_detach()?;
-        for block in self.kept() {
-            let y = block.forward(&x, &Norms::Own)?;
-            inputs.push(std::mem::replace(&mut x, y));
-        }
-        Ok((x, inputs))
-    }
-
-    /// The gradient from recorded inputs, last block first. Each input is freed after use.
-    pub(super) fn replay(&self, inputs: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
-        let mut grad = grad.shallow_clone();
-        for (block, x) in self.kept().into_iter().zip(inputs).rev() {
-            grad = block.vjp(&x, &grad, &Norms::Own)?;
-        }
-        Ok(grad)
     }
 
     /// The innermost blocks, in order.
@@ -180,6 +173,27 @@ impl Block for Chain {
         drop(x);
         for (block, x) in body.iter().zip(inputs).rev() {
             grad = block.vjp(&x, &grad, norms)?;
+        }
+        Ok(grad)
+    }
+
+    /// Keeps the input of every block that is [kept](Chain::kept).
+    fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
+        let _no_grad = tch::no_grad_guard();
+        let mut inputs = vec![];
+        let mut x = x.f_detach()?;
+        for block in self.kept() {
+            let y = block.forward(&x, &Norms::Own)?;
+            inputs.push(std::mem::replace(&mut x, y));
+        }
+        Ok((x, inputs))
+    }
+
+    /// Last block first. Each input is freed after use.
+    fn replay(&self, inputs: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
+        let mut grad = grad.shallow_clone();
+        for (block, x) in self.kept().into_iter().zip(inputs).rev() {
+            grad = block.vjp(&x, &grad, &Norms::Own)?;
         }
         Ok(grad)
     }

@@ -5,7 +5,7 @@
 //! Wan's final clamp is left to the caller, who chooses what it does to the gradient.
 
 use super::block::{Block, Chain};
-use super::layers::{Attention, Conv, Norm, NormConv, Qkv, Residual, Upsample};
+use super::layers::{Attention, Conv, Norm, NormConv, Residual, Upsample};
 use super::source::Source;
 use crate::error::{Result, bail};
 use crate::latent::PatchStats;
@@ -215,21 +215,23 @@ fn attention(source: &mut Source, name: &str, width: i64) -> Result<Attention> {
         let bias = source.take_shape(&format!("{name}.{layer}.bias"), &[rows])?;
         Ok((weight.f_reshape([rows, width])?, bias))
     };
-    let qkv = if joint {
+    let [query, key, value] = if joint {
         let (weight, bias) = linear("to_qkv", 3 * width)?;
-        Qkv::Joint(weight, bias)
+        let rows = |t: &Tensor, at: i64| t.f_narrow(0, at * width, width);
+        let part = |at: i64| -> Result<_> { Ok((rows(&weight, at)?, rows(&bias, at)?)) };
+        [part(0)?, part(1)?, part(2)?]
     } else {
-        Qkv::Split([
+        [
             linear("to_q", width)?,
             linear("to_k", width)?,
             linear("to_v", width)?,
-        ])
+        ]
     };
-    let (weight, bias) = linear(out, width)?;
     Ok(Attention {
         norm,
-        qkv,
-        weight,
-        bias,
+        query,
+        key: key.0,
+        value,
+        out: linear(out, width)?,
     })
 }

@@ -197,22 +197,47 @@ pub(super) struct Residual {
     pub shortcut: Option<Conv>,
 }
 
-impl Block for Residual {
-    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
-        let branch = self.branch.forward(x, norms)?;
+impl Residual {
+    /// The branch's output and the shortcut's together. A convolution does not look at norms.
+    fn add(&self, branch: Tensor, x: &Tensor) -> Result<Tensor> {
         Ok(match &self.shortcut {
-            Some(conv) => branch.f_add(&conv.forward(x, norms)?)?,
+            Some(conv) => branch.f_add(&conv.forward(x, &Norms::Own)?)?,
             None => branch.f_add(x)?,
         })
     }
 
-    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
-        let branch = self.branch.vjp(x, grad, norms)?;
+    /// The branch's gradient and the shortcut's together.
+    fn add_vjp(&self, branch: Tensor, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         Ok(match &self.shortcut {
-            Some(conv) => branch.f_add(&conv.vjp(x, grad, norms)?)?,
+            Some(conv) => branch.f_add(&conv.vjp(x, grad, &Norms::Own)?)?,
             None => branch.f_add(grad)?,
         })
+    }
+}
+
+impl Block for Residual {
+    fn forward(&self, x: &Tensor, norms: &Norms) -> Result<Tensor> {
+        self.add(self.branch.forward(x, norms)?, x)
+    }
+
+    fn vjp(&self, x: &Tensor, grad: &Tensor, norms: &Norms) -> Result<Tensor> {
+        self.add_vjp(self.branch.vjp(x, grad, norms)?, x, grad)
+    }
+
+    /// Keeps what the second convolution sees too, so that the first one is computed once.
+    fn record(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
+        let _no_grad = tch::no_grad_guard();
+        let (branch, kept) = self.branch.record(x)?;
+        Ok((self.add(branch, x)?, kept))
+    }
+
+    fn replay(&self, kept: Vec<Tensor>, grad: &Tensor) -> Result<Tensor> {
+        let Some(x) = kept.first().map(Tensor::shallow_clone) else {
+            bail!(Internal, "a residual block's recording is empty");
+        };
+        let branch = self.branch.replay(kept, grad)?;
+        self.add_vjp(branch, &x, grad)
     }
 
     /// The shortcut's convolution is no wider than the branch's.
@@ -221,21 +246,18 @@ impl Block for Residual {
     }
 }
 
-/// Self-attention over all pixels with one head, plus its input.
+/// Self-attention over all pixels with one head, plus its input. A projection is a weight `[C,C]` and a bias `[C]`.
+///
+/// Neither keys nor values are projected. For the normed map n and a query q, the score q·(K n + k) is (Kᵀ q)·n plus a number
+/// that all pixels share, which the softmax takes out; and as weights p of a softmax add up to 1, Σ p (V n + v) is V (Σ p n) + v.
+/// So a region's attention costs nothing per pixel of the map but its two products with n.
 pub(super) struct Attention {
     pub norm: Norm,
-    /// Rows q, k, v: `[3C,C]` and `[3C]`, or one projection each.
-    pub qkv: Qkv,
-    pub weight: Tensor,
-    pub bias: Tensor,
-}
-
-/// The input projections of an [`Attention`].
-pub(super) enum Qkv {
-    /// One projection to 3C features.
-    Joint(Tensor, Tensor),
-    /// Projections to q, k and v.
-    Split([(Tensor, Tensor); 3]),
+    pub query: (Tensor, Tensor),
+    /// Without its bias, which has no influence.
+    pub key: Tensor,
+    pub value: (Tensor, Tensor),
+    pub out: (Tensor, Tensor),
 }
 
 impl Block for Attention {
@@ -263,46 +285,27 @@ impl Block for Attention {
 }
 
 impl Attention {
-    /// Self-attention. The queries are the pixels of `regions`, or all; the keys are all pixels of `x`.
+    /// The queries are the pixels of `regions`, or all; they attend to all pixels of `x`.
     fn attend(&self, x: &Tensor, regions: Option<&Regions>, norms: &Norms) -> Result<Tensor> {
         let tokens = |map: &Tensor| -> Result<Tensor> {
-            Ok(map.f_flatten(2, 3)?.f_transpose(1, 2)?.f_unsqueeze(1)?)
+            let rows = map.f_flatten(2, 3)?.f_transpose(1, 2)?;
+            Ok(rows.f_contiguous()?.f_unsqueeze(1)?)
         };
+        let linear = |x: &Tensor, (weight, bias): &(Tensor, Tensor)| x.f_linear(weight, Some(bias));
         let normed = self.norm.apply(x, norms)?;
-        let keys = tokens(&normed)?;
+        let all = tokens(&normed)?;
         let (queries, x) = match regions {
-            None => (keys.shallow_clone(), x.shallow_clone()),
+            None => (all.shallow_clone(), x.shallow_clone()),
             Some(regions) => (tokens(&regions.cut(&normed)?)?, regions.cut(x)?),
         };
-        let size = x.size();
-        let c = size[1];
-        let [q, k, v] = match &self.qkv {
-            Qkv::Split([q, k, v]) => [
-                queries.f_linear(&q.0, Some(&q.1))?,
-                keys.f_linear(&k.0, Some(&k.1))?,
-                keys.f_linear(&v.0, Some(&v.1))?,
-            ],
-            Qkv::Joint(weight, bias) => {
-                let rows = |x: &Tensor, from: i64, count: i64| {
-                    let weight = weight.f_narrow(0, from, count)?;
-                    x.f_linear(&weight, Some(&bias.f_narrow(0, from, count)?))
-                };
-                let pairs = rows(&keys, c, 2 * c)?;
-                [
-                    rows(&queries, 0, c)?,
-                    pairs.f_narrow(3, 0, c)?,
-                    pairs.f_narrow(3, c, c)?,
-                ]
-            }
-        };
+        let queries = linear(&queries, &self.query)?.f_matmul(&self.key)?;
         let mixed = Tensor::f_scaled_dot_product_attention::<Tensor>(
-            &q, &k, &v, None, 0.0, false, None, false,
+            &queries, &all, &all, None, 0.0, false, None, false,
         )?;
-        let out = mixed
-            .f_linear(&self.weight, Some(&self.bias))?
+        let out = linear(&linear(&mixed, &self.value)?, &self.out)?
             .f_squeeze_dim(1)?
             .f_transpose(1, 2)?
-            .f_reshape(size.as_slice())?;
+            .f_reshape(x.size())?;
         Ok(out.f_add(&x)?)
     }
 }

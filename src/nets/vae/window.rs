@@ -86,7 +86,7 @@ impl Decoder {
         let _no_grad = tch::no_grad_guard();
         let plan = self.plan(latents, windows, halo)?;
         let begun = self.begun(latents, begun)?;
-        let y = self.run(&plan, begun.output()?, &norms(statistics), None)?;
+        let y = self.run(&plan, begun.output(), &norms(statistics), None)?;
         self.image(&plan.cut(&y)?)
     }
 
@@ -108,19 +108,14 @@ impl Decoder {
         let begun = self.begun(latents, begun)?;
         let (image, rest) = if self.recompute == Recompute::None {
             let _grad_mode = tensor::GradGuard::new();
-            let leaf = begun.output()?.f_detach()?.f_set_requires_grad(true)?;
+            let leaf = begun.output().f_detach()?.f_set_requires_grad(true)?;
             let y = self.run(&plan, &leaf, &norms(statistics), None)?;
             let windows = self.image(&plan.cut(&y)?)?;
             (windows.f_detach()?, Rest::Graph { leaf, windows })
         } else {
             let _no_grad = tch::no_grad_guard();
             let mut inputs = vec![];
-            let y = self.run(
-                &plan,
-                begun.output()?,
-                &norms(statistics),
-                Some(&mut inputs),
-            )?;
+            let y = self.run(&plan, begun.output(), &norms(statistics), Some(&mut inputs))?;
             let rest = Rest::Inputs {
                 statistics: statistics.map(Statistics::share),
                 inputs,
@@ -140,7 +135,7 @@ impl Decoder {
         let WindowTape { plan, begun, rest } = tape;
         let blocks = self.chain.flat();
         let whole = begun.blocks();
-        let mut grad = match rest {
+        let grad = match rest {
             Rest::Graph { leaf, windows } => {
                 tensor::vjp(&windows, &[&leaf], grad, false)?.swap_remove(0)
             }
@@ -162,10 +157,7 @@ impl Decoder {
                 grad
             }
         };
-        for (block, x) in blocks.iter().zip(&begun.inputs[..whole]).rev() {
-            grad = block.vjp(x, &grad, &Norms::Own)?;
-        }
-        Ok(grad)
+        self.replay_begun(begun, grad)
     }
 
     fn plan(&self, latents: &Tensor, windows: &[Rect], halo: Option<i64>) -> Result<WindowPlan> {
