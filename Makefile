@@ -111,6 +111,7 @@ $(FIXTURES)/.ready: $(VENV)/.ready-tests $(wildcard tests/fixtures/*.py)
 	$(RUN) -W ignore tests/fixtures/latent.py $(FIXTURES)
 	$(RUN) -W ignore tests/fixtures/step.py $(FIXTURES)
 	$(RUN) -W ignore tests/fixtures/evaluate.py $(FIXTURES) $(DATA)
+	test ! -d $(DATA) || $(RUN) -W ignore tests/fixtures/photographs.py $(FIXTURES) $(DATA)
 	touch $@
 
 fixtures: $(FIXTURES)/.ready

@@ -26,7 +26,7 @@ import torch
 from decoder import work_of
 from PIL import Image
 from torch.nn import functional as F
-from window_photos import DATA, Denoiser, encode
+from window_photos import DATA, Denoiser, encode, encoder
 
 import facegrad
 
@@ -65,7 +65,7 @@ class Training:
 
     def __init__(self, photos: str, size: int) -> None:
         self.found = pictures(PHOTOS[photos], 20, size)
-        weights = {n: w.float() for n, w in torch.load(DATA / "models/taef2_encoder.pth", weights_only=True).items()}
+        weights = encoder(DATA)
         with torch.no_grad():
             self.latents = torch.cat([encode(image, weights) for image, _ in self.found])
         self.denoise = Denoiser(self.latents)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,11 @@ from torch.nn import functional as F
 
 import facegrad
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
+from photographs import Denoiser, encode, encoder  # noqa: E402
+
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 POLICIES = ("window", "exact", "cached", "predicted")
-
-
-def encode(x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
-    """TAEF2's encoder: `[B,3,H,W]` in [0, 1] → `[B,32,H/8,W/8]`."""
-    for layer in sorted({int(name.split(".")[0]) for name in w}):
-        if f"{layer}.weight" in w:
-            stride = 2 if f"{layer}.bias" not in w else 1
-            x = F.conv2d(x, w[f"{layer}.weight"], w.get(f"{layer}.bias"), stride, 1)
-            continue
-        if f"{layer}.pool.0.weight" in w:
-            wide = F.conv2d(x, w[f"{layer}.pool.0.weight"])
-            wide = F.group_norm(wide, 4, w[f"{layer}.pool.1.weight"], w[f"{layer}.pool.1.bias"]).relu()
-            x = x + F.conv2d(wide, w[f"{layer}.pool.3.weight"])
-        h = x
-        for i in (0, 2, 4):
-            h = F.conv2d(h if i == 0 else h.relu(), w[f"{layer}.conv.{i}.weight"], w[f"{layer}.conv.{i}.bias"], 1, 1)
-        x = (h + x).relu()
-    return x
 
 
 def pictures(count: int, size: int, detector: facegrad.Detector) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -62,19 +48,6 @@ def pictures(count: int, size: int, detector: facegrad.Detector) -> list[tuple[t
     return found[:count]
 
 
-class Denoiser:
-    """E[z | x_t] among linear, stationary estimators."""
-
-    def __init__(self, latents: torch.Tensor) -> None:
-        self.mean = latents.mean((0, 2, 3), keepdim=True)
-        self.power = torch.fft.fft2(latents - self.mean).abs().square().mean(0, keepdim=True)
-        self.noise = latents.shape[2] * latents.shape[3]
-
-    def __call__(self, x_t: torch.Tensor, t: float) -> torch.Tensor:
-        gain = (1 - t) * self.power / ((1 - t) ** 2 * self.power + t**2 * self.noise)
-        return torch.fft.ifft2(gain * torch.fft.fft2(x_t - (1 - t) * self.mean)).real + self.mean
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95])
@@ -89,7 +62,7 @@ def main() -> None:
     )
     vae = facegrad.Vae(DATA / "models/kl_photo_decoder")
     found = pictures(args.faces, args.size, detector)
-    weights = {n: w.float() for n, w in torch.load(DATA / "models/taef2_encoder.pth", weights_only=True).items()}
+    weights = encoder(DATA)
     with torch.no_grad():
         latents = torch.cat([encode(image, weights) for image, _ in found])
     denoise = Denoiser(latents)
