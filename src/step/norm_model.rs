@@ -318,3 +318,70 @@ impl NormModel {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers around 0 that no other seed gives.
+    fn numbers(seed: usize, count: usize) -> Tensor {
+        let one = |at: usize| ((seed * 131 + at * 17) as f64 * 12.9898).sin();
+        Tensor::f_from_slice(&(0..count).map(one).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// Statistics of two norms with three groups whose mean/σ and log σ² are these.
+    fn statistics(targets: &Tensor) -> Statistics {
+        from_targets(targets, &[2, 2, 1, 3]).unwrap()
+    }
+
+    fn predict(model: &mut NormModel, features: &Tensor) -> std::result::Result<(), Refusal> {
+        let predicted = model.predict(features, Some(0.5), Device::Cpu).unwrap();
+        predicted.map(|_| ())
+    }
+
+    /// What statistics follow from is predicted.
+    fn learnt(targets: impl Fn(usize, &Tensor) -> Tensor) -> NormModel {
+        let mut model = NormModel::default();
+        for seed in 0..40 {
+            let features = numbers(seed, 12);
+            let own = statistics(&targets(seed, &features));
+            model.learn(&features, &own, Some(0.5)).unwrap();
+        }
+        model
+    }
+
+    #[test]
+    fn statistics_that_features_do_not_tell_are_refused_and_told_once() {
+        let mut lawful = learnt(|_, features| features * 0.3);
+        assert_eq!(predict(&mut lawful, &numbers(3, 12)), Ok(()));
+        let mut lawless = learnt(|seed, _| numbers(7 * seed + 1000, 12) * 2.0);
+        for _ in 0..2 {
+            let refused = predict(&mut lawless, &numbers(3, 12));
+            assert_eq!(refused, Err(Refusal::Inexact));
+        }
+        assert_eq!(lawless.told, [Refusal::Inexact]);
+    }
+
+    #[test]
+    fn features_of_another_width_start_the_model_anew() {
+        let mut model = learnt(|_, features| features * 0.3);
+        assert_eq!(predict(&mut model, &numbers(3, 8)), Err(Refusal::Learning));
+        assert!(model.passes.is_empty());
+        let mut model = learnt(|_, features| features * 0.3);
+        let narrow = statistics(&numbers(1, 12));
+        model.learn(&numbers(1, 8), &narrow, None).unwrap();
+        assert_eq!(model.passes.len(), 1);
+    }
+
+    #[test]
+    fn a_pass_that_is_not_finite_teaches_nothing() {
+        let mut model = NormModel::default();
+        let features = numbers(1, 12);
+        let broken = statistics(&(numbers(2, 12) * f64::NAN));
+        model.learn(&features, &broken, None).unwrap();
+        let nan = &features * f64::NAN;
+        let whole = statistics(&numbers(2, 12));
+        model.learn(&nan, &whole, None).unwrap();
+        assert!(model.passes.is_empty());
+    }
+}
