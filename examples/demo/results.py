@@ -1,11 +1,12 @@
-"""Measures the demo over many people and writes docs/results.md from what has been measured.
+"""Measures the demo over many people and writes the tables of docs/results.md from what has been measured.
 
     make results                                           # everything; hours of one core
     python examples/demo/results.py choose guard           # some of the tables
     python examples/demo/results.py verdict --people 3     # for the first of their people
     python examples/demo/results.py --write                # the page alone
 
-Every run leaves its figures in a file, so that a run that was stopped is not lost; the page says how many of each there are.
+Every run leaves its figures in a file, so that a run that was stopped is not lost. A table of which the folder has no run stays
+as the page has it; otherwise it is made of the folder's runs alone.
 Settings are chosen on CHOOSE alone; what is said of PEOPLE, who were used for nothing else, follows from these settings.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -231,106 +231,35 @@ def chart(folder: Path, path: Path) -> None:
     panels = [(f"{TABLES[name][1]} steps: the judge's similarity",
                {arm: {p: r.similarity for p, r in found[arm].items()} for arm in ("no face loss", "pair", "pair and rollouts")})
               for name in ("short", "verdict") if len((found := read(folder, name))["pair and rollouts"]) > 2]
-    if panels:
+    if len(panels) == 2:
         draw_chart(path, panels, {p: v for p in PEOPLE if not math.isnan(v := limit(folder, p))}, .4)
 
 
-def page(folder: Path) -> str:
-    scale = [json.loads(path.read_text()) for path in sorted(folder.glob("0-*-scale.json"))]
-    tables = {name: table(found) for name in TABLES if any((found := read(folder, name)).values())}
-    missing = [f"`{arm}` of `{name}`" for name, (_, _, arms) in TABLES.items() for arm in arms if not read(folder, name)[arm]]
-    average = lambda f: f"{fmean(map(f, scale)):.3f}" if scale else "–"
-    return TEMPLATE.format(
-        **{name: tables.get(name, "Not measured.") for name in TABLES}, choose_people=f"{CHOOSE[0]} to {CHOOSE[-1]}", people=f"{PEOPLE[0]} to {PEOPLE[-1]}", samples=SAMPLES,
-        base=average(lambda s: s["base"]), real=average(lambda s: s["real"]), vae=average(lambda s: s["vae"]),
-        sharp_base=average(lambda s: s["sharp"][0]), sharp_real=average(lambda s: s["sharp"][1]), sharp_vae=average(lambda s: s["sharp"][2]),
-        **{f"{name}_goal": goal(folder, name, name == "verdict") for name in ("short", "verdict", "long")},
-        missing=f"Not measured: {', '.join(missing)}." if missing else "", pair=ARMS["pair"]["face_weight"], four=4 * ARMS["rollouts"]["rollout_weight"], roll=ARMS["rollouts"]["rollout_weight"],
-        machine=f"one thread, {platform.machine()}, torch {torch.__version__.split('+')[0]}")
+def scale(folder: Path) -> str:
+    """What the base model, other pictures and their reconstructions give, over the people whose scale was measured."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("0-*-scale.json"))]
+    if not found:
+        return ""
+    average = lambda f: f"{fmean(map(f, found)):.3f}"
+    return textwrap.fill(
+        f"For scale: the base model {average(lambda s: s['base'])}, other pictures of the person {average(lambda s: s['real'])}, their "
+        f"reconstructions by the VAE {average(lambda s: s['vae'])}. Sharpness is the mean difference of neighbouring pixels: "
+        f"{average(lambda s: s['sharp'][0])} for the base model's samples, {average(lambda s: s['sharp'][1])} for pictures, "
+        f"{average(lambda s: s['sharp'][2])} for their reconstructions.", 124)
 
 
-TEMPLATE = """# Does the face loss help a LoRA?
+def block(folder: Path, name: str) -> str:
+    """A table with what follows from it; empty without runs."""
+    found = read(folder, name)
+    return f"{table(found)}\n\n{goal(folder, name, name == 'verdict')}".strip() if any(found.values()) else ""
 
-Written by `make results` (`examples/demo/results.py`) from the runs that were made; `make demo` shows the same on a few people.
 
-A small FLUX transformer that has learnt to draw people in general ([how](../examples/demo_assets/README.md)) gets a LoRA
-of one person it has never seen, from five pictures, in steps of batch 4. All trainings of a person start from the same
-seed and see the same pictures, noise and noise levels. Then each LoRA draws {samples} pictures with captions (pose,
-expression, light) that were not trained on. A judge, a recogniser of another architecture that was trained on other people
-and gave no gradient, compares them with twelve other pictures of the person. A sample without a face counts as 0.
-
-For scale: the base model {base}, other pictures of the person {real}, their reconstructions by the VAE {vae}. Sharpness is the
-mean difference of neighbouring pixels: {sharp_base} for the base model's samples, {sharp_real} for pictures, {sharp_vae} for
-their reconstructions. "The person" is one reference from the five pictures; "own picture" compares every training picture
-with itself. A pair is the training picture's x0 estimate; a rollout is what the model makes of noise. Times are of a step,
-relative to one without the face loss, {machine}. Other programs ran on the machine meanwhile, so times are rough. {missing}
-
-## The verdict
-
-People {people}, used for nothing else, 100 steps; pair λ {pair}, rollouts λ {roll} with their default guard, but a
-`target_similarity` of 0.9: two pictures of a drawn person are 0.84 alike to the loss's recogniser.
-
-    python examples/demo/results.py verdict
-
-{verdict}
-
-{verdict_goal}
-
-![every person's similarity with each training, at 50 and 100 steps](results.png)
-
-The limit is what the decoder draws from latents that were fitted to other pictures of the person, pixel by pixel. Samples can
-pass it a little, because the fit is to pixels and not to the judge.
-
-## Shorter and longer trainings
-
-The same settings, 50 steps:
-
-    python examples/demo/results.py short
-
-{short}
-
-{short_goal}
-
-300 steps. The last two rows have four times the λ of rollouts, {four}; the last one is without the pause while faces vanish
-(`min_found`). That pause was added because of what the last row shows, so the row before it is no independent test. It
-softens the collapse of one person and does not prevent it: in long trainings with a large λ the guard is not enough. In the
-runs of people 10 and 11 the pause could not act, since every rollout found its face; one run serves both rows.
-
-    python examples/demo/results.py long
-
-{long}
-
-{long_goal}
-
-## How much room a training leaves
-
-What a LoRA without the face loss reaches decides how much can be won. People {choose_people}, 100 steps, five pictures and rank 16
-where nothing else is said:
-
-    python examples/demo/results.py room
-
-{room}
-
-Fewer pictures do not make the task harder: a drawn person is simple, and one picture tells who it is. A short training or a
-small rank do. So the size of the gain here does not tell its size on a real model.
-
-## How the settings were chosen
-
-People {choose_people}, 100 steps, one thing changed at a time. These people were used to choose, so their gains are no verdict. Every
-row is compared with the same people's runs; a row of few people says little.
-
-    python examples/demo/results.py choose
-
-{choose}
-
-## What happens when λ is too large
-
-Ten times the λ of rollouts, pair λ .5 beside it, 100 steps: without a guard, with a part of it alone, and with all.
-
-    python examples/demo/results.py guard
-
-{guard}
-"""
+def put(text: str, name: str, new: str) -> str:
+    """The page with what stands between the lines `<!-- NAME -->` and `<!-- end -->` anew; what is empty changes nothing."""
+    head, mark, tail = text.partition(f"<!-- {name} -->\n")
+    if not mark or "<!-- end -->" not in tail:
+        raise SystemExit(f"the page has no place for {name}: expected a line <!-- {name} --> and a line <!-- end --> below it")
+    return head + mark + new + "\n" + tail[tail.index("<!-- end -->"):] if new else text
 
 
 def main() -> None:
@@ -356,7 +285,10 @@ def main() -> None:
                 if person in PEOPLE:
                     decoder(world_, person, args.state)
                 measure(world_, name, person, arm, args.state, bar)
-    args.out.write_text(page(args.state), encoding="utf-8")
+    text = args.out.read_text(encoding="utf-8")
+    for name in args.tables or list(TABLES):
+        text = put(text, name, block(args.state, name))
+    args.out.write_text(text if args.tables else put(text, "scale", scale(args.state)), encoding="utf-8")
     chart(args.state, args.out.with_name("results.png"))
     print(f"wrote {args.out}")
 
