@@ -32,8 +32,10 @@ struct RolloutOptions {
     std::uint64_t seed = 0;
     /// The least detection score of a face that has a gradient, in [0, 1].
     float min_score = 0.6f;
-    /// Below this running share of samples that show a face, there is no gradient; 0: no pause. The last rollout counts for a tenth.
+    /// Below this share of the last samples (about forty) that show a face, there is no gradient; 0: no pause.
     float min_found = 0.95f;
+    /// The factor of λ, in [0, 1], by every such pause. λ then grows anew over `ramp` steps. 0: the first pause ends the rollouts.
+    float backoff = 0.0f;
     /// Accepts a loss without `gradient_limit`, whose gradient can then be of any size relative to the main loss's.
     bool unbounded = false;
     /// The object `prediction` of the loss's configuration.
@@ -46,13 +48,13 @@ struct RolloutOptions {
 struct RolloutReport {
     /// The face loss's own report. Its result.loss is the weighted loss whose gradient is in `gradient`.
     Report face;
-    /// The noise level of the prediction with a gradient, and the factor of λ by `start` and `ramp`.
+    /// The noise level of the prediction with a gradient, and the factor of λ by `start`, `ramp` and earlier pauses.
     double level = 0, ramp = 0;
     /// How many predictions of the whole batch were made without and with a gradient.
     std::size_t without_gradient = 0, with_gradient = 0;
     /// How many samples had a detection score below `min_score`.
     std::size_t low_score = 0;
-    /// The running share of samples that show a face, and whether it was below `min_found`, so that there was no gradient.
+    /// The share of the last samples (about forty) that show a face, and whether it was below `min_found`, so that there was no gradient.
     double found = 1;
     bool paused = false;
 };
@@ -86,6 +88,10 @@ class Rollout {
         if (o.steps < 1 || o.every_n_steps < 1) {
             return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT, "rollout: expected steps and every_n_steps of at least 1");
         }
+        if (!(o.backoff >= 0 && o.backoff <= 1)) {
+            return detail::fail<Rollout>(FACEGRAD_ERR_ARGUMENT,
+                                         "rollout: expected a backoff from 0 to 1, got " + std::to_string(o.backoff));
+        }
         const std::string settings = loss.info(), key = "\"gradient_limit\":";
         const auto found = settings.find(key);
         const bool bounded = found != std::string::npos && settings.compare(found + key.size(), 4, "null") != 0;
@@ -97,7 +103,9 @@ class Rollout {
         return Rollout(context, loss, std::move(options));
     }
     /// Whether the step with this number has a rollout.
-    bool due(std::uint64_t number) const { return number >= options_.start && number % options_.every_n_steps == 0; }
+    bool due(std::uint64_t number) const {
+        return (strength_ > 0 || number < since_) && number >= options_.start && number % options_.every_n_steps == 0;
+    }
     /// Makes one rollout. `predict(times, with_gradient)` computes the model's prediction for `x` at the host's times, one per
     /// sample, and writes it to `step.prediction`. Only its last call has a gradient.
     ///
@@ -113,7 +121,8 @@ class Rollout {
         const std::size_t count = x.batch();
         RolloutReport report;
         report.level = level(step.number);
-        report.ramp = std::min(1.0, static_cast<double>(step.number - options_.start + 1) / static_cast<double>(options_.ramp + 1));
+        const double grown = static_cast<double>(step.number) - static_cast<double>(std::max(options_.start, since_)) + 1;
+        report.ramp = strength_ * std::clamp(grown / (static_cast<double>(options_.ramp) + 1), 0.0, 1.0);
         std::vector<double> here(count, time(1.0)), after(count);
         const auto shape = std::vector<std::int64_t>{static_cast<std::int64_t>(count)};
         for (int k = 0; at(k) > report.level + 1e-9; ++k, here.swap(after)) {
@@ -151,14 +160,18 @@ class Rollout {
             }
         }
         if (looked > 0) {
-            found_ = 0.9 * found_ + 0.1 * static_cast<double>(seen) / static_cast<double>(looked);
+            const double fresh = std::min(1.0, static_cast<double>(looked) / 40);
+            found_ = (1 - fresh) * found_ + fresh * static_cast<double>(seen) / static_cast<double>(looked);
         }
         report.found = found_;
         report.paused = found_ < options_.min_found - 1e-6;
         if (report.paused) {
+            strength_ *= paused_ ? 1 : static_cast<double>(options_.backoff);
+            since_ = step.number + 1;
             std::fill(weights.begin(), weights.end(), 0.0f);
             report.ramp = 0;
         }
+        paused_ = report.paused;
         if (report.low_score > 0 || report.paused) {
             auto second = loss_->step(step, targets, &gradient, stream);
             if (auto error = failed(second)) {
@@ -192,7 +205,9 @@ class Rollout {
     const Context *context_;
     Loss *loss_;
     RolloutOptions options_;
-    double found_ = 1;
+    double found_ = 1, strength_ = 1;
+    bool paused_ = false;
+    std::uint64_t since_ = 0;
 };
 
 } // namespace facegrad

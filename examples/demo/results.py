@@ -31,6 +31,8 @@ from demo import ARMS, NEW_PEOPLE, SAMPLES, TARGET, World, compare, draw, mean
 from tqdm import tqdm
 
 CHOOSE, PEOPLE = tuple(range(8)), tuple(range(10, 18))
+#: Person 12 served to choose the guard of long trainings; it is judged on these.
+FRESH = tuple(range(20, 25))
 OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0), ("min_found", 0.0))
 
 
@@ -80,8 +82,12 @@ TABLES = {
     "long": (PEOPLE[:5], 300, {
         "no face loss": ARMS["plain"], "pair": ARMS["pair"], "pair and rollouts": ARMS["rollouts"],
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
-        "pair, rollouts λ .8": rollouts(.8),
+        "pair, rollouts λ .8, backoff 1": rollouts(.8, (*TARGET, ("backoff", 1.0))),
         "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
+    "lasting": ((12, *FRESH), 300, {
+        "no face loss": ARMS["plain"],
+        "pair, rollouts λ .8": rollouts(.8),
+        "pair, rollouts λ .8 every 4th step": rollouts(.8, (*TARGET, ("every_n_steps", 4)))}),
 }  # fmt: skip
 
 

@@ -264,18 +264,40 @@ void rollouts(const std::string &assets) {
     TAKE(bounded(predict, x.view, step, batch.targets, gradient.view));
     check(std::abs(length(gradient) - 0.25 * free) < 1e-4 * free, "a quarter of the main loss's gradient");
 
-    // The detector sees no face in noise: after one such rollout too few are found.
+    // The detector sees no face in noise: after three such rollouts of one sample too few are found.
     facegrad::Detector detector =
         TAKE(facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
     facegrad::Loss looking = TAKE(facegrad::Loss::make(host.context, &detector, &host.backbone, &host.vae,
                                                        Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none"})")));
+    options.backoff = 0.5f;
     auto strict = TAKE(Rollout::make(host.context, looking, options));
+    options.backoff = 0;
+    auto once = TAKE(Rollout::make(host.context, looking, options));
     facegrad::Targets unseen = batch.targets;
     unseen.landmarks.reset();
-    x.data = start;
-    const facegrad::RolloutReport nobody = TAKE(strict(predict, x.view, step, unseen, gradient.view));
-    check(std::abs(nobody.found - 0.9) < 1e-6 && nobody.paused && nobody.ramp == 0 && length(gradient) == 0, "a pause while faces vanish");
+    for (step.number = 0; step.number < 3; ++step.number) {
+        for (auto *rollout_ : {&strict, &once}) {
+            x.data = start;
+            const facegrad::RolloutReport nobody = TAKE((*rollout_)(predict, x.view, step, unseen, gradient.view));
+            check(std::abs(nobody.found - std::pow(0.975, step.number + 1)) < 1e-6 && nobody.paused == (step.number == 2), "faces vanish");
+            check(nobody.ramp == (nobody.paused ? 0 : 1) && length(gradient) == 0, "nothing is pushed");
+        }
+    }
+    check(once.due(2) && !once.due(3), "without a backoff the first pause ends the rollouts");
     check(!report.paused && report.found == 1, "no pause while they are there");
+    // Where the face is is told from here on.
+    facegrad::RolloutReport back;
+    do {
+        x.data = start;
+        check(strict.due(step.number), "rollouts go on after a pause");
+        back = TAKE(strict(predict, x.view, step, batch.targets, gradient.view));
+        ++step.number;
+    } while (back.paused && step.number < 99);
+    check(back.found > 0.95 && back.ramp == 0.5 && length(gradient) > 0, "half of λ is left after a pause");
+    step.number = 0;
+    options.backoff = 2;
+    expect(FACEGRAD_ERR_ARGUMENT, "backoff", [&] { return Rollout::make(host.context, looking, options); });
+    options.backoff = 0;
 
     // NaN out of the host's model: the sample fails, and no NaN comes back.
     x.data = start;

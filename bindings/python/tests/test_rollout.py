@@ -188,6 +188,7 @@ def test_accumulated_state_goes_on(pair, step, noise):
         ({"ramp": -1}, "ramp"),
         ({"min_score": 1.5}, "min_score: expected a number from 0 to 1, got 1.5"),
         ({"min_score": float("nan")}, "min_score"),
+        ({"backoff": 1.5}, "backoff: expected a number from 0 to 1, got 1.5"),
     ],
 )
 def test_bad_options_are_named(pair, options, words):
@@ -260,31 +261,72 @@ def test_a_floor_that_stops_everything_is_said_once(pair, caplog):
     assert rollout.summary()["low_score"] == 16
 
 
-def test_nothing_is_pushed_while_faces_vanish(pair):
-    """The running share of faces decides; it falls with every rollout without one, and the push comes back with the faces."""
+def lost_faces(rollout, shares, batch=4):
+    """What a rollout does while so many of a batch show a face, one rollout each: (the running share, ramp, the weight's push)."""
     from dataclasses import replace
 
     from facegrad.report import Outcome, Report
 
-    both = found([0.9, 0.9])
-    one = Report(0.1, 0.8, 1, (both.samples[0], replace(both.samples[1], outcome=Outcome.NO_FACE)))
-    reports = [both, one, one, both, both, both, both]
+    seen = found([0.9] * batch).samples
+    reports = [Report(0.1, 0.8, n, seen[:n] + tuple(replace(s, outcome=Outcome.NO_FACE) for s in seen[n:])) for n in shares]
 
     class Loss:
         loss, config = object(), {"prediction": {"kind": "flow"}}
 
         def __call__(self, **arguments):
-            return arguments["prediction"].sum(), reports.pop(0)
+            return arguments["prediction"].mean(), reports.pop(0)
 
-    rollout = Rollout(pair, levels=(1, 1), **FREE | {"min_found": 0.95})
     rollout._loss = Loss()
-    shares, paused, pushed = [], [], []
-    while reports:
+    told = []
+    while reports and rollout.due():
         model = Model()
-        rollout(model, torch.ones(2, 4, 8, 8)).backward()
-        shares.append(rollout.report.found), paused.append(rollout.report.paused), pushed.append(model.w.grad.item() != 0)
-    assert shares[:3] == pytest.approx([1, 0.95, 0.905]) and shares[3] == pytest.approx(0.9145)
-    assert paused == [False, False, True, True, True, True, True] and pushed == [not p for p in paused]
-    other = Rollout(pair, **FREE)
+        rollout(model, torch.ones(batch, 4, 8, 8)).backward()
+        assert rollout.report.paused == (rollout.report.ramp == 0)
+        told.append((rollout.report.found, rollout.report.ramp, model.w.grad.item()))
+    return told
+
+
+ONE = {"levels": (1, 1), **FREE, "min_found": 0.95}
+
+
+def test_rollouts_end_when_faces_vanish(pair, caplog):
+    """A tenth of the running share is of the last four samples, so the third face that is lost ends them."""
+    rollout = Rollout(pair, **ONE)
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        told = lost_faces(rollout, [4, 3, 3, 3, 4, 4])
+    assert [share for share, _, _ in told] == pytest.approx([1, 0.975, 0.9525, 0.93225])
+    assert [ramp for _, ramp, _ in told] == [push for _, _, push in told] == [1, 1, 1, 0]
+    assert rollout.due(3) and not rollout.due(4) and not rollout.due(99), "the last step can still be asked for its figures"
+    said = [r.message for r in caplog.records]
+    assert len(said) == 1 and "0.932 of the last samples show one, min_found 0.950" in said[0] and "the rollouts end here" in said[0]
+    model = Model()
+    assert rollout(model, torch.ones(4, 4, 8, 8)).item() == 0 and not model.calls
+    other = Rollout(pair, **ONE)
     other.load_state_dict(rollout.state_dict())
-    assert other._found == rollout.report.found < 0.95
+    assert not other.due(99) and other.state_dict() == rollout.state_dict()
+
+
+def test_one_lost_face_of_a_small_batch_ends_nothing(pair):
+    """Forty samples are forty rollouts of one: here too it is the third face."""
+    told = lost_faces(Rollout(pair, **ONE), [0, 0, 0, 0], batch=1)
+    assert [(share, ramp) for share, ramp, _ in told] == [(pytest.approx(0.975), 1), (pytest.approx(0.950625), 1), (pytest.approx(0.926859), 0)]
+
+
+def test_every_pause_leaves_a_share_of_the_weight(pair, caplog):
+    """A half is left after the first pause, grown over two steps, and a quarter after the second."""
+    rollout = Rollout(pair, **ONE | {"backoff": 0.5, "ramp": 1})
+    pause = [1, 4, 4, 4, 4]
+    with caplog.at_level(logging.WARNING, "facegrad"):
+        told = lost_faces(rollout, [4, 4, *pause, 4, *pause, *[4] * 5])
+    assert [ramp for _, ramp, _ in told] == pytest.approx([0.5, 1, *[0] * 4, 0.25, 0.5, *[0] * 8, 0.125, 0.25])
+    assert [push for _, _, push in told] == pytest.approx([ramp for _, ramp, _ in told])
+    said = [r.message for r in caplog.records]
+    assert len(said) == 2 and "λ is 0.5 of the weight then" in said[0] and "λ is 0.25 of the weight then" in said[1]
+    other = Rollout(pair, **ONE | {"backoff": 0.5, "ramp": 1})
+    other.load_state_dict(rollout.state_dict())
+    assert other.state_dict() == rollout.state_dict() and other.state_dict()["strength"] == 0.25
+
+
+def test_with_a_backoff_of_one_the_weight_comes_back(pair):
+    told = lost_faces(Rollout(pair, **ONE | {"backoff": 1}), [4, 1, 4, 4, 4, 4])
+    assert [ramp for _, ramp, _ in told] == [1, 0, 0, 0, 0, 1]

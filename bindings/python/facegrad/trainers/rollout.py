@@ -33,8 +33,8 @@ class RolloutReport:
         without_gradient: how many predictions of the whole batch were made without a gradient
         with_gradient: how many predictions of the whole batch were made with a gradient
         low_score: how many samples had a detection score below ``min_score``
-        ramp: the factor of λ by ``start`` and ``ramp``, in [0, 1]
-        found: the running share of samples that show a face with a sufficient score
+        ramp: the factor of λ by ``start``, ``ramp`` and earlier pauses, in [0, 1]
+        found: the share of the last samples (about forty) that show a face with a sufficient score
         paused: whether that share was below ``min_found``, so that there was no gradient
     """
 
@@ -61,7 +61,7 @@ class Rollout:
 
     A model that follows this loss too far makes images that the recogniser accepts and that show no face. The guard against
     this is on by default. It consists of the bound on the gradient, the least detection score, ``target_similarity``, the ramp,
-    and the pause while faces vanish.
+    and the end of the rollouts when faces vanish.
 
     ``seed`` and the step determine every random number. All processes of a training therefore use the same level, and a
     training that was stopped continues with the same numbers. A call at a step without a rollout computes nothing.
@@ -79,8 +79,9 @@ class Rollout:
             gradient, which ``main`` gives; None: no bound
         min_score: the least detection score of a face that has a gradient, in [0, 1]
         target_similarity: the cosine from which on a sample has no gradient
-        min_found: below this running share of samples that show a face, there is no gradient; 0: no pause. The last rollout
-            counts for a tenth of the share. The pause limits the damage and does not undo it
+        min_found: below this share of the last samples (about forty) that show a face, there is no gradient; 0: no pause
+        backoff: the factor of λ, in [0, 1], by every such pause. λ then grows anew over ``ramp`` steps. 0: the first pause ends
+            the rollouts
         start: the first step with a rollout
         ramp: over so many steps from ``start`` on, λ grows from 0 to its value
         times: turns a noise level in [0, 1] into the host's time; None: as the loss's ``prediction`` says, with the
@@ -105,6 +106,7 @@ class Rollout:
         min_score: float = 0.6,
         target_similarity: float = 0.8,
         min_found: float = 0.95,
+        backoff: float = 0.0,
         start: int = 0,
         ramp: int = 20,
         times: Callable[[float], float] | None = None,
@@ -118,7 +120,7 @@ class Rollout:
             raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight: expected a number >= 0, got {weight}")
-        for name, share in (("min_score", min_score), ("min_found", min_found)):
+        for name, share in (("min_score", min_score), ("min_found", min_found), ("backoff", backoff)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {share}")
         for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
@@ -128,13 +130,14 @@ class Rollout:
         self._loss: FaceIdentityLoss | None = None
         self._keys: dict[str, Any] = {"face_loss_weight": weight, "gradient_limit": gradient_limit, "target_similarity": target_similarity}
         self.steps, self.levels, self.every_n_steps = steps, (low, high), every_n_steps
-        self.min_score, self.min_found, self.start, self.ramp, self.seed = min_score, min_found, start, ramp, seed
+        self.min_score, self.min_found, self.backoff, self.start, self.ramp, self.seed = min_score, min_found, backoff, start, ramp, seed
         self.warn_after, self.enabled = warn_after, enabled
         self.step = 0
         self.report: RolloutReport | None = None
         self._quiet = self._stopped = 0
-        self._found = 1.0
-        self._said = False
+        self._found = self._strength = 1.0
+        self._paused = self._said = False
+        self._since = 0
         self._reasons: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
 
@@ -154,7 +157,8 @@ class Rollout:
         """Whether the step with this number (None: the next one) has a rollout. Only then does the host need noise for it."""
         number = self.step if step is None else step
         weight = self._keys["face_loss_weight"]
-        return self.enabled and bool(weight) and number >= self.start and number % self.every_n_steps == 0 and self._ramp(number) > 0
+        going = bool(weight) and (self._strength > 0 or number < self._since)
+        return self.enabled and going and number >= self.start and number % self.every_n_steps == 0
 
     def __call__(
         self,
@@ -207,8 +211,12 @@ class Rollout:
             value, report = loss(x_t=x, prediction=prediction, t=t, **arguments)
         looked = sum(s.outcome in (Outcome.COUNTED, Outcome.NO_FACE) for s in report.samples) + sum(low)
         if looked:
-            self._found = 0.9 * self._found + 0.1 * report.counted / looked
+            new = min(1.0, looked / 40)
+            self._found = (1 - new) * self._found + new * report.counted / looked
         paused = self._found < self.min_found - 1e-9
+        if paused:
+            self._pause(number)
+        self._paused = paused
         ramp = 0.0 if paused else self._ramp(number)
         value = value * ramp
         self.report = RolloutReport(report, report.loss * ramp, level, made, 1, sum(low), ramp, self._found, paused)
@@ -216,7 +224,15 @@ class Rollout:
         return value
 
     def _ramp(self, number: int) -> float:
-        return min(1.0, (number - self.start + 1) / (self.ramp + 1))
+        return self._strength * min(1.0, max(0, number - max(self.start, self._since) + 1) / (self.ramp + 1))
+
+    def _pause(self, number: int) -> None:
+        """λ grows anew from the next step on, to less than before where the pause begins now."""
+        self._since = number + 1
+        if not self._paused:
+            self._strength *= self.backoff
+            after = f"nothing is pushed until they are back, and λ is {self._strength:.3g} of the weight then" if self._strength else "the rollouts end here"
+            log.warning("faces vanish from what the model makes of noise (%.3f of the last samples show one, min_found %.3f): %s", self._found, self.min_found, after)
 
     def _level(self, number: int) -> float:
         low, high = self.levels
@@ -312,6 +328,7 @@ class Rollout:
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.save`` keeps with the rest of a checkpoint. Persons are registered anew by the host."""
         return {"step": self.step, "quiet": self._quiet, "stopped": self._stopped, "said": self._said, "found": self._found,
+                "strength": self._strength, "paused": self._paused, "since": self._since,
                 "reasons": dict(self._reasons), "totals": dict(self._totals)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,7 +337,8 @@ class Rollout:
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
         self.step, self._quiet, self._stopped, self._said = int(state["step"]), int(state["quiet"]), int(state["stopped"]), bool(state["said"])
-        self._found = float(state.get("found", 1.0))
+        self._found, self._strength = float(state.get("found", 1.0)), float(state.get("strength", 1.0))
+        self._paused, self._since = bool(state.get("paused", False)), int(state.get("since", 0))
         self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
 
 
