@@ -45,6 +45,12 @@ def rollouts(weight: float, guard: tuple = TARGET, pair: float = .5) -> dict:
     return {"face_weight": pair, "rollout_weight": weight, "guard": guard}
 
 
+#: How often a step has a rollout; the guard is the default one.
+OFTEN = {
+    "no face loss": ARMS["plain"],
+    "pair, rollouts λ .8": rollouts(.8),
+    "pair, rollouts λ .8 every 4th step": rollouts(.8, (*TARGET, ("every_n_steps", 4)))}  # fmt: skip
+
 #: table → (people, steps, arms); the first arm is what gains are against.
 TABLES = {
     "room": (CHOOSE, 100, {
@@ -84,10 +90,8 @@ TABLES = {
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
         "pair, rollouts λ .8, backoff 1": rollouts(.8, (*TARGET, ("backoff", 1.0))),
         "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
-    "lasting": ((12, *FRESH), 300, {
-        "no face loss": ARMS["plain"],
-        "pair, rollouts λ .8": rollouts(.8),
-        "pair, rollouts λ .8 every 4th step": rollouts(.8, (*TARGET, ("every_n_steps", 4)))}),
+    "often": ((12, *FRESH), 100, OFTEN),
+    "lasting": ((12, *FRESH), 300, OFTEN),
 }  # fmt: skip
 
 
@@ -200,7 +204,7 @@ def table(found: dict[str, dict[int, Run]]) -> str:
         slower = fmean(runs[p].seconds / first[p].seconds for p in both) if both else math.nan
         rows.append(f"| {arm} | {', '.join(map(str, runs))} | {fmean(r.similarity for r in runs.values()):.3f} | {gain} |{extra} "
                     f"{'' if runs is first else sum(g < 0 for g in gains)} | {sum(r.faceless for r in runs.values())} of {SAMPLES * len(runs)} | "
-                    f"{fmean(r.sharpness for r in runs.values()):.4f} | {fmean(r.mse for r in runs.values()):.3f} | {slower:.1f}× |")
+                    f"{fmean(r.sharpness for r in runs.values()):.4f} | {fmean(r.mse for r in runs.values()):.3f} | {'–' if math.isnan(slower) else f'{slower:.1f}×'} |")
     return "\n".join(rows)
 
 
@@ -213,7 +217,7 @@ def limit(folder: Path, person: int) -> float:
 def goal(folder: Path, name: str, wanted: bool = False) -> str:
     """The gain of rollouts in a table, and the room that there was; `wanted`: beside the goal."""
     found = read(folder, name)
-    plain, best = found["no face loss"], found["pair and rollouts"]
+    plain, best = found["no face loss"], found.get("pair and rollouts", {})
     both = [p for p in plain if p in best]
     if len(both) < 3:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -79,3 +80,23 @@ def test_the_worlds_packing_and_vae_are_the_librarys(shared):
 def test_curves_are_averaged_over_shared_steps():
     assert sheet.average([{0: 1.0, 5: 3.0, 9: 1.0}, {0: 3.0, 5: 5.0}]) == {0: 2.0, 5: 4.0}
     assert list(sheet.smooth({0: 2.0, 1: 4.0}).values()) == [2.0, 3.0]
+
+
+def test_the_page_of_results_has_a_place_for_every_table():
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for name in (*results.TABLES, "scale"):
+        changed = results.put(page, name, "| new |")
+        assert results.put(page, name, "") == page != changed and f"<!-- {name} -->\n| new |\n<!-- end -->" in changed
+        assert changed.count("<!-- end -->") == page.count("<!-- end -->")
+    with pytest.raises(SystemExit, match="no place for nonsense: expected a line <!-- nonsense -->"):
+        results.put(page, "nonsense", "| new |")
+
+
+def test_a_table_is_made_of_the_runs_in_the_folder(tmp_path):
+    assert results.block(tmp_path, "lasting") == ""
+    for arm, cosines, seconds in (("no face loss", [0.5, 0.7], 1.0), ("pair, rollouts λ .8", [None, 0.8], 3.0)):
+        run = results.Run(cosines, 0.03, 0.1, seconds, {})
+        results.place(tmp_path, 300, 12, arm).write_text(json.dumps(run.__dict__))
+    first, second = results.block(tmp_path, "lasting").splitlines()[2:]
+    assert first.startswith("| no face loss | 12 | 0.600 |  |  | 0 of ") and second.endswith(" | 0.0300 | 0.100 | 3.0× |")
+    assert second.startswith("| pair, rollouts λ .8 | 12 | 0.400 | -0.200 ± – | 1 | 1 of ")
