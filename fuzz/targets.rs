@@ -122,10 +122,15 @@ fn answered<T>(result: Result<T>) -> Option<T> {
 /// Any file: what it is, and its arrays, each of which must be as large as its sizes say.
 fn files(data: &[u8]) {
     let arrays = answered(bounded(data.len(), || weights::parse(data, &|_| true)));
-    for array in arrays.unwrap_or_default().values() {
+    let arrays = arrays.unwrap_or_default();
+    for array in arrays.values() {
         let count = weights::Array::elements(&array.shape).expect("sizes that can be multiplied");
         assert_eq!(array.data.len(), count * array.dtype.size());
     }
+    // What an error about a network says of the file.
+    let names = weights::strip(arrays, &["conv1.weight"]);
+    let listed = weights::listed(names.keys().map(String::as_str), 6);
+    assert!(!listed.is_empty() && listed.len() < 4000);
 }
 
 /// An ONNX model: its nodes must be an order of computing.

@@ -1,5 +1,6 @@
 //! Messages to the host. The library never prints. It calls the host's callback where there is one.
 
+use crate::error::shorten;
 use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -48,7 +49,7 @@ pub fn set_sink(sink: Setting) {
     }
 }
 
-/// Sends one message to the host.
+/// Sends one message to the host. Where it quotes a file at length, its middle is left out.
 pub fn emit(level: Level, message: &str) {
     struct Running;
     impl Drop for Running {
@@ -64,7 +65,7 @@ pub fn emit(level: Level, message: &str) {
     if let Some((max, sink)) = sink
         && level <= max
     {
-        sink(level, message);
+        sink(level, &shorten(message));
     }
 }
 

@@ -2,7 +2,7 @@
 //! sentence.
 
 use super::{life, panics};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::worker::{check_callbacks, in_callback, panic_text};
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -45,10 +45,11 @@ pub fn call(body: impl FnOnce() -> Result<()>) -> i32 {
     status
 }
 
+/// Keeps the text of an error. Where it quotes a file at length, its middle is left out.
 fn remember(message: &str) {
-    let own = LAST_ERROR.try_with(|last| *last.borrow_mut() = message.to_string());
+    let own = LAST_ERROR.try_with(|last| *last.borrow_mut() = shorten(message));
     if let (Err(_), Ok(mut late)) = (own, LATE_ERROR.try_lock()) {
-        *late = message.to_string();
+        *late = shorten(message);
     }
 }
 

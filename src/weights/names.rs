@@ -1,6 +1,8 @@
 //! The names of arrays, without the prefixes of checkpoints and the parts that torch's wrappers insert.
 
 use super::Weights;
+use crate::error::brief;
+use std::collections::HashMap;
 
 /// Parts that torch's own wrappers insert anywhere in a name: `torch.compile`, `DataParallel` and DDP, FSDP and
 /// activation checkpointing.
@@ -42,7 +44,10 @@ pub fn strip(weights: Weights, anchors: &[&str]) -> Weights {
             .map(|(name, array)| (bare(&name), array))
             .collect();
     };
-    let anchor = |name: &str| anchors.iter().find(|a| name == format!("{prefix}{a}"));
+    let anchor = |name: &str| {
+        let rest = name.strip_prefix(&prefix)?;
+        anchors.iter().find(|anchor| rest == **anchor)
+    };
     // The prefix of the anchor in the file, with the wrappers' parts, is the prefix of the whole network.
     let head = short.iter().find_map(|(full, bare)| {
         let first = anchor(bare)?.split('.').next()?;
@@ -74,21 +79,23 @@ pub fn take_prefix(weights: Weights, prefix: &str) -> Weights {
 /// The first names of a file, for an error: at most `count`, and only one of all that share their first part, because
 /// the first names of a large file are mostly alike.
 pub fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
-    let mut groups: Vec<(&str, &str, usize)> = vec![];
+    let mut groups: Vec<(&str, usize)> = vec![];
+    let mut known = HashMap::new();
     for name in names {
         let head = name.split('.').next().unwrap_or(name);
-        match groups.iter_mut().find(|(known, ..)| *known == head) {
-            Some((_, _, size)) => *size += 1,
-            None => groups.push((head, name, 1)),
+        let at = *known.entry(head).or_insert(groups.len());
+        match groups.get_mut(at) {
+            Some((_, size)) => *size += 1,
+            None => groups.push((name, 1)),
         }
     }
     let more = groups.len().saturating_sub(count);
     let mut shown: Vec<String> = groups
         .iter()
         .take(count)
-        .map(|(_, name, size)| match size {
-            1 => (*name).to_string(),
-            _ => format!("{name} and {} more like it", size - 1),
+        .map(|(name, size)| match size {
+            1 => brief(name),
+            _ => format!("{} and {} more like it", brief(name), size - 1),
         })
         .collect();
     match (shown.is_empty(), more) {

@@ -248,3 +248,37 @@ fn a_save_replaced_a_device_with_a_file() {
     assert!(link.is_symlink());
     assert_eq!(weights::load(&file, &|_| true).unwrap(), arrays(10));
 }
+
+/// A file of arrays without content.
+fn named(names: impl Iterator<Item = String>) -> Vec<u8> {
+    let entry = |name| format!(r#""{name}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let entries: Vec<String> = names.map(entry).collect();
+    safetensors(&format!("{{{}}}", entries.join(",")), 0)
+}
+
+#[test]
+fn a_hundred_thousand_names_took_minutes_to_list_in_an_error() {
+    let file = named((0..100_000).map(|at| format!("k{at}.weight")));
+    let text = within(file.len(), || {
+        let weights = weights::parse(&file, &|_| true).unwrap();
+        let plain = weights::strip(weights, &["conv1.weight"]);
+        weights::listed(plain.keys().map(String::as_str), 6)
+    });
+    assert!(
+        text.starts_with("k0.weight, ") && text.ends_with("and 99994 other groups"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_name_of_a_megabyte_was_quoted_whole_and_compared_with_every_other() {
+    let anchor = format!("{}.conv1.weight", "p".repeat(1 << 20));
+    let file = named((0..100_000).map(|at| format!("k{at}")).chain([anchor]));
+    let plain = within(file.len(), || {
+        let weights = weights::parse(&file, &|_| true).unwrap();
+        weights::strip(weights, &["conv1.weight"])
+    });
+    assert_eq!(plain.keys().collect::<Vec<_>>(), ["conv1.weight"]);
+    let long = "n".repeat(1 << 20);
+    assert!(weights::listed([long.as_str()].into_iter(), 6).len() < 200);
+}
