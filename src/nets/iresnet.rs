@@ -8,6 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
 
+/// The most numbers of a map of the stem's size: 512 channels for pictures of 512x512.
+const MAX_MAP: i64 = 1 << 27;
+
 /// The depths that have a name, as blocks per stage.
 const NAMED: [(&str, [usize; 4]); 5] = [
     ("r18", [2, 2, 2, 2]),
@@ -66,11 +69,12 @@ impl IResNet {
         let mut reader = Reader {
             weights,
             used: Default::default(),
+            widest: 0,
             device,
             kind,
         };
         let stem = reader.conv_norm("conv1", "bn1", 1)?;
-        let prelu = reader.prelu("prelu")?;
+        let prelu = reader.prelu("prelu", &stem)?;
         let mut depth = [0; 4];
         let mut blocks = vec![];
         for (stage, count) in depth.iter_mut().enumerate() {
@@ -87,6 +91,14 @@ impl IResNet {
         }
         let (head, bias, input_size) = reader.head()?;
         reader.finish()?;
+        let pixels = input_size.saturating_mul(input_size);
+        if reader.widest.saturating_mul(pixels) > MAX_MAP {
+            bail!(
+                Limit,
+                "an IResNet of {} channels for pictures of {input_size}x{input_size}; a map may have up to {MAX_MAP} numbers",
+                reader.widest
+            );
+        }
         Ok(Self {
             stem,
             prelu,
@@ -161,6 +173,8 @@ impl Block {
 struct Reader<'a> {
     weights: &'a Weights,
     used: std::collections::BTreeSet<String>,
+    /// The most channels of a convolution.
+    widest: i64,
     device: Device,
     kind: Kind,
 }
@@ -223,6 +237,7 @@ impl Reader<'_> {
                 "{name}: expected an odd square kernel, got {height}x{width}"
             );
         }
+        self.widest = self.widest.max(out);
         let (factor, shift) = self.norm(norm, out)?;
         Ok(Conv {
             weight: self.place(weight.f_mul(&factor.f_view([-1, 1, 1, 1])?)?)?,
@@ -231,8 +246,18 @@ impl Reader<'_> {
         })
     }
 
-    fn prelu(&mut self, name: &str) -> Result<Tensor> {
-        let slope = self.take(&format!("{name}.weight"))?;
+    /// The slopes after a convolution, one a channel or one for all.
+    fn prelu(&mut self, name: &str, conv: &Conv) -> Result<Tensor> {
+        let full = format!("{name}.weight");
+        let slope = self.take(&full)?;
+        let channels = conv.weight.size()[0];
+        if slope.size() != [channels] && slope.size() != [1] {
+            bail!(
+                Weights,
+                "{full}: expected [{channels}], got {:?}",
+                slope.size()
+            );
+        }
         self.place(slope)
     }
 
@@ -252,10 +277,11 @@ impl Reader<'_> {
         };
         let shortcut = format!("{name}.downsample.0");
         let has_shortcut = self.weights.contains_key(&format!("{shortcut}.weight"));
+        let first = self.conv_norm(&format!("{name}.conv1"), &format!("{name}.bn2"), 1)?;
         Ok(Block {
             before,
-            first: self.conv_norm(&format!("{name}.conv1"), &format!("{name}.bn2"), 1)?,
-            prelu: self.prelu(&format!("{name}.prelu"))?,
+            prelu: self.prelu(&format!("{name}.prelu"), &first)?,
+            first,
             second: self.conv_norm(&format!("{name}.conv2"), &format!("{name}.bn3"), stride)?,
             shortcut: match has_shortcut {
                 true => Some(self.conv_norm(&shortcut, &format!("{name}.downsample.1"), stride)?),

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import FIXTURES, arguments
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 from test_download import server, source  # noqa: F401
 from test_step import arguments as step_arguments
 from test_step import tensors, vae  # noqa: F401
@@ -25,6 +26,7 @@ from test_step import tensors, vae  # noqa: F401
 import facegrad
 from facegrad import packs
 from facegrad.__main__ import main
+from facegrad.commands.doctor import _random_iresnet
 from facegrad.download import DownloadError, fetch
 from facegrad.trainers.section import read_section
 
@@ -324,6 +326,54 @@ def test_a_configuration_that_is_a_pipe_was_waited_for(tmp_path, read, name):
         read(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / ("no " + name))
+
+
+# Small files of networks that ask for much
+
+
+def refusal(read, arrays, path):
+    save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, path)
+    with pytest.raises(facegrad.FacegradError) as error:
+        read(path)
+    assert error.value.status == 102, error.value
+    return str(error.value)
+
+
+def test_a_vae_of_a_hundred_enlargements_counted_its_scale_beyond_64_bits(tmp_path):
+    sizes = [(1, 4, 3, 3), *[(1, 1, 1, 1)] * 100, (3, 1, 3, 3)]
+    arrays = {f"decoder.layers.{at}.weight": torch.ones(size) for at, size in enumerate(sizes)}
+    text = refusal(lambda path: facegrad.Vae(path).decode(torch.zeros(1, 4, 2, 2)), arrays, tmp_path / "tiny.safetensors")
+    assert "more than 256 image pixels of a latent pixel" in text
+
+
+def test_a_vae_with_a_layer_of_a_hundred_thousand_channels_is_refused_before_it_decodes(tmp_path):
+    sizes = [(100_000, 4, 1, 1), (3, 100_000, 1, 1)]
+    arrays = {f"decoder.layers.{at}.weight": torch.ones(size) for at, size in enumerate(sizes)}
+    text = refusal(lambda path: facegrad.Vae(path).decode(torch.zeros(1, 4, 2, 2)), arrays, tmp_path / "tiny.safetensors")
+    assert "more than 1024 numbers for every pixel" in text
+
+
+def test_a_recogniser_for_pictures_of_6400_pixels_is_refused_before_it_embeds(tmp_path):
+    state = _random_iresnet(torch.Generator().manual_seed(0))
+    state["fc.weight"] = torch.zeros(128, 8 * 400 * 400, dtype=torch.uint8)
+    assert "6400x6400" in refusal(facegrad.Recogniser, state, tmp_path / "large.safetensors")
+
+
+def test_a_recogniser_whose_slopes_have_another_shape_is_refused_when_it_is_loaded(tmp_path):
+    state = _random_iresnet(torch.Generator().manual_seed(0))
+    state["layer3.0.prelu.weight"] = torch.zeros(2, 2)
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(facegrad.FacegradError, match=r"layer3.0.prelu.weight: expected \[8\], got \[2, 2\]"):
+        facegrad.Recogniser(tmp_path / "odd.safetensors")
+
+
+def test_a_file_of_names_of_a_megabyte_made_an_error_of_megabytes(tmp_path):
+    arrays = {f"{at}" + "x" * (1 << 20): torch.zeros(1) for at in range(8)}
+    save_file(arrays, tmp_path / "names.safetensors")
+    for read in (facegrad.Recogniser, facegrad.Vae):
+        with pytest.raises(facegrad.FacegradError) as error:
+            read(tmp_path / "names.safetensors")
+        assert len(str(error.value)) < 4000
 
 
 # A TorchScript file is a program

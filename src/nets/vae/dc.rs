@@ -29,7 +29,6 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
         false => Box::new(conv),
     }];
     let mut stages: Vec<Box<dyn Block>> = vec![];
-    let mut scale = 1;
     let last = (0..64).rev().find(|i| {
         let first = |leaf: &str| source.has(&format!("decoder.up_blocks.{i}.0.{leaf}.weight"));
         first("conv") || first("conv1") || first("attn.to_q")
@@ -41,7 +40,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
             if source.has(&format!("{name}.conv.weight")) {
                 stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
                 blocks.push(Box::new(up(source, &name, &mut width, options, true)?));
-                scale *= 2;
+                source.enlarge()?;
             } else if source.has(&format!("{name}.conv1.weight")) {
                 blocks.push(Box::new(Residual {
                     first: Conv::take(source, &format!("{name}.conv1"), width)?,
@@ -75,7 +74,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
             options,
             false,
         )?));
-        scale *= 2;
+        source.enlarge()?;
     } else {
         let conv = Conv::take(source, "decoder.conv_out", width)?;
         width = conv.outputs();
@@ -88,7 +87,7 @@ pub(super) fn build(source: &mut Source, options: Options) -> Result<(Chain, i64
         );
     }
     stages.push(Box::new(Chain(blocks)));
-    Ok((Chain(stages), channels, scale))
+    Ok((Chain(stages), channels, source.scale()))
 }
 
 /// A block that enlarges the map.

@@ -20,7 +20,6 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
         vec![Box::new(RepeatIn::new(conv, channels, source.device())?)];
     middle(source, &mut blocks, &mut width)?;
     let mut stages: Vec<Box<dyn Block>> = vec![];
-    let mut scale = 1;
     for i in 0.. {
         let name = format!("decoder.up_blocks.{i}");
         if source.has(&format!("{name}.conv1.weight")) {
@@ -36,12 +35,12 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
                 shortcut: Some(Repeat::new(inputs, outputs, 1, order, source.device())?),
             }));
             width = outputs;
-            scale *= 2;
+            source.enlarge()?;
         } else {
             break;
         }
     }
     blocks.push(Box::new(end(source, width, 3)?));
     stages.push(Box::new(Chain(blocks)));
-    Ok((Chain(stages), channels, scale))
+    Ok((Chain(stages), channels, source.scale()))
 }

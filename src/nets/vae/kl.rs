@@ -22,7 +22,6 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
     let mut width = conv_in.outputs();
     blocks.push(Box::new(conv_in));
     middle(source, &mut blocks, &mut width)?;
-    let mut scale = 1;
     for i in 0.. {
         let block = format!("decoder.up_blocks.{i}");
         let inner = resnets(source, &block, &mut width)?;
@@ -37,12 +36,12 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
             // `recompute: blocks` keeps the inputs of the stages, which are small maps before upsampling.
             stages.push(Box::new(Chain(std::mem::take(&mut blocks))));
             blocks.push(Box::new(Upsample(conv)));
-            scale *= 2;
+            source.enlarge()?;
         }
     }
     blocks.push(Box::new(end(source, width, 3)?));
     stages.push(Box::new(Chain(blocks)));
-    Ok((Chain(stages), channels, scale))
+    Ok((Chain(stages), channels, source.scale()))
 }
 
 /// The convolution before the decoder, where there is one; returns the latent's channels.

@@ -45,6 +45,7 @@ impl Conv {
                 "{name}.weight: expected {inputs} input channels and an odd square kernel, got shape {shape:?}"
             );
         }
+        source.makes(outputs);
         let bias = source.take_optional(&format!("{name}.bias"))?;
         if let Some(bias) = &bias
             && bias.size() != [outputs]

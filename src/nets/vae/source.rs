@@ -6,6 +6,11 @@ use tch::{Device, Kind, Tensor};
 
 /// How many names an error lists.
 const LISTED: usize = 8;
+/// The most image pixels that stand for a latent pixel, along each side. DC-AE, the decoder with the smallest latents, has
+/// 128.
+const MAX_SCALE: i64 = 256;
+/// The most numbers that a layer makes for every pixel of the image. AutoencoderKL makes 256.
+const MAX_WIDTH: i64 = 1024;
 
 /// The decoder's tensors under diffusers' names.
 pub(super) struct Source {
@@ -15,6 +20,9 @@ pub(super) struct Source {
     groups: i64,
     norms: i64,
     shared: bool,
+    scale: i64,
+    /// The most numbers for every latent pixel that a layer makes so far.
+    widest: i64,
 }
 
 impl Source {
@@ -33,7 +41,32 @@ impl Source {
             groups,
             norms: 0,
             shared,
+            scale: 1,
+            widest: 0,
         }
+    }
+
+    /// From here on the layers' maps are twice as high and wide.
+    pub(super) fn enlarge(&mut self) -> Result<()> {
+        self.scale *= 2;
+        if self.scale > MAX_SCALE {
+            bail!(
+                Limit,
+                "the decoder makes more than {MAX_SCALE} image pixels of a latent pixel, along each side; no known VAE does"
+            );
+        }
+        Ok(())
+    }
+
+    /// Image pixels per latent pixel so far.
+    pub(super) fn scale(&self) -> i64 {
+        self.scale
+    }
+
+    /// A layer here makes so many channels.
+    pub(super) fn makes(&mut self, channels: i64) {
+        let numbers = channels.saturating_mul(self.scale * self.scale);
+        self.widest = self.widest.max(numbers);
     }
 
     /// The device of the tensors that are handed out.
@@ -126,7 +159,7 @@ impl Source {
         self.tensors.retain(|name, _| !useless(name));
     }
 
-    /// Checks that every tensor was used.
+    /// Checks that every tensor was used, and that no layer makes much more than the image.
     pub(super) fn finish(&self, what: &str) -> Result<()> {
         if !self.tensors.is_empty() {
             bail!(
@@ -134,6 +167,12 @@ impl Source {
                 "{what}: the file has {} tensor(s) that this decoder does not: {}",
                 self.tensors.len(),
                 self.listed()
+            );
+        }
+        if self.widest > MAX_WIDTH * self.scale * self.scale {
+            bail!(
+                Limit,
+                "{what}: a layer makes more than {MAX_WIDTH} numbers for every pixel of the image; no known VAE does"
             );
         }
         Ok(())

@@ -23,7 +23,6 @@ pub(super) fn build(source: &mut Source, layers: &[u32]) -> Result<(Chain, i64, 
         bail!(Weights, "{name}: expected the first convolution");
     };
     let mut width = channels;
-    let mut scale = 1;
     let mut blocks: Vec<Box<dyn Block>> = vec![];
     for &layer in layers {
         let name = format!("decoder.layers.{layer}");
@@ -39,7 +38,7 @@ pub(super) fn build(source: &mut Source, layers: &[u32]) -> Result<(Chain, i64, 
             blocks.push(Box::new(conv));
         } else {
             blocks.push(Box::new(Upsample(conv)));
-            scale *= 2;
+            source.enlarge()?;
         }
     }
     if width != 3 {
@@ -48,7 +47,7 @@ pub(super) fn build(source: &mut Source, layers: &[u32]) -> Result<(Chain, i64, 
             "decoder.layers.{last}: expected a convolution to an RGB image, got {width} channels; an encoder's file cannot decode"
         );
     }
-    Ok((Chain(blocks), channels, scale))
+    Ok((Chain(blocks), channels, source.scale()))
 }
 
 /// Soft clamp of the latent, convolution, ReLU.

@@ -17,7 +17,6 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
     blocks.push(Box::new(conv_in));
     middle(source, &mut blocks, &mut width)?;
     let mut stages: Vec<Box<dyn Block>> = vec![];
-    let mut scale = 1;
     for i in 0.. {
         let name = format!("decoder.up_blocks.{i}");
         let inputs = width;
@@ -52,15 +51,15 @@ pub(super) fn build(source: &mut Source) -> Result<(Chain, i64, i64)> {
                 source.device(),
             )?,
         }));
-        scale *= 2;
+        source.enlarge()?;
     }
     let outputs = source.shape("decoder.conv_out.weight");
     let patches = outputs.is_some_and(|shape| shape.first() == Some(&12));
     blocks.push(Box::new(end(source, width, if patches { 12 } else { 3 })?));
     if patches {
         blocks.push(Box::new(Unpatch(Order::ChannelColumnRow)));
-        scale *= 2;
+        source.enlarge()?;
     }
     stages.push(Box::new(Chain(blocks)));
-    Ok((Chain(stages), channels, scale))
+    Ok((Chain(stages), channels, source.scale()))
 }
