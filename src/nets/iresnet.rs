@@ -64,7 +64,8 @@ impl IResNet {
     /// Builds the network from plain names (no `module.` in front) on `device` in `kind`.
     ///
     /// # Errors
-    /// `Weights`; the text names the tensors that are missing, left over or of another shape.
+    /// `Weights`; the text names the tensors that are missing, left over or of another shape. `Limit` for maps that are
+    /// larger than those of any known IResNet.
     pub fn from_weights(weights: &Weights, device: Device, kind: Kind) -> Result<Self> {
         let mut reader = Reader {
             weights,
@@ -90,13 +91,12 @@ impl IResNet {
             }
         }
         let (head, bias, input_size) = reader.head()?;
+        let widest = reader.widest;
         reader.finish()?;
-        let pixels = input_size.saturating_mul(input_size);
-        if reader.widest.saturating_mul(pixels) > MAX_MAP {
+        if widest.saturating_mul(input_size.saturating_mul(input_size)) > MAX_MAP {
             bail!(
                 Limit,
-                "an IResNet of {} channels for pictures of {input_size}x{input_size}; a map may have up to {MAX_MAP} numbers",
-                reader.widest
+                "an IResNet of {widest} channels for pictures of {input_size}x{input_size}; a map may have up to {MAX_MAP} numbers"
             );
         }
         Ok(Self {
