@@ -4,7 +4,8 @@ checkpointing) and FLUX.1's decoder (random weights, bfloat16) with an IResNet-5
     make gpu-bench        or   python benches/gpu.py [--sizes 512 1024] [--steps 5] [--dry]
 
 Writes a table, with the GPU's name, and a plot into docs/performance.md. Where 12·10⁹ parameters do not fit, the transformer
-gets fewer blocks, and the table says so. `--dry` runs tiny networks on the CPU and writes nothing.
+gets fewer blocks, and the table says so. What runs out of memory, or out of the ten minutes, is a line that says so.
+`--dry` runs tiny networks on the CPU and writes nothing; `--plot FILE` writes the plot to another file, also of a dry run.
 
 Eager PyTorch works as the method does: it decodes the image with a gradient by diffusers, and looks for a face in reference
 and image at every step. Random weights show no face, so the places are given all the same.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import math
 import platform
 import statistics
@@ -204,8 +206,8 @@ class Training:
         total.backward()
         self.optimiser.step()
 
-    def measure(self, mode: str | None, steps: int) -> tuple[float, float] | None:
-        """Milliseconds of the median step and GiB at its peak; None where memory does not suffice."""
+    def measure(self, mode: str | None, steps: int) -> tuple[float, float] | str:
+        """Milliseconds of the median step and GiB at its peak; a text where memory does not suffice."""
         on_gpu = self.device.type == "cuda"
 
         def settle() -> None:
@@ -237,7 +239,7 @@ class Training:
         except (torch.OutOfMemoryError, facegrad.FacegradError) as error:
             if "out of memory" not in str(error).lower():
                 raise
-            return None
+            return "out of memory"
         finally:
             self.optimiser.zero_grad(set_to_none=True)
             loss = rollout = None
@@ -257,6 +259,20 @@ def blocks_that_fit(scale: Scale, device: torch.device) -> tuple[int, int]:
     )
 
 
+def fitting(scale: Scale, device: torch.device) -> tuple[FluxTransformer2DModel, tuple[int, int]]:
+    """The transformer and its blocks: half of them where memory was shorter than it looked."""
+    blocks = blocks_that_fit(scale, device)
+    while True:
+        try:
+            return transformer(scale, device, blocks), blocks
+        except torch.OutOfMemoryError:
+            if blocks == (1, 1):
+                raise
+        blocks = (max(1, blocks[0] // 2), max(1, blocks[1] // 2))
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def report(rows: list[dict[str, Any]], about: str) -> str:
     """The rows as a page shows them."""
     lines = [
@@ -268,8 +284,8 @@ def report(rows: list[dict[str, Any]], about: str) -> str:
     for row in rows:
         base = next(r for r in rows if r["size"] == row["size"] and r["mode"] is None)
         name = "without the loss" if row["mode"] is None else MODES[row["mode"]]
-        if row["found"] is None or base["found"] is None:
-            time_taken = "out of memory" if row["found"] is None else f"{row['found'][0]:.0f}"
+        if isinstance(row["found"], str) or isinstance(base["found"], str):
+            time_taken = row["found"] if isinstance(row["found"], str) else f"{row['found'][0]:.0f}"
             lines.append(f"| {row['size']} | {name} | {time_taken} | | | | |")
             continue
         (ms, gib), (base_ms, base_gib) = row["found"], base["found"]
@@ -282,7 +298,8 @@ def report(rows: list[dict[str, Any]], about: str) -> str:
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """What the loss adds to a step, in milliseconds and GiB, by mode."""
+    """What the loss adds to a step, in milliseconds and GiB, by mode. A rollout takes several steps of the model, so its bars
+    leave the frame; every bar has its number."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -290,16 +307,34 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
     sizes, modes = sorted({row["size"] for row in rows}), list(MODES)
     found = {(row["size"], row["mode"]): row["found"] for row in rows}
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for axis, at, what in zip(axes, (0, 1), ("milliseconds more", "GiB more"), strict=True):
+    height = 0.8 / len(sizes)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
+    for axis, at, what in zip(axes, (0, 1), ("milliseconds more than without the loss", "GiB more than without the loss"), strict=True):
+        drawn: dict[tuple[int, str], float | str] = {}
+        for size, mode in itertools.product(sizes, modes):
+            base, own = found[size, None], found[size, mode]
+            drawn[size, mode] = own if isinstance(own, str) else base if isinstance(base, str) else own[at] - base[at]
+        numbers = {key: value for key, value in drawn.items() if isinstance(value, float) and math.isfinite(value)}
+        least, most = min([0.0, *numbers.values()]), max([0.0, *(value for (_, mode), value in numbers.items() if mode != "rollout")])
+        most = most or max([1.0, *numbers.values()])
+        axis.set_xlim(1.3 * least, 1.25 * most)
         for number, size in enumerate(sizes):
-            base = found[size, None]
-            values = [v[at] - base[at] if (v := found.get((size, mode))) and base else 0.0 for mode in modes]
-            axis.barh([k + 0.4 * number for k in range(len(modes))], values, height=0.38, label=f"{size}²")
-        axis.set(yticks=[k + 0.2 for k in range(len(modes))], yticklabels=[MODES[m].replace("`", "") for m in modes], title=what)
-        axis.invert_yaxis()
+            places = [k + height * (number - (len(sizes) - 1) / 2) for k in range(len(modes))]
+            axis.barh(places, [numbers.get((size, mode), 0.0) for mode in modes], height=0.9 * height, label=f"{size}²")
+            for place, mode in zip(places, modes, strict=True):
+                value = drawn[size, mode]
+                text = value if isinstance(value, str) else "not measured" if math.isnan(value) else f"{value:.0f}" if at == 0 else f"{value:.2f}"
+                end = max(0.0, numbers.get((size, mode), 0.0))
+                inside = end > 1.1 * most
+                axis.text(
+                    1.24 * most if inside else end + 0.01 * most, place, text, va="center", ha="right" if inside else "left",
+                    size=8, color="white" if inside else "black",
+                )  # fmt: skip
+        axis.set(yticks=range(len(modes)), yticklabels=[MODES[m].replace("`", "") for m in modes], title=what)
         axis.grid(alpha=0.3, axis="x")
-    axes[0].legend(frameon=False)
+        axis.set_axisbelow(True)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="upper left", ncols=len(sizes))
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -310,6 +345,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", help="sides of the images; default: 512 1024")
     parser.add_argument("--steps", type=int, default=5, help="steps of which the median counts")
+    parser.add_argument("--minutes", type=float, default=9, help="after which no further mode is begun")
+    parser.add_argument("--plot", type=Path, help="where the plot goes; default: docs/gpu.png, for a dry run nowhere")
     parser.add_argument("--dry", action="store_true", help="tiny networks on the CPU; writes nothing")
     args = parser.parse_args()
     if not args.dry and not torch.cuda.is_available():
@@ -317,15 +354,17 @@ def main() -> int:
         return 2
     scale, device = (DRY, torch.device("cpu")) if args.dry else (FLUX, torch.device("cuda", 0))
     sizes, steps = args.sizes or ([64, 96] if args.dry else [512, 1024]), 1 if args.dry else args.steps
-    blocks = blocks_that_fit(scale, device)
+    begun = time.monotonic()
+    model, blocks = fitting(scale, device)
     vae = decoder(scale, device)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(scale, device, transformer(scale, device, blocks), vae, Path(folder))
+        training = Training(scale, device, model, vae, Path(folder))
         for size in sizes:
             training.at(size)
             for mode in (None, *MODES):
-                rows.append({"size": size, "mode": mode, "found": training.measure(mode, steps)})
+                late = time.monotonic() - begun > 60 * args.minutes
+                rows.append({"size": size, "mode": mode, "found": "no time was left" if late else training.measure(mode, steps)})
                 print(size, mode or "without the loss", rows[-1]["found"], flush=True)
     name = "a dry run on the CPU" if args.dry else torch.cuda.get_device_name(device)
     whole = blocks == scale.blocks
@@ -342,11 +381,13 @@ def main() -> int:
     print(text)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PLOT.name
-        plot(rows, f"What the loss adds to a step of FLUX.1's size ({name})", path)
+        plot(rows, f"What the loss adds to a step of {'tiny networks' if args.dry else 'the size of FLUX.1'} ({name})", path)
         if not args.dry:
-            PLOT.write_bytes(path.read_bytes())
+            (args.plot or PLOT).write_bytes(path.read_bytes())
             replace("gpu", f"{text}\n\n![milliseconds and memory that the loss adds, by mode]({PLOT.name})", PAGE)
             print(f"written to {PAGE}")
+        elif args.plot:
+            args.plot.write_bytes(path.read_bytes())
     return 0
 
 
