@@ -5,7 +5,7 @@ use super::letterbox::Canvas;
 use crate::config::{DetectionSize, DetectorConfig};
 use crate::error::{Result, bail};
 use crate::nets::{OnnxGraph, engine, onnxruntime};
-use crate::tensor::upload;
+use crate::tensor::{to_host, upload};
 use crate::weights::onnx::Model;
 use tch::{Device, Kind, Tensor};
 
@@ -49,7 +49,7 @@ impl Network {
                 let outputs = match canvas {
                     Canvas::Host(values) => session.run(values, &shape)?,
                     Canvas::Device(canvas) => {
-                        let flat = canvas.f_to_device(Device::Cpu)?.f_reshape([-1i64])?;
+                        let flat = to_host(canvas)?.f_reshape([-1i64])?;
                         session.run(&Vec::<f32>::try_from(flat)?, &shape)?
                     }
                 };
@@ -73,8 +73,7 @@ fn output(shape: &[i64], values: Vec<f32>) -> Result<Output> {
 }
 
 fn host(tensor: Tensor) -> Result<Output> {
-    let flat = tensor
-        .f_to_device(Device::Cpu)?
+    let flat = to_host(&tensor)?
         .f_to_kind(Kind::Float)?
         .f_reshape([-1i64])?;
     output(&tensor.size(), Vec::try_from(flat)?)

@@ -5,7 +5,7 @@ use super::types::facegrad_face;
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
 use crate::tensor::{RawTensor, Use, View};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 /// Images `[N,3,H,W]` of a float dtype on the context's device, H and W at least 1.
 ///
@@ -118,12 +118,7 @@ pub unsafe fn optional_numbers(
 
 /// The numbers of a view, row after row.
 pub fn numbers(view: &View) -> Result<Vec<f64>> {
-    let host: Tensor = view
-        .borrow()?
-        .f_to_device(Device::Cpu)?
-        .f_to_kind(Kind::Double)?
-        .f_reshape([-1i64])?;
-    Ok(Vec::try_from(host)?)
+    crate::tensor::numbers(&view.borrow()?)
 }
 
 /// One [`FacePlace`] per row of the landmarks and boxes; empty where both are NULL. A row of NaN means that the

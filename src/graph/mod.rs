@@ -109,11 +109,19 @@ impl Graph {
                 seed.size()
             ),
         };
+        self.backward_from(vec![(id, seed)])
+    }
+
+    /// [`Graph::backward`] from several nodes at once; no node is named twice. A seed has its node's shape.
+    pub(crate) fn backward_from(&mut self, seeds: Vec<(NodeId, Tensor)>) -> Result<()> {
         for node in &mut self.nodes {
             node.gradient = None;
         }
-        self.nodes[id].gradient = Some(seed);
-        for at in (0..=id).rev() {
+        let last = seeds.iter().map(|(id, _)| *id).max();
+        for (id, seed) in seeds {
+            self.nodes[id].gradient = Some(seed);
+        }
+        for at in (0..=last.unwrap_or(0)).rev() {
             self.step(at)?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The loss of a batch of images: all stages one after the other.
 
 use super::Loss;
-use super::group::{FaceCrop, FaceGroup};
+use super::group::FoundFaces;
 use super::images::GeneratedImages;
 use crate::batch::{Report, Sample, Targets};
 use crate::error::{Result, bail};
@@ -21,13 +21,10 @@ impl Loss {
         with_gradient: bool,
     ) -> Result<(Report, Option<Tensor>)> {
         self.allow_gradient(with_gradient)?;
-        let (samples, faces) = self.prepare(images, targets)?;
-        let mut report = Report {
-            samples,
-            ..Report::default()
-        };
-        let groups = [FaceGroup::whole_images(faces)];
-        let gradients = self.compare(&groups, &[images], &mut report, with_gradient)?;
+        let (samples, found) = self.prepare(images, targets)?;
+        let (groups, finite) = found.in_whole_images();
+        let (report, gradients) =
+            self.compare_now(&groups, &[images], samples, finite.as_ref(), with_gradient)?;
         report.warn(|at| targets.number(at));
         let gradient = match gradients {
             _ if !with_gradient => None,
@@ -42,14 +39,14 @@ impl Loss {
         &mut self,
         images: &Tensor,
         targets: &Targets,
-    ) -> Result<(Vec<Sample>, Vec<FaceCrop>)> {
+    ) -> Result<(Vec<Sample>, FoundFaces)> {
         let &[count, 3, _, _] = images.size().as_slice() else {
             bail!(Shape, "images: expected [N,3,H,W], got {:?}", images.size());
         };
         targets.check(count as usize)?;
         let mut samples = self.gate(targets, count as usize);
-        let faces = self.find_faces(&mut images.detach(), targets, &mut samples)?;
-        Ok((samples, faces))
+        let found = self.find_faces(&mut images.detach(), targets, &mut samples)?;
+        Ok((samples, found))
     }
 
     /// The crop and the reference of every sample that counts. A sample without one of them is marked as left
@@ -59,8 +56,9 @@ impl Loss {
         images: &mut dyn GeneratedImages,
         targets: &Targets,
         samples: &mut [Sample],
-    ) -> Result<Vec<FaceCrop>> {
-        let located = self.locate(images, targets, samples)?;
-        self.crop(located, samples)
+    ) -> Result<FoundFaces> {
+        let (located, finite) = self.locate(images, targets, samples)?;
+        let faces = self.crop(located, samples)?;
+        Ok(FoundFaces { faces, finite })
     }
 }

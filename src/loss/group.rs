@@ -2,6 +2,7 @@
 
 use crate::align::{Crop, Frame};
 use crate::reference::Reference;
+use tch::Tensor;
 
 /// The crop of a sample's generated face, and the reference that it is compared with.
 #[derive(Clone)]
@@ -19,6 +20,20 @@ impl FaceCrop {
         let mut face = self.clone();
         face.crop.sample = row;
         face
+    }
+}
+
+/// The faces of a batch.
+pub(crate) struct FoundFaces {
+    pub faces: Vec<FaceCrop>,
+    /// Per sample whether its image is finite, `[N]` of bool, where it was not read yet.
+    pub finite: Option<Tensor>,
+}
+
+impl FoundFaces {
+    /// One group of all faces in whole images, and what was not read yet.
+    pub(crate) fn in_whole_images(self) -> (Vec<FaceGroup>, Option<Tensor>) {
+        (vec![FaceGroup::whole_images(self.faces)], self.finite)
     }
 }
 

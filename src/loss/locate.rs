@@ -7,6 +7,8 @@ use crate::config::Locate;
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
 use crate::reference::Reference;
+use crate::tensor::flags;
+use tch::Tensor;
 
 /// A sample whose reference and generated face are found.
 pub(super) struct LocatedFace {
@@ -17,14 +19,25 @@ pub(super) struct LocatedFace {
 
 impl Loss {
     /// The located faces of the samples that count. A sample without a reference face or without a generated
-    /// face, or whose image is not finite, is marked as left out.
+    /// face is marked as left out. So is one whose image is not finite, where a detector looks for faces or
+    /// something of the images is remembered; elsewhere the comparison leaves it out.
     pub(super) fn locate(
         &mut self,
         images: &mut dyn GeneratedImages,
         targets: &Targets,
         samples: &mut [Sample],
-    ) -> Result<Vec<LocatedFace>> {
-        let live = finite_samples(images, samples)?;
+    ) -> Result<(Vec<LocatedFace>, Option<Tensor>)> {
+        let mut live: Vec<usize> = (0..samples.len())
+            .filter(|&at| samples[at].outcome == Outcome::Counted)
+            .collect();
+        if live.is_empty() {
+            return Ok((vec![], None));
+        }
+        let mut unread = Some(images.finite()?);
+        if images.are_remembered() || self.looks_for_faces(targets, &live)? {
+            let finite = unread.take().map(|finite| flags(&finite)).transpose()?;
+            live = finite_samples(live, &finite.unwrap_or_default(), samples);
+        }
         let mut found = vec![];
         let references = self.references.resolve(&self.pipeline, targets, &live)?;
         for (at, reference) in live.into_iter().zip(references) {
@@ -45,7 +58,21 @@ impl Loss {
                 None => samples[at].outcome = Outcome::NoFace,
             }
         }
-        Ok(located)
+        Ok((located, unread))
+    }
+
+    /// Whether the place of the generated face of one of `live` has to be detected.
+    fn looks_for_faces(&self, targets: &Targets, live: &[usize]) -> Result<bool> {
+        for &at in live {
+            let given = targets.faces.get(at).filter(|place| !place.is_empty());
+            if match given {
+                Some(place) => self.pipeline.unusable(place)?,
+                None => self.config.landmarks != Locate::Reference,
+            } {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where the generated face of every entry of `found` is.
@@ -117,19 +144,12 @@ impl Loss {
     }
 }
 
-/// The samples that count and whose images are finite. The others are marked: a detector would find no face in
-/// them, which would hide the cause.
-fn finite_samples(images: &dyn GeneratedImages, samples: &mut [Sample]) -> Result<Vec<usize>> {
-    let live: Vec<usize> = (0..samples.len())
-        .filter(|&at| samples[at].outcome == Outcome::Counted)
-        .collect();
-    if live.is_empty() {
-        return Ok(live);
-    }
-    let finite = images.finite()?;
+/// The samples of `live` whose images are finite. The others are marked: a detector would find no face in them, which would
+/// hide the cause.
+fn finite_samples(live: Vec<usize>, finite: &[bool], samples: &mut [Sample]) -> Vec<usize> {
     let (good, bad): (Vec<usize>, Vec<usize>) = live.into_iter().partition(|&at| finite[at]);
     for at in bad {
         samples[at].outcome = Outcome::NonFinite;
     }
-    Ok(good)
+    good
 }

@@ -11,7 +11,7 @@ mod images;
 mod locate;
 pub mod node;
 
-pub(crate) use group::{FaceCrop, FaceGroup};
+pub(crate) use group::{FaceCrop, FaceGroup, FoundFaces};
 pub(crate) use images::GeneratedImages;
 
 use crate::config::LossConfig;

@@ -2,7 +2,7 @@
 
 use super::Loss;
 use super::group::FaceGroup;
-use crate::batch::{Report, Sample, Targets};
+use crate::batch::{Report, Targets};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Operation};
 use crate::shared::{Shared, lock};
@@ -20,48 +20,35 @@ pub fn face_loss(
     loss: &Shared<Loss>,
     targets: &Targets,
 ) -> Result<(NodeId, Report)> {
-    let (samples, faces) = lock(loss)
+    let (samples, found) = lock(loss)
         .prepare(graph.value(images)?, targets)
         .map_err(|e| e.context("face_loss"))?;
-    let groups = vec![FaceGroup::whole_images(faces)];
-    let (node, report) = FaceLoss::apply(graph, &[images], loss, groups, samples)?;
+    let (groups, finite) = found.in_whole_images();
+    let report = Arc::new(Mutex::new(Report {
+        samples,
+        ..Report::default()
+    }));
+    let operation = FaceLoss {
+        loss: loss.clone(),
+        groups,
+        finite,
+        report: report.clone(),
+        gradient: None,
+    };
+    let node = graph.apply(Box::new(operation), &[images])?;
+    let report = std::mem::take(&mut *lock(&report));
     report.warn(|at| targets.number(at));
     Ok((node, report))
 }
 
-/// `images, … → loss`, a scalar: the comparison of faces that are found already, one input per group. The value
-/// and the gradient are computed together, because a sample whose gradient is not finite is left out of both.
-pub(crate) struct FaceLoss {
+/// `images → loss`, a scalar: the comparison of faces that are found already. The value and the gradient are computed
+/// together, because a sample whose gradient is not finite is left out of both.
+struct FaceLoss {
     loss: Shared<Loss>,
     groups: Vec<FaceGroup>,
+    finite: Option<Tensor>,
     report: Shared<Report>,
-    gradients: Option<Vec<Tensor>>,
-}
-
-impl FaceLoss {
-    /// Adds the node to a graph. `inputs` are the images of each group; `samples` are those that the faces
-    /// belong to.
-    pub(crate) fn apply(
-        graph: &mut Graph,
-        inputs: &[NodeId],
-        loss: &Shared<Loss>,
-        groups: Vec<FaceGroup>,
-        samples: Vec<Sample>,
-    ) -> Result<(NodeId, Report)> {
-        let report = Arc::new(Mutex::new(Report {
-            samples,
-            ..Report::default()
-        }));
-        let operation = FaceLoss {
-            loss: loss.clone(),
-            groups,
-            report: report.clone(),
-            gradients: None,
-        };
-        let node = graph.apply(Box::new(operation), inputs)?;
-        let report = std::mem::take(&mut *lock(&report));
-        Ok((node, report))
-    }
+    gradient: Option<Tensor>,
 }
 
 impl Operation for FaceLoss {
@@ -71,17 +58,23 @@ impl Operation for FaceLoss {
 
     fn forward(&mut self, inputs: &[&Tensor], needs_gradient: bool) -> Result<Tensor> {
         let mut report = lock(&self.report);
-        let loss = lock(&self.loss);
-        self.gradients = loss.compare(&self.groups, inputs, &mut report, needs_gradient)?;
-        let device = inputs[0].device();
-        Ok(Tensor::f_full([], report.loss, (Kind::Float, device))?)
+        let samples = std::mem::take(&mut report.samples);
+        let finite = self.finite.as_ref();
+        let (told, gradients) =
+            lock(&self.loss).compare_now(&self.groups, inputs, samples, finite, needs_gradient)?;
+        *report = told;
+        self.gradient = gradients.map(|mut all| all.swap_remove(0));
+        Ok(Tensor::f_full(
+            [],
+            report.loss,
+            (Kind::Float, inputs[0].device()),
+        )?)
     }
 
-    fn vjp(&mut self, inputs: &[&Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Some(gradients) = &self.gradients else {
-            return Ok(inputs.iter().map(|_| None).collect());
+    fn vjp(&mut self, _: &[&Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let Some(own) = &self.gradient else {
+            return Ok(vec![None]);
         };
-        let scaled = |own: &Tensor| Ok(Some(own.f_mul(&gradient.f_to_kind(own.kind())?)?));
-        gradients.iter().map(scaled).collect()
+        Ok(vec![Some(own.f_mul(&gradient.f_to_kind(own.kind())?)?)])
     }
 }

@@ -4,7 +4,7 @@ use super::runner::Runner;
 use super::{IResNet, foreign};
 use crate::config::{BackboneConfig, ColorOrder, Engine, Runtime};
 use crate::error::{Result, bail};
-use crate::tensor::{GradGuard, vjp};
+use crate::tensor::{GradGuard, to_host, vjp};
 use crate::weights::{self, Dtype, Kind as File, Weights, onnx};
 use tch::{Device, Kind, Tensor};
 
@@ -358,7 +358,7 @@ impl Recogniser {
             .f_to_device(self.mean.device())?
             .f_to_kind(Kind::Float)?
             .f_div_scalar(255.0)?;
-        let rows = self.embed(&pixels)?.f_to_device(Device::Cpu)?;
+        let rows = to_host(&self.embed(&pixels)?)?;
         let flat: Vec<f32> = Vec::try_from(rows.f_contiguous()?.f_view([-1i64])?)?;
         Ok(flat.chunks(dim).map(<[f32]>::to_vec).collect())
     }

@@ -4,7 +4,7 @@ use super::onnxruntime::Session;
 use super::{OnnxGraph, engine, foreign};
 use crate::config::{BackboneConfig, Runtime};
 use crate::error::{Result, bail};
-use crate::tensor::upload;
+use crate::tensor::{to_host, upload};
 use crate::weights::onnx;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -54,11 +54,8 @@ impl Runner {
         let outputs = match self {
             Runner::Graph(graph) => graph.forward(&[x])?,
             Runner::Session(session) => {
-                let values: Vec<f32> = Vec::try_from(
-                    x.f_to_device(Device::Cpu)?
-                        .f_contiguous()?
-                        .f_reshape([-1i64])?,
-                )?;
+                let values: Vec<f32> =
+                    Vec::try_from(to_host(x)?.f_contiguous()?.f_reshape([-1i64])?)?;
                 let outputs = session.borrow_mut().run(&values, &x.size())?;
                 let tensor = |(shape, values): (Vec<i64>, Vec<f32>)| -> Result<Tensor> {
                     Ok(upload(&values, x.device())?.f_view(shape.as_slice())?)

@@ -3,7 +3,7 @@
 use super::extract::ReferenceFace;
 use crate::error::Result;
 use crate::face::FacePlace;
-use crate::tensor::{content_hash, select_rows};
+use crate::tensor::{content_hashes, select_rows};
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -19,7 +19,7 @@ pub(super) struct CacheKey {
 }
 
 impl CacheKey {
-    fn new(image: &Tensor, place: &FacePlace) -> Result<Self> {
+    fn new(content: u128, place: &FacePlace) -> Self {
         let bbox = place.bbox.iter().flatten();
         let points = place.landmarks.iter().flatten().flatten();
         let mut bits = vec![
@@ -27,10 +27,10 @@ impl CacheKey {
             place.landmarks.is_some() as u64,
         ];
         bits.extend(bbox.chain(points).map(|v| v.to_bits()));
-        Ok(Self {
-            content: content_hash(image)?,
+        Self {
+            content,
             place: bits,
-        })
+        }
     }
 }
 
@@ -70,8 +70,9 @@ impl FaceCache {
         };
         let mut faces: Vec<Option<Option<ReferenceFace>>> = vec![];
         let mut missing = vec![];
-        for (at, (&row, place)) in rows.iter().zip(places).enumerate() {
-            let key = CacheKey::new(&images.f_select(0, row as i64)?, place)?;
+        let contents = content_hashes(images, rows)?;
+        for (at, (content, place)) in contents.into_iter().zip(places).enumerate() {
+            let key = CacheKey::new(content, place);
             faces.push(cache.get(&key).cloned());
             if faces[at].is_none() {
                 missing.push((at, key));

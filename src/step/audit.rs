@@ -3,9 +3,9 @@
 
 use crate::batch::{Audit, Decoded};
 use crate::config::{DecodeMode, LossConfig, NormStats};
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::log::{Level, emit, warn_host};
-use crate::tensor;
+use crate::tensor::numbers;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -99,8 +99,10 @@ pub(super) fn compare_gradients(window: &Tensor, whole: &Tensor) -> Result<Audit
         window.f_to_kind(Kind::Double)?,
         whole.f_to_kind(Kind::Double)?,
     );
-    let number = |t: Tensor| tensor::number(&t);
-    let (na, nb) = (number(a.f_norm()?)?, number(b.f_norm()?)?);
+    let all = [a.f_norm()?, b.f_norm()?, a.f_mul(&b)?.f_sum(Kind::Double)?];
+    let &[na, nb, product] = numbers(&Tensor::f_stack(&all, 0)?)?.as_slice() else {
+        bail!(Internal, "three numbers came back as others");
+    };
     if na == 0.0 && nb == 0.0 {
         return Ok(Audit {
             cosine: 1.0,
@@ -108,7 +110,7 @@ pub(super) fn compare_gradients(window: &Tensor, whole: &Tensor) -> Result<Audit
         });
     }
     Ok(Audit {
-        cosine: number(a.f_mul(&b)?.f_sum(Kind::Double)?)? / (na * nb),
+        cosine: product / (na * nb),
         norm_ratio: na / nb,
     })
 }

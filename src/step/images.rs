@@ -7,7 +7,7 @@ use crate::latent::clamp_image;
 use crate::loss::GeneratedImages;
 use crate::nets::vae::{Decoder, Statistics};
 use crate::shared::{Shared, lock};
-use crate::tensor::{finite_rows, flags, select_rows};
+use crate::tensor::{finite_rows, select_rows};
 use tch::Tensor;
 
 /// VAE-space latents `[N,C,h,w]`, and the GroupNorm statistics of those that were decoded as a whole.
@@ -15,17 +15,25 @@ pub(super) struct LatentImages {
     decoder: Shared<Decoder>,
     clamp: ClampPolicy,
     latents: Tensor,
+    remembered: bool,
     statistics: Vec<Option<Statistics>>,
     exact_passes: Vec<bool>,
 }
 
 impl LatentImages {
-    pub(super) fn new(decoder: Shared<Decoder>, clamp: ClampPolicy, latents: Tensor) -> Self {
+    /// `remembered`: whether their statistics are kept for later steps.
+    pub(super) fn new(
+        decoder: Shared<Decoder>,
+        clamp: ClampPolicy,
+        latents: Tensor,
+        remembered: bool,
+    ) -> Self {
         let count = latents.size()[0] as usize;
         Self {
             decoder,
             clamp,
             latents,
+            remembered,
             statistics: (0..count).map(|_| None).collect(),
             exact_passes: vec![false; count],
         }
@@ -66,8 +74,12 @@ impl GeneratedImages for LatentImages {
     }
 
     /// Checks the latents. Numbers that overflow in the decoder are found when faces are compared.
-    fn finite(&self) -> Result<Vec<bool>> {
-        flags(&finite_rows(&self.latents)?)
+    fn finite(&self) -> Result<Tensor> {
+        finite_rows(&self.latents)
+    }
+
+    fn are_remembered(&self) -> bool {
+        self.remembered
     }
 
     fn decoded(&mut self, rows: &[usize]) -> Result<Tensor> {

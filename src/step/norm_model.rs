@@ -5,7 +5,7 @@ use super::ridge::Ridge;
 use crate::error::Result;
 use crate::log::{Level, emit};
 use crate::nets::vae::Statistics;
-use crate::tensor::{finite_rows, flags};
+use crate::tensor::{finite_rows, flags, to_host};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
@@ -140,7 +140,7 @@ impl NormModel {
         }
         let pass = Pass {
             features: features.f_detach()?,
-            statistics: Statistics::from_tensor(statistics.tensor().f_to_device(Device::Cpu)?),
+            statistics: Statistics::from_tensor(to_host(statistics.tensor())?),
         };
         push(&mut self.passes, pass, MAX_PASSES);
         self.uses = 0;
@@ -236,7 +236,7 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
 
 /// Statistics of one sample as what is predicted: mean/σ and log σ² of all groups, f64 on the CPU.
 fn targets(statistics: &Statistics) -> Result<Tensor> {
-    let tensor = statistics.tensor().f_to_device(Device::Cpu)?;
+    let tensor = to_host(statistics.tensor())?;
     let tensor = tensor.f_to_kind(Kind::Double)?;
     let (mean, inverse) = (tensor.f_select(1, 0)?, tensor.f_select(1, 1)?);
     let log = inverse.f_log()?.f_mul_scalar(-2.0)?;

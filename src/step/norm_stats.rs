@@ -74,6 +74,15 @@ impl StepLoss {
         }
     }
 
+    /// Whether a step keeps statistics for later steps.
+    pub(super) fn remembers_statistics(&self, chunk: &Chunk) -> bool {
+        lock(chunk.decoder).needs_statistics()
+            && match self.audits.norm_stats() {
+                NormStats::Cached | NormStats::Predicted | NormStats::Auto => true,
+                NormStats::Exact | NormStats::Window => false,
+            }
+    }
+
     /// Statistics that the model predicts. Where it refuses, those of this step, from which it then learns.
     fn predicted_statistics(
         &mut self,

@@ -7,10 +7,9 @@ use super::chunk::{Chunk, DecodedGroup, LatentGraph};
 use crate::batch::{Decoded, Outcome, Report, Sample};
 use crate::error::Result;
 use crate::graph::NodeId;
-use crate::loss::node::FaceLoss;
-use crate::loss::{FaceCrop, FaceGroup};
+use crate::loss::{FaceCrop, FaceGroup, FoundFaces};
 use crate::shared::lock;
-use crate::tensor::{finite_rows, flags};
+use crate::tensor::finite_rows;
 use tch::Tensor;
 
 /// The gradient with respect to the samples' prediction of their mean loss, and the number of samples that the
@@ -28,10 +27,11 @@ impl StepLoss {
         let mut graph = self.latent_graph(chunk)?;
         let windows = self.audits.allow_windows(lock(chunk.decoder).has_windows())
             && !lock(&self.loss).pipeline().is_score;
-        let groups = match windows {
+        let (groups, finite) = match windows {
             true => self.window_groups(chunk, &mut graph, &mut samples)?,
-            false => vec![self.image_group(chunk, &mut graph, &mut samples)?],
+            false => self.image_group(chunk, &mut graph, &mut samples)?,
         };
+        let finite = finite.as_ref();
         let mut faces: Vec<FaceCrop> = vec![];
         if windows && self.audits_step(chunk) {
             faces.extend(
@@ -41,34 +41,34 @@ impl StepLoss {
             );
             faces.sort_by_key(|face| face.sample);
         }
-        let (mut report, mut gradient) = self.compare(chunk, graph, groups, samples.clone())?;
+        let (mut report, mut gradient) =
+            self.compare(chunk, graph, groups, finite, samples.clone())?;
         if !faces.is_empty() {
             let of_windows = gradient;
-            (report, gradient) = self.compare_whole_images(chunk, faces, samples)?;
+            (report, gradient) = self.compare_whole_images(chunk, faces, finite, samples)?;
             self.audit(chunk, &mut report, of_windows.as_ref(), gradient.as_ref())?;
         }
         report.warn(|at| chunk.targets.number(at));
         Ok((report, gradient))
     }
 
-    /// Decodes the whole images and finds their faces.
+    /// Decodes the whole images and finds their faces. The tensor is [`FoundFaces::finite`].
     fn image_group(
         &self,
         chunk: &Chunk,
         graph: &mut LatentGraph,
         samples: &mut [Sample],
-    ) -> Result<DecodedGroup> {
+    ) -> Result<(Vec<DecodedGroup>, Option<Tensor>)> {
         let decode = Box::new(self.decode(chunk));
         let images = graph.graph.apply(decode, &[graph.latents])?;
         let mut pixels = graph.graph.value(images)?.shallow_clone();
-        let faces = lock(&self.loss).find_faces(&mut pixels, &chunk.targets, samples)?;
+        let FoundFaces { faces, finite } =
+            lock(&self.loss).find_faces(&mut pixels, &chunk.targets, samples)?;
         for sample in samples {
             sample.decoded = Decoded::Full;
         }
-        Ok(DecodedGroup {
-            images,
-            group: FaceGroup::whole_images(faces),
-        })
+        let group = FaceGroup::whole_images(faces);
+        Ok((vec![DecodedGroup { images, group }], finite))
     }
 
     /// Compares faces that are found already, in whole images instead of windows.
@@ -76,6 +76,7 @@ impl StepLoss {
         &self,
         chunk: &Chunk,
         faces: Vec<FaceCrop>,
+        finite: Option<&Tensor>,
         samples: Vec<Sample>,
     ) -> Result<(Report, Option<MeanGradient>)> {
         let mut graph = self.latent_graph(chunk)?;
@@ -84,15 +85,18 @@ impl StepLoss {
         let images = graph.graph.apply(decode, &[graph.latents])?;
         let faces = (0..).zip(&faces).map(|(row, face)| face.in_row(row));
         let group = FaceGroup::whole_images(faces.collect());
-        self.compare(chunk, graph, vec![DecodedGroup { images, group }], samples)
+        let groups = vec![DecodedGroup { images, group }];
+        self.compare(chunk, graph, groups, finite, samples)
     }
 
-    /// The loss of the decoded faces, and its gradient with respect to the prediction.
+    /// The loss of the decoded faces, and its gradient with respect to the prediction. Everything is put on the device
+    /// before the one read that waits for it.
     fn compare(
         &self,
         chunk: &Chunk,
         graph: LatentGraph,
         groups: Vec<DecodedGroup>,
+        finite: Option<&Tensor>,
         samples: Vec<Sample>,
     ) -> Result<(Report, Option<MeanGradient>)> {
         let LatentGraph {
@@ -100,24 +104,44 @@ impl StepLoss {
             prediction,
             ..
         } = graph;
-        if groups.iter().all(|one| one.group.faces.is_empty()) {
-            let report = Report {
-                samples,
-                ..Report::default()
-            };
+        let (nodes, groups): (Vec<NodeId>, Vec<FaceGroup>) = groups
+            .into_iter()
+            .map(|one| (one.images, one.group))
+            .unzip();
+        let comparison = {
+            let images = nodes
+                .iter()
+                .map(|&id| graph.value(id))
+                .collect::<Result<Vec<_>>>()?;
+            lock(&self.loss)
+                .compare(&groups, &images, &samples, finite, chunk.with_gradient)
+                .map_err(|e| e.context("face_loss"))?
+        };
+        let mut report = Report {
+            samples,
+            ..Report::default()
+        };
+        let Some(mut comparison) = comparison else {
+            return Ok((report, None));
+        };
+        if !chunk.with_gradient {
+            lock(&self.loss).read(&comparison, None, &mut report)?;
             return Ok((report, None));
         }
-        let inputs: Vec<NodeId> = groups.iter().map(|one| one.images).collect();
-        let groups = groups.into_iter().map(|one| one.group).collect();
-        let (value, mut report) =
-            FaceLoss::apply(&mut graph, &inputs, &self.loss, groups, samples)?;
-        let mean_of = report.counted() as f64;
-        if !chunk.with_gradient || mean_of == 0.0 {
+        let seeds = std::mem::take(&mut comparison.gradients);
+        graph.backward_from(nodes.into_iter().zip(seeds).collect())?;
+        let gradient = graph.gradient(prediction)?;
+        let finite = finite_rows(&gradient)?;
+        let flags = lock(&self.loss).read(&comparison, Some(&finite), &mut report)?;
+        if report.counted() == 0 {
             return Ok((report, None));
         }
-        graph.backward(value, None)?;
-        let gradient = drop_non_finite(graph.gradient(prediction)?, &mut report)?;
-        Ok((report, Some((gradient, mean_of))))
+        let gradient = match flags.iter().all(|&finite| finite) {
+            true => gradient,
+            // What overflowed in the decoder's backward pass.
+            false => without_rows(&gradient, &finite.f_logical_not()?)?,
+        };
+        Ok((report, Some((gradient, comparison.faces() as f64))))
     }
 
     /// Whether a chunk that is decoded in windows is also decoded in whole images.
@@ -150,21 +174,9 @@ impl StepLoss {
     }
 }
 
-/// Leaves out samples whose gradient overflowed in the decoder's backward pass: they are marked, and their
-/// gradient becomes zero.
-fn drop_non_finite(gradient: Tensor, report: &mut Report) -> Result<Tensor> {
-    let finite = finite_rows(&gradient)?;
-    let flags = flags(&finite)?;
-    if flags.iter().all(|&finite| finite) {
-        return Ok(gradient);
-    }
-    for (sample, finite) in report.samples.iter_mut().zip(flags) {
-        if !finite {
-            sample.outcome = Outcome::NonFinite;
-        }
-    }
+/// The gradient with zeros in some rows; `dropped`: `[N]` of bool.
+fn without_rows(gradient: &Tensor, dropped: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; gradient.dim()];
     shape[0] = -1;
-    let dropped = finite.f_logical_not()?.f_view(shape.as_slice())?;
-    Ok(gradient.f_masked_fill(&dropped, 0.0)?)
+    Ok(gradient.f_masked_fill(&dropped.f_view(shape.as_slice())?, 0.0)?)
 }

@@ -9,9 +9,10 @@ use crate::batch::{Decoded, Sample};
 use crate::config::Rect;
 use crate::error::Result;
 use crate::graph::Windows;
-use crate::loss::{FaceCrop, FaceGroup, GeneratedImages};
+use crate::loss::{FaceCrop, FaceGroup, FoundFaces, GeneratedImages};
 use crate::nets::vae::Statistics;
 use crate::shared::lock;
+use tch::Tensor;
 
 /// Windows that are decoded together are enlarged to one size. Their areas may grow by this factor in all.
 const MAX_WASTE: f64 = 1.25;
@@ -21,17 +22,20 @@ const MAX_WASTE: f64 = 1.25;
 const INEXACT_HALO: i64 = 2;
 
 impl StepLoss {
-    /// Finds the faces and decodes a window for each, in as few groups as the sizes of the windows allow.
+    /// Finds the faces and decodes a window for each, in as few groups as the sizes of the windows allow. The tensor is
+    /// [`FoundFaces::finite`].
     pub(super) fn window_groups(
         &mut self,
         chunk: &Chunk,
         graph: &mut LatentGraph,
         samples: &mut [Sample],
-    ) -> Result<Vec<DecodedGroup>> {
+    ) -> Result<(Vec<DecodedGroup>, Option<Tensor>)> {
         let latents = graph.graph.value(graph.latents)?.shallow_clone();
         let clamp = lock(&self.loss).config().clamp;
-        let mut images = LatentImages::new(chunk.decoder.clone(), clamp, latents);
-        let faces = lock(&self.loss).find_faces(&mut images, &chunk.targets, samples)?;
+        let remembered = self.remembers_statistics(chunk);
+        let mut images = LatentImages::new(chunk.decoder.clone(), clamp, latents, remembered);
+        let FoundFaces { faces, finite } =
+            lock(&self.loss).find_faces(&mut images, &chunk.targets, samples)?;
         let found = self.norm_statistics(chunk, &mut images, &faces, samples)?;
         for (sample, &exact) in samples.iter_mut().zip(images.exact_passes()) {
             sample.exact_pass = exact;
@@ -43,7 +47,7 @@ impl StepLoss {
             let images = graph.graph.apply(Box::new(decode), &[graph.latents])?;
             groups.push(DecodedGroup { images, group });
         }
-        Ok(groups)
+        Ok((groups, finite))
     }
 
     /// Groups of faces whose windows have one size, with these windows.

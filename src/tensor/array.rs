@@ -1,5 +1,6 @@
 //! Converts between tensors and the arrays of a weights file.
 
+use super::transfer::to_host;
 use crate::error::{Result, bail};
 use crate::weights::{Array, Dtype, buffer};
 use tch::{Device, Kind, Tensor};
@@ -50,7 +51,7 @@ pub fn to_array(tensor: &Tensor) -> Result<Array> {
     let elements = tensor.numel();
     let mut data = buffer(elements * dtype.size())?;
     data.resize(elements * dtype.size(), 0);
-    let host = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+    let host = to_host(tensor)?.f_contiguous()?;
     host.f_copy_data_u8(&mut data, elements)?;
     Ok(Array {
         dtype,

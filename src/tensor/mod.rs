@@ -14,7 +14,7 @@ mod view;
 pub use array::{from_array, to_array};
 pub use autograd::{GradGuard, vjp};
 pub use cuda::{cuda_devices, parse_device};
-pub use hash::content_hash;
+pub use hash::{content_hash, content_hashes};
 pub use pixels::{MAX_PIXELS, Pixels, bounded, finite, pixels, quantised, unusual_range};
 pub use rows::{finite_rows, flags, place_rows, select_rows};
 #[cfg(test)]
@@ -23,5 +23,5 @@ pub(crate) use stream::backward_is_on_this_thread;
 pub(crate) use stream::tests::{IN_USE, Recording};
 pub use stream::{Order, Stream, backward_on_this_thread, in_use, wait_for_device};
 pub use torch::{call_log, check_torch, compiled_torch, running_torch, torch_folder};
-pub use transfer::{number, numbers, upload, waits};
+pub use transfer::{number, numbers, to_host, upload, waits};
 pub use view::{RawTensor, Use, View, device_name, lent};

@@ -1,8 +1,9 @@
 //! Images as 8-bit pixels in the host's memory. Detectors were trained on such pixels, and other programs align them
 //! for their scores.
 
+use super::transfer::{numbers, to_host};
 use crate::error::{Error, Result, bail};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// One image: three planes (red, green, blue) of `height` rows of `width` pixels, 0 to 255.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +66,10 @@ pub fn unusual_range(images: &Tensor) -> Result<Option<(f64, f64, &'static str)>
     if images.kind() == Kind::Uint8 || images.numel() == 0 {
         return Ok(None);
     }
-    let number = |x: Tensor| Ok::<f64, crate::error::Error>(x.f_double_value(&[])?);
-    let (least, largest) = (number(images.f_min()?)?, number(images.f_max()?)?);
+    let both = Tensor::f_stack(&[images.f_min()?, images.f_max()?], 0)?;
+    let &[least, largest] = numbers(&both)?.as_slice() else {
+        bail!(Internal, "two numbers came back as others");
+    };
     let advice = match (least, largest) {
         (least, largest) if least < -0.25 && largest <= 1.25 => {
             "pictures in [-1, 1] need (x + 1) / 2"
@@ -92,8 +95,7 @@ pub fn finite(images: &Tensor) -> Result<Vec<bool>> {
     }
     // A sum of floats in double precision cannot overflow, so it is finite where all its terms are.
     let sums = images.f_sum_dim_intlist([1i64, 2, 3].as_slice(), false, Kind::Double)?;
-    let sums: Vec<f64> = Vec::try_from(sums.f_to_device(Device::Cpu)?)?;
-    Ok(sums.into_iter().map(f64::is_finite).collect())
+    Ok(numbers(&sums)?.into_iter().map(f64::is_finite).collect())
 }
 
 /// The images of `[N,3,H,W]`, converted as by [`quantised`]; `None` for one with a pixel that is not finite.
@@ -109,7 +111,7 @@ pub fn pixels(images: &Tensor) -> Result<Vec<Option<Pixels>>> {
         Kind::Uint8 => Kind::Uint8,
         _ => Kind::Float,
     };
-    let images = images.detach().f_to_device(Device::Cpu)?.f_to_kind(kind)?;
+    let images = to_host(images)?.f_to_kind(kind)?;
     let size = images.size();
     let (height, width) = (size[2] as usize, size[3] as usize);
     (0..size[0])

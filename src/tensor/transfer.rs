@@ -37,19 +37,22 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(made) })
 }
 
+/// The tensor on the host, without a graph. It waits for the tensor's device. Every read of what was computed goes through here, so
+/// that [`waits`] counts them all.
+pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    WAITS.set(WAITS.get() + 1);
+    Ok(tensor.detach().f_to_device(Device::Cpu)?)
+}
+
 /// The elements in the order of the rows. It waits for the tensor's device.
 pub fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    WAITS.set(WAITS.get() + 1);
-    let host = tensor.detach().f_to_device(Device::Cpu)?;
-    Ok(Vec::try_from(
-        host.f_to_kind(Kind::Double)?.f_reshape([-1i64])?,
-    )?)
+    let host = to_host(tensor)?.f_to_kind(Kind::Double)?;
+    Ok(Vec::try_from(host.f_reshape([-1i64])?)?)
 }
 
 /// The only element. It waits for the tensor's device.
 pub fn number(tensor: &Tensor) -> Result<f64> {
-    WAITS.set(WAITS.get() + 1);
-    Ok(tensor.f_double_value(&[])?)
+    Ok(to_host(tensor)?.f_double_value(&[])?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::window_plan::Head;
 use super::*;
-use crate::tensor::select_rows;
+use crate::tensor::{select_rows, to_host};
 
 /// Added to a variance before its logarithm is taken, because a constant channel has the variance 0.
 const LEAST_VARIANCE: f64 = 1e-8;
@@ -96,9 +96,7 @@ impl Begun {
             all.extend(channels(&x)?);
             all.extend(channels(&normed.f_silu()?)?);
         }
-        Ok(Tensor::f_cat(&all, 1)?
-            .f_to_device(Device::Cpu)?
-            .f_to_kind(Kind::Double)?)
+        Ok(to_host(&Tensor::f_cat(&all, 1)?)?.f_to_kind(Kind::Double)?)
     }
 }
 

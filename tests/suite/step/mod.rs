@@ -270,19 +270,84 @@ fn a_vae_that_does_not_tell_its_format_asks_for_it() {
     );
 }
 
+/// Times that a first and a second step wait for the device. Faces are given, and references are registered.
+fn waits(
+    name: &str,
+    more: serde_json::Value,
+    vae: serde_json::Value,
+    registered: bool,
+) -> [u64; 2] {
+    let case = Case::named(name);
+    let mut loss = loss(&case.with(more), &case.vae(vae));
+    let mut targets = case.targets();
+    targets.sample_ids = ["a", "b", "c"].map(|id| Some(id.to_string())).to_vec();
+    if registered {
+        let images = targets.references.take().unwrap();
+        let faces = std::mem::take(&mut targets.reference_faces);
+        let register =
+            |loss: &mut facegrad::loss::Loss| loss.set_reference("anna", &images, &faces);
+        register(&mut loss.loss().lock().unwrap()).unwrap();
+        targets.reference_ids = vec![Some("anna".to_string()); 3];
+    }
+    [0, 1].map(|_| {
+        let before = facegrad::tensor::waits();
+        let (report, _) = loss.step(&case.step(), &targets, true).unwrap();
+        assert!(report.counted() > 0, "{name}");
+        facegrad::tensor::waits() - before
+    })
+}
+
 #[test]
-fn a_step_reads_back_from_the_gpu_three_times() {
-    for (name, first, later) in [("flow", 4, 3), ("flux_tokens", 4, 3), ("window", 4, 3)] {
-        let case = Case::named(name);
-        let vae = case.vae(json!({}));
-        let mut loss = loss(&case.config(), &vae);
-        let mut waits = || {
-            let before = facegrad::tensor::waits();
-            let (report, _) = loss.step(&case.step(), &case.targets(), true).unwrap();
-            assert!(report.counted() > 0, "{name}");
-            facegrad::tensor::waits() - before
-        };
-        // Whether latents, cosines and gradients are finite; the first time also whether the references are.
-        assert_eq!((waits(), waits()), (first, later), "{name}");
+fn a_step_reads_back_from_the_gpu_once() {
+    let windows = |norm_stats: &str| json!({"decode": "window_only", "norm_stats": norm_stats});
+    for (name, more) in [
+        ("flow", json!({})),
+        ("flux_tokens", json!({})),
+        ("window", json!({})),
+        ("flow", windows("exact")),
+        ("flow", windows("window")),
+        ("tiny", windows("exact")),
+    ] {
+        let [first, later] = waits(name, more.clone(), json!({}), true);
+        assert_eq!((first, later), (1, 1), "{name} {more}");
+    }
+}
+
+#[test]
+fn every_further_read_of_a_step_has_its_reason() {
+    let plain = json!({});
+    // The content of reference images by which their faces are remembered; at first also whether these faces are finite.
+    assert_eq!(waits("flow", plain.clone(), plain.clone(), false), [3, 2]);
+    // One pass for each of three samples.
+    let slicing = json!({"slicing": true});
+    assert_eq!(waits("flow", plain.clone(), slicing, true), [3, 3]);
+    // Whether the latents are finite, before something of them is remembered.
+    let cached = json!({"decode": "window_only", "norm_stats": "cached"});
+    assert_eq!(waits("flow", cached, plain.clone(), true), [2, 2]);
+    // An audit goes through whole images too, and reads what it compares of every sample.
+    let audit = json!({"decode": "window_only", "norm_stats": "exact", "audit_every": 1});
+    assert_eq!(waits("flow", audit, plain, true), [5, 5]);
+}
+
+#[test]
+fn a_sample_with_nan_is_dropped_alone_in_windows_and_leaves_nothing_behind() {
+    for norm_stats in ["exact", "window", "cached", "predicted"] {
+        let case = Case::named("flow");
+        let config = case.with(json!({"decode": "window_only", "norm_stats": norm_stats}));
+        let mut loss = loss(&config, &case.vae(json!({})));
+        let broken = case.step();
+        let _ = broken.prediction.get(1).get(3).fill_(f64::NAN);
+        let (report, gradient) = loss.step(&broken, &case.targets(), true).unwrap();
+        assert_eq!(
+            report.samples[1].outcome,
+            Outcome::NonFinite,
+            "{norm_stats}"
+        );
+        assert_eq!(report.counted(), 2, "{norm_stats}");
+        assert_eq!(gradient.unwrap().isfinite().all().int64_value(&[]), 1);
+        // What is remembered of the sample must not spoil the next step.
+        let (report, gradient) = loss.step(&case.step(), &case.targets(), true).unwrap();
+        assert_eq!(report.counted(), 3, "{norm_stats}");
+        assert_eq!(gradient.unwrap().isfinite().all().int64_value(&[]), 1);
     }
 }
