@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default=os.environ.get("FACEGRAD_TEST_DEVICE", "cpu"), help="cpu, cuda or cuda:N")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from on_device import device, pytest_addoption  # noqa: F401
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,28 +26,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a GPU" if wanted == 1 else f"needs {wanted} GPUs"))
 
 
-@pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> torch.device:
-    wanted = torch.device(request.config.getoption("device"))
-    if wanted.type == "cuda":
-        assert torch.cuda.is_available(), "--device cuda: torch sees no GPU; `nvidia-smi` says whether the driver does"
-        wanted = torch.device("cuda", wanted.index or 0)
-    return wanted
-
-
 @pytest.fixture(autouse=True)
-def untouched(device: torch.device) -> Iterator[None]:
-    """Numbers in whole float32, and after every test the host's device, stream and flags as they were."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def untouched(device: torch.device) -> Iterator[None]:  # noqa: F811
+    """After every test the host's device, stream and flags are as they were."""
     before = state(device)
     yield
-    after = state(device)
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-    assert after == before, "a call changed the host's state"
+    assert state(device) == before, "a call changed the host's state"
 
 
-def state(device: torch.device) -> tuple[object, ...]:
+def state(device: torch.device) -> tuple[object, ...]:  # noqa: F811
     """What is the host's on this thread and in this process."""
     flags = (
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32,

@@ -1,4 +1,8 @@
-"""Fixtures of the Python suite: what `tests/fixtures/make.py` wrote, and real data where it is there."""
+"""Fixtures of the Python suite: the device, what `tests/fixtures/make.py` wrote, and real data where it is there.
+
+`--device cuda` runs the modules of `BEHAVIOUR` on a GPU, `--device pretended` proves without one that they could. What a
+test of theirs has on the CPU alone is marked `host`.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,37 @@ from facegrad.images import read_image
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = Path(os.environ.get("FACEGRAD_FIXTURES", ROOT / "target/fixtures"))
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", ROOT / "../shared/data"))
-sys.path.insert(0, str(ROOT / "tests"))  # compare.py
+sys.path.insert(0, str(ROOT / "tests"))  # compare.py, on_device.py
 sys.path.insert(0, str(ROOT / "tests/fixtures"))
 import iresnet
+from on_device import BEHAVIOUR, bounds, device, pytest_addoption  # noqa: F401
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "host(reason): has nothing to do with the device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another device than the CPU only what runs there."""
+    if config.getoption("device") == "cpu":
+        return
+    left_out = [item for item in items if item.path.stem not in BEHAVIOUR or item.get_closest_marker("host")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(request: pytest.FixtureRequest) -> None:
+    """The device is there before anything that a test makes."""
+    if request.config.getoption("device") != "cpu":
+        request.getfixturevalue("device")
 
 
 @pytest.fixture(scope="session")
-def chain() -> dict[str, torch.Tensor]:
+def chain(device: torch.device) -> dict[str, torch.Tensor]:  # noqa: F811
     path = FIXTURES / "chain/chain.safetensors"
     assert path.exists(), f"{path} is missing; run `make fixtures`"
-    return load_file(path)
+    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +64,8 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def recogniser() -> facegrad.Recogniser:
-    return facegrad.Recogniser(FIXTURES / "nets/small.safetensors")
+def recogniser(device: torch.device) -> facegrad.Recogniser:  # noqa: F811
+    return facegrad.Recogniser(FIXTURES / "nets/small.safetensors", device=device)
 
 
 @pytest.fixture()

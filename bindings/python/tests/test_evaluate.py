@@ -27,29 +27,29 @@ def pack(data):
 
 
 @pytest.fixture(scope="module")
-def photos(data):
-    return {path.stem: read_image(path)[None] for path in sorted((data / "photos").iterdir())}
+def photos(data, device):
+    return {path.stem: read_image(path)[None].to(device) for path in sorted((data / "photos").iterdir())}
 
 
 @pytest.fixture(scope="module")
-def evaluator(pack):
-    return facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx", det_sizes=(128, 640))
+def evaluator(pack, device):
+    return facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx", det_sizes=(128, 640), device=device)
 
 
-def test_face_analysis_on_the_same_pack_and_photographs(pack, data, evaluator):
+def test_face_analysis_on_the_same_pack_and_photographs(pack, data, evaluator, device):
     app = FaceAnalysis("buffalo_sc", root=str(ROOT), providers=["CPUExecutionProvider"])
     app.prepare(-1)
     for path in sorted((data / "photos").iterdir()):
         want = app.get(cv2.imread(str(path)))
-        image = read_image(path)[None]
+        image = read_image(path)[None].to(device)
         got = evaluator.faces(image)[0]
         assert len(got) == len(want), path
         for face, other in zip(got, want):
             assert float(face.embedding.numpy() @ other.normed_embedding) >= 0.9995
             assert np.abs(np.array(face.bbox) - other.bbox).max() <= 0.5
         if got:
-            crops = (evaluator.align(image, [got]) * 255).round().numpy()
-            theirs = np.stack([face_align.norm_crop(image[0].permute(1, 2, 0).numpy(), np.array(f.landmarks, np.float32)) for f in got])
+            crops = (evaluator.align(image, [got]) * 255).round().cpu().numpy()
+            theirs = np.stack([face_align.norm_crop(image[0].permute(1, 2, 0).cpu().numpy(), np.array(f.landmarks, np.float32)) for f in got])
             assert np.abs(crops - theirs.transpose(0, 3, 1, 2)).mean() <= 1
 
 
@@ -63,8 +63,8 @@ def test_bytes_floats_and_a_batch_give_the_same(evaluator, photos):
         assert one.bbox == other.bbox and torch.equal(one.embedding, other.embedding)
 
 
-def test_arcface_loss_is_the_methods(pack, photos, caplog):
-    loss = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT)
+def test_arcface_loss_is_the_methods(pack, photos, caplog, device):
+    loss = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT, device=device)
     with torch.no_grad():
         value = loss(photos["C_obama_1"], photos["C_obama_2"].float() / 255)
     assert value.shape == () and 0.7 < 1 - value.item() < 0.85
@@ -72,7 +72,7 @@ def test_arcface_loss_is_the_methods(pack, photos, caplog):
     value, per_sample, mask = details = loss(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
     assert details.report.counted == 1 and details.report.similarity == pytest.approx(1 - value.item(), abs=1e-6)
     assert per_sample.tolist() == pytest.approx([value.item()]) and mask.tolist() == [True]
-    strict = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT, retry_sizes=())
+    strict = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT, retry_sizes=(), device=device)
     details = strict(photos["A_dad_1"], photos["A_dad_2"], return_details=True)
     assert details.loss.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_REFERENCE_FACE
     assert np.isnan(details.report.similarity) and "no face was found in the reference" in caplog.text
@@ -80,10 +80,10 @@ def test_arcface_loss_is_the_methods(pack, photos, caplog):
     assert details.loss.item() == 0 and details.report.samples[0].outcome == facegrad.Outcome.NO_FACE
 
 
-def test_the_wrapper_decodes_first(photos):
+def test_the_wrapper_decodes_first(photos, device):
     image = photos["C_obama_1"].float() / 255
-    wrapper = facegrad.FaceLossWrapper(lambda latents: latents + 0.5, "buffalo_sc", arcface_root=ROOT)
-    plain = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT)(photos["C_obama_2"], image)
+    wrapper = facegrad.FaceLossWrapper(lambda latents: latents + 0.5, "buffalo_sc", arcface_root=ROOT, device=device)
+    plain = facegrad.ArcFaceLoss("buffalo_sc", root=ROOT, device=device)(photos["C_obama_2"], image)
     assert wrapper(photos["C_obama_2"], image - 0.5).item() == pytest.approx(plain.item(), abs=1e-4)
 
     class Vae(torch.nn.Module):
@@ -94,17 +94,17 @@ def test_the_wrapper_decodes_first(photos):
 
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(()))
+            self.weight = torch.nn.Parameter(torch.ones((), device=device))
 
         def decode(self, x):
             return (x,)
 
     latents = (2 * image - 1 - 0.1) * 0.5
-    wrapper = facegrad.FaceLossWrapper(Vae(), "buffalo_sc", arcface_root=ROOT)
+    wrapper = facegrad.FaceLossWrapper(Vae(), "buffalo_sc", arcface_root=ROOT, device=device)
     assert wrapper(photos["C_obama_2"], latents).item() == pytest.approx(plain.item(), abs=1e-4)
     assert not list(wrapper.parameters())
     with pytest.raises(TypeError, match="expected a diffusers VAE or a function"):
-        facegrad.FaceLossWrapper(3, "buffalo_sc", arcface_root=ROOT)(photos["C_obama_2"], latents)
+        facegrad.FaceLossWrapper(3, "buffalo_sc", arcface_root=ROOT, device=device)(photos["C_obama_2"], latents)
 
 
 def test_people_are_found_one_to_one(evaluator, photos):
@@ -126,12 +126,12 @@ def test_people_are_found_one_to_one(evaluator, photos):
         evaluator.find(couple, ["man"])
 
 
-def test_choices_and_sizes(pack, photos):
+def test_choices_and_sizes(pack, photos, device):
     def boxes(**keys):
-        evaluator = facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx", **keys)
+        evaluator = facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx", device=device, **keys)
         return evaluator.compare(photos["multi2_couple"], photos["multi2_couple"]).samples[0].bbox
 
-    faces = facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx").faces(photos["multi2_couple"])[0]
+    faces = facegrad.Evaluator(pack / "det_500m.onnx", pack / "w600k_mbf.onnx", device=device).faces(photos["multi2_couple"])[0]
     area = [(f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1]) for f in faces]
     assert boxes() == faces[0].bbox and boxes(face_choice="index", face_index=1) == faces[1].bbox
     assert boxes(face_choice="largest") == faces[int(np.argmax(area))].bbox
@@ -139,6 +139,7 @@ def test_choices_and_sizes(pack, photos):
     assert boxes(face_choice="index", face_index=5) is None
 
 
+@pytest.mark.host("ONNX Runtime's providers are its own")
 def test_a_missing_provider_or_engine_is_an_error(pack):
     files = pack / "det_500m.onnx", pack / "w600k_mbf.onnx"
     with pytest.raises(facegrad.FacegradError, match="CUDAExecutionProvider is not in this ONNX Runtime"):
@@ -149,6 +150,7 @@ def test_a_missing_provider_or_engine_is_an_error(pack):
     assert "libtorch" in facegrad.Evaluator(*files, engine="torch").description["recogniser"]
 
 
+@pytest.mark.host("paths alone")
 @pytest.mark.parametrize("where", ["models/buffalo_sc", "buffalo_sc", "", "models/buffalo_sc/buffalo_sc", "models/insightface/models/buffalo_sc"])
 def test_packs_are_found_in_every_layout(tmp_path, where):
     folder = tmp_path / where
@@ -158,6 +160,7 @@ def test_packs_are_found_in_every_layout(tmp_path, where):
     assert packs.find_pack("buffalo_sc", tmp_path) == packs.Files(folder / "det_500m.onnx", folder / "w600k_mbf.onnx")
 
 
+@pytest.mark.host("paths alone")
 def test_a_missing_pack_lists_where_and_what(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         facegrad.ArcFaceLoss(root=tmp_path)
@@ -168,8 +171,8 @@ def test_a_missing_pack_lists_where_and_what(tmp_path):
         facegrad.ArcFaceLoss("buffalo_x", root=tmp_path)
 
 
-def test_a_damaged_model_says_so(tmp_path, pack):
+def test_a_damaged_model_says_so(tmp_path, pack, device):
     shutil.copy(pack / "det_500m.onnx", tmp_path)
     (tmp_path / "w600k_mbf.onnx").write_bytes(b"not a model")
     with pytest.raises(facegrad.FacegradError, match="w600k_mbf.onnx"):
-        facegrad.ArcFaceLoss("buffalo_sc", root=tmp_path)
+        facegrad.ArcFaceLoss("buffalo_sc", root=tmp_path, device=device)

@@ -7,18 +7,19 @@ import gc
 import pytest
 import torch
 from compare import relative
-from test_step import CASES, arguments, vae
+from test_step import CASES, arguments
 from test_step import tensors as tensors  # the fixture
+from test_step import vae as vae  # the fixture
 
 import facegrad
 
 UNPACK = ("packing", "latent_crop", "latent_format")
 
 
-def wired(name, tensors, chain, recogniser):
+def wired(name, tensors, chain, recogniser, vae):
     """A case of the fused step as a chain of nodes."""
     case, given, decoder = CASES[name], arguments(name, tensors, chain), vae(CASES[name]["vae"])
-    config, graph = case["config"], facegrad.Graph()
+    config, graph = case["config"], facegrad.Graph(decoder.device)
     prediction = graph.input(given["prediction"], needs_gradient=True)
     x_t = graph.input(given["x_t"]) if given["x_t"] is not None else None
     times = given["coefficients"] if given["coefficients"] is not None else given["t"].float()
@@ -34,33 +35,34 @@ def wired(name, tensors, chain, recogniser):
 
 
 @pytest.mark.parametrize("name", ["flow", "epsilon_sigma", "flux_tokens", "flux2_tokens", "custom", "soft"])
-def test_the_chain_is_the_fused_step(name, tensors, chain, recogniser):
-    graph, prediction, images, loss, report = wired(name, tensors, chain, recogniser)
+def test_the_chain_is_the_fused_step(name, tensors, chain, recogniser, vae, bounds):
+    graph, prediction, images, loss, report = wired(name, tensors, chain, recogniser, vae)
     graph.backward(loss)
-    assert graph.read(loss).item() == pytest.approx(tensors[f"{name}/loss"].item(), rel=1e-5) == report.loss
-    assert relative(graph.gradient(prediction), tensors[f"{name}/gradient"]) <= 1e-5
+    assert graph.read(loss).item() == pytest.approx(tensors[f"{name}/loss"].item(), rel=bounds.value)
+    assert graph.read(loss).item() == pytest.approx(report.loss, rel=1e-6)
+    assert relative(graph.gradient(prediction), tensors[f"{name}/gradient"]) <= bounds.gradient
     assert report.counted == len(CASES[name]["counted"]) and graph.shape(loss) == ()
     assert graph.read(images).shape == graph.shape(images) == graph.gradient(images).shape
 
 
-def test_a_walk_starts_anywhere_with_any_seed():
-    graph = facegrad.Graph()
-    noisy, velocity = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+def test_a_walk_starts_anywhere_with_any_seed(device):
+    graph = facegrad.Graph(device)
+    noisy, velocity = torch.randn(2, 4, 3, 3, device=device), torch.randn(2, 4, 3, 3, device=device)
     x_t, prediction = graph.input(noisy), graph.input(velocity, needs_gradient=True)
     x0 = graph.predict_x0(x_t, prediction, torch.tensor([0.25, 0.5]))
-    t = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)
+    t = torch.tensor([0.25, 0.5], device=device).view(2, 1, 1, 1)
     assert torch.allclose(graph.read(x0), noisy - t * velocity, atol=1e-6)
     graph.backward(x0)
     assert torch.allclose(graph.gradient(prediction), -t.expand(2, 4, 3, 3))
-    seed = torch.randn(2, 4, 3, 3)
+    seed = torch.randn(2, 4, 3, 3, device=device)
     graph.backward(x0, seed)
     assert torch.allclose(graph.gradient(prediction), -t * seed)
 
 
-def test_misuse_is_an_error_and_a_tape_is_freed():
+def test_misuse_is_an_error_and_a_tape_is_freed(device):
     before = facegrad.live("graph")
-    graph = facegrad.Graph()
-    node = graph.input(torch.randn(1, 4, 2, 2))
+    graph = facegrad.Graph(device)
+    node = graph.input(torch.randn(1, 4, 2, 2, device=device))
     for call in (lambda: graph.read(node + 1), lambda: graph.gradient(-5), lambda: graph.backward(7), lambda: graph.predict_x0(None, node)):  # noqa: F821
         with pytest.raises(facegrad.FacegradError):
             call()

@@ -24,18 +24,22 @@ TEMPLATE = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def photo(data, name):
-    pixels = np.asarray(Image.open(data / "photos" / name).convert("RGB")).copy()
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+@pytest.fixture(scope="module")
+def photo(data, device):
+    def photo(name):
+        pixels = np.asarray(Image.open(data / "photos" / name).convert("RGB")).copy()
+        return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+
+    return photo
 
 
 @pytest.mark.parametrize("engine", ["ort", "torch"])
-def test_the_golden_detections(data, engine):
-    detector = facegrad.Detector(data / "models/det_500m.onnx", engine=engine)
+def test_the_golden_detections(data, photo, device, engine):
+    detector = facegrad.Detector(data / "models/det_500m.onnx", engine=engine, device=device)
     assert {"ort": "ONNX Runtime", "torch": "libtorch"}[engine] in detector.description
     golden = json.loads((data / "golden/detections_det_500m_640.json").read_text())
     for name, want in golden.items():
-        faces = detector.detect(photo(data, name))[0]
+        faces = detector.detect(photo(name))[0]
         assert len(faces) == len(want["faces"]), name
         for face, row in zip(faces, want["faces"]):
             assert face.score == pytest.approx(row["score"], abs=2e-3)
@@ -43,33 +47,33 @@ def test_the_golden_detections(data, engine):
             assert np.abs(np.array(face.landmarks) - row["kps"]).max() <= 0.5
 
 
-def test_the_golden_similarities(data):
-    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", **IMAGENET)
+def test_the_golden_similarities(data, device):
+    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", device=device, **IMAGENET)
     golden = np.load(data / "golden/embeddings.npz")
     crops = [np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]]
-    x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
-    assert np.abs(recogniser.embed(x).numpy() - golden["imagenet_rgb"]).max() <= 1e-4
+    x = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
+    assert np.abs(recogniser.embed(x).cpu().numpy() - golden["imagenet_rgb"]).max() <= 1e-4
 
 
-def test_alignment_and_embedding_of_detected_faces(data):
-    detector = facegrad.Detector(data / "models/det_500m.onnx")
-    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", **IMAGENET)
-    picture = photo(data, "multi2_couple.jpg")
+def test_alignment_and_embedding_of_detected_faces(data, photo, device):
+    detector = facegrad.Detector(data / "models/det_500m.onnx", device=device)
+    recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", device=device, **IMAGENET)
+    picture = photo("multi2_couple.jpg")
     faces = detector.detect(picture)
     assert recogniser.align(picture, faces).shape == (2, 3, 112, 112)
     embeddings = recogniser.embed(picture, faces)
-    assert embeddings.norm(dim=1) == pytest.approx(1, abs=1e-5)
+    assert embeddings.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
     assert float(embeddings[0] @ embeddings[1]) < 0.4
     one = torch.tensor(faces[0][0].landmarks)[None]
     assert torch.allclose(recogniser.embed(picture, one), embeddings[:1], atol=1e-5)
 
 
-def test_the_methods_class(data, caplog):
+def test_the_methods_class(data, photo, device, caplog):
     loss = facegrad.DifferentiableFaceLoss(
-        None, data / "models/foamliu_mobilefacenet_128d_112.onnx", device="cpu", det_size=(640, 640), align_mode="kps",
+        None, data / "models/foamliu_mobilefacenet_128d_112.onnx", device=device, det_size=(640, 640), align_mode="kps",
         detector=data / "models/det_500m.onnx",
     )  # fmt: skip
-    a, b, other = photo(data, "C_obama_1.jpg"), photo(data, "C_obama_2.jpg"), photo(data, "noface_cat.png")
+    a, b, other = photo("C_obama_1.jpg"), photo("C_obama_2.jpg"), photo("noface_cat.png")
     a.requires_grad_()
     value = loss(ref_images=b, gen_images=a)
     value.backward()
@@ -113,6 +117,7 @@ def exported_for_one(path, mixes):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
 
+@pytest.mark.host("files alone")
 @pytest.mark.parametrize("mixes", [False, True])
 def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_path, mixes):
     """Values and gradients of the second crop were a little those of the first, by less than its probe noticed."""
@@ -131,6 +136,7 @@ def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_p
         assert (together[0][at] - value[0]).abs().max() <= 1e-6 and (together[1][at] - gradient[0]).norm() <= 1e-5 * gradient.norm()
 
 
+@pytest.mark.host("files alone")
 def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_path):
     for dtype, shape, text in [
         (TensorProto.UINT8, [1, 3, 112, 112], "takes pictures in U8; expected floating-point numbers"),
@@ -144,6 +150,7 @@ def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_
             facegrad.Recogniser(tmp_path / "n.onnx")
 
 
+@pytest.mark.host("files alone")
 def test_an_architecture_that_there_is_not_is_named(weights):
     with pytest.raises(facegrad.FacegradError, match='expected r18, r34, r50, r100, r200, got "resnet50"; left out, the weights are not checked'):
         facegrad.Recogniser(weights[0], model="resnet50")
@@ -151,6 +158,7 @@ def test_an_architecture_that_there_is_not_is_named(weights):
         facegrad.Recogniser(weights[0], model="r50")
 
 
+@pytest.mark.host("paths alone")
 def test_packs_are_found_or_told_how_to_get(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="buffalo_l.zip"):
         packs.find_detector(tmp_path)
@@ -169,22 +177,26 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True)
 
 
+@pytest.mark.host("a process of its own")
 def test_another_torch_is_refused_with_both_versions():
     done = python("import torch; torch.__version__ = '2.10.0'; import facegrad")
     assert done.returncode != 0 and "compiled for torch 2.11.0, and this is torch 2.10.0" in done.stderr
 
 
+@pytest.mark.host("a process of its own")
 def test_a_missing_library_says_where_it_looked():
     done = python("import facegrad", FACEGRAD_LIBRARY="/nowhere/libfacegrad.so")
     assert done.returncode != 0 and "/nowhere/libfacegrad.so" in done.stderr and "make build" in done.stderr
 
 
+@pytest.mark.host("a process of its own")
 def test_a_missing_onnxruntime_says_where_it_looked(data):
     code = f"import facegrad; facegrad.Detector({str(data / 'models/det_500m.onnx')!r}, engine='ort', onnxruntime='/nowhere/libonnxruntime.so')"
     done = python(code)
     assert done.returncode != 0 and "/nowhere/libonnxruntime.so" in done.stderr and "pip install onnxruntime" in done.stderr
 
 
+@pytest.mark.host("a process of its own; tests/gpu has one for a GPU")
 def test_exit_is_clean_after_work(data):
     code = (
         "import torch, facegrad\n"
@@ -195,7 +207,7 @@ def test_exit_is_clean_after_work(data):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_batchs_gradient_differs_from_eager_pytorch_only_at_kinks(data, tmp_path):
+def test_a_batchs_gradient_differs_from_eager_pytorch_only_at_kinks(data, tmp_path, device, bounds):
     """Eight faces at once were 4.5e-3 off. In float32 a unit so near the kink of its ReLU6 that rounding decides may be on in one
     engine and off in the other, which changes the gradient of that one face."""
     source = data / "models/foamliu_mobilefacenet_128d_112.onnx"
@@ -225,12 +237,13 @@ def test_a_batchs_gradient_differs_from_eager_pytorch_only_at_kinks(data, tmp_pa
             known = torch.nn.functional.normalize(net(references.double() * 2 - 1))
         (1 - (torch.nn.functional.normalize(net(x * 2 - 1)) * known).sum(1)).mean().backward()
         onnx.save(file(1), tmp_path / "net.onnx")
-        loss = facegrad.FaceLoss({"face_align_mode": "kps", "face_loss_weight": 1.0}, recogniser=facegrad.Recogniser(tmp_path / "net.onnx"))
+        network = facegrad.Recogniser(tmp_path / "net.onnx", device=device)
+        loss = facegrad.FaceLoss({"face_align_mode": "kps", "face_loss_weight": 1.0}, recogniser=network)
         points = torch.tensor(TEMPLATE).expand(8, 5, 2)
-        own = faces.clone().requires_grad_()
-        loss(own, references, landmarks=points, reference_landmarks=points)[0].backward()
-        difference = (own.grad.double() - x.grad).flatten(1).norm(dim=1)
+        own = faces.to(device, copy=True).requires_grad_()
+        loss(own, references.to(device), landmarks=points, reference_landmarks=points)[0].backward()
+        difference = (own.grad.double().cpu() - x.grad).flatten(1).norm(dim=1)
         return difference / x.grad.flatten(1).norm(dim=1)
 
-    assert errors(smooth=True).max() < 5e-5, "without kinks every face agrees"
-    assert errors(smooth=False).median() < 5e-5, "a kink concerns single faces"
+    assert errors(smooth=True).max() < 5 * bounds.gradient, "without kinks every face agrees"
+    assert errors(smooth=False).median() < 5 * bounds.gradient, "a kink concerns single faces"

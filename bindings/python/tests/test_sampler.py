@@ -12,9 +12,13 @@ from facegrad.trainers.rollout import host_time
 KINDS = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
 
 
-def pair(*shape):
-    g = torch.Generator().manual_seed(4)
-    return torch.randn(*shape, generator=g), torch.randn(*shape, generator=g)
+@pytest.fixture()
+def pair(device):
+    def pair(*shape):
+        g = torch.Generator().manual_seed(4)
+        return torch.randn(*shape, generator=g).to(device), torch.randn(*shape, generator=g).to(device)
+
+    return pair
 
 
 def close(got, want, bound=1e-6):
@@ -24,7 +28,7 @@ def close(got, want, bound=1e-6):
 
 @pytest.mark.parametrize(("kind", "turned", "sign"), [("flow", False, 1), ("z_image", True, -1), ("lumina2", True, -1), ("hidream", False, -1)])
 @pytest.mark.parametrize("shape", [(2, 4, 6, 8), (2, 12, 16)], ids=["latents", "tokens"])
-def test_flow_is_diffusers_euler(kind, turned, sign, shape):
+def test_flow_is_diffusers_euler(pair, kind, turned, sign, shape):
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(8)
     x, v = pair(*shape)
@@ -48,7 +52,7 @@ def ddim(kind):
 
 @pytest.mark.parametrize("time", ["t", "sigma", "alpha_bar"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_preserving_kinds_are_diffusers_ddim(kind, time):
+def test_preserving_kinds_are_diffusers_ddim(pair, kind, time):
     scheduler = ddim(kind)
     x, prediction = pair(3, 4, 6, 8)
 
@@ -65,16 +69,16 @@ def test_preserving_kinds_are_diffusers_ddim(kind, time):
         close(x, want)
 
 
-def test_times_go_by_sample_and_upwards_too():
+def test_times_go_by_sample_and_upwards_too(pair, device):
     x, v = pair(2, 4, 2, 2)
     got = facegrad.sampler_step(x, v, [0.5, 0.25], torch.tensor([0.75, 0.25]))
-    close(got, x + torch.tensor([0.25, 0.0]).view(2, 1, 1, 1) * v)
+    close(got, x + torch.tensor([0.25, 0.0], device=device).view(2, 1, 1, 1) * v)
     negated = facegrad.sampler_step(x, -v, [0.5, 0.25], [0.75, 0.25], {"negated": True})
     assert torch.equal(got, negated)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_layout_dtype_and_no_gradient(dtype):
+def test_layout_dtype_and_no_gradient(pair, dtype):
     x, v = (tensor.to(dtype).to(memory_format=torch.channels_last) for tensor in pair(2, 4, 6, 8))
     v.requires_grad_()
     got = facegrad.sampler_step(x, v, 0.5, 0.25)
@@ -83,9 +87,9 @@ def test_layout_dtype_and_no_gradient(dtype):
     assert torch.equal(got, want), "computed in float32, rounded once"
 
 
-def test_the_node_is_the_function():
+def test_the_node_is_the_function(pair, device):
     x, v = pair(2, 4, 6, 8)
-    graph, levels = facegrad.Graph(), (torch.tensor([900.0, 500.0]), torch.tensor([700.0, -1.0]))
+    graph, levels = facegrad.Graph(device), (torch.tensor([900.0, 500.0]), torch.tensor([700.0, -1.0]))
     x_t, prediction = graph.input(x.half()), graph.input(v, needs_gradient=True)
     node = graph.sampler_step(x_t, prediction, *levels, {"kind": "v"})
     assert torch.equal(graph.read(node), facegrad.sampler_step(x.half(), v, *levels, {"kind": "v"}).float())
@@ -112,7 +116,7 @@ def test_the_node_is_the_function():
         ([0.5], [0.25], None, "batch of 1"),
     ],
 )
-def test_bad_levels_are_named(t, after, config, words):
+def test_bad_levels_are_named(pair, t, after, config, words):
     x, v = pair(2, 4, 2, 2)
     with pytest.raises(facegrad.FacegradError, match=words):
         facegrad.sampler_step(x, v, t, after, config)
@@ -120,6 +124,7 @@ def test_bad_levels_are_named(t, after, config, words):
         facegrad.sampler_step(x, v[:, :2], 0.5, 0.25)
 
 
+@pytest.mark.host("numbers alone")
 def test_levels_become_the_hosts_times():
     scheduler = ddim("epsilon")
     assert host_time(0.25, {}) == 0.25 and host_time(0.25, {"kind": "z_image"}) == 0.75
