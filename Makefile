@@ -123,7 +123,7 @@ test-cpus: build fixtures
 	$(RUN) tests/run --processors $(DATA) $(SUITES)
 
 # Beside an installed facegrad, without a build: python tests/gpu/run.py, and python benches/gpu.py.
-gpu: build $(VENV)/.ready-tests
+gpu: build fixtures
 	$(RUN) tests/gpu/run.py --device $(or $(DEVICE),cuda)
 
 gpu-bench: build $(VENV)/.ready-tests

@@ -323,7 +323,15 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             axis.barh(places, [numbers.get((size, mode), 0.0) for mode in modes], height=0.9 * height, label=f"{size}²")
             for place, mode in zip(places, modes, strict=True):
                 value = drawn[size, mode]
-                text = value if isinstance(value, str) else "not measured" if math.isnan(value) else f"{value:.0f}" if at == 0 else f"{value:.2f}"
+                text = (
+                    value
+                    if isinstance(value, str)
+                    else "not measured"
+                    if math.isnan(value)
+                    else f"{value:.0f}"
+                    if at == 0
+                    else f"{value:.2f}"
+                )
                 end = max(0.0, numbers.get((size, mode), 0.0))
                 inside = end > 1.1 * most
                 axis.text(

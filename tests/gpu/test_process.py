@@ -131,8 +131,8 @@ def test_a_captured_graph_is_refused(device: torch.device) -> None:
 
 @pytest.mark.gpu
 def test_how_often_a_step_waits(device: torch.device) -> None:
-    """A step with known places and a known reference reads back three times: whether the picture, the cosines and the
-    gradient are finite. Nothing else of the library waits: what goes up goes through pinned memory."""
+    """A step with known places and a registered reference reads back once, at its end. Nothing else of the library waits:
+    what goes up goes through pinned memory."""
     case = Case("tiny")
     loss = case.loss(device)
     loss.set_reference("one", case.told["references"][:1].to(device), case.told["landmarks"][:1])
@@ -150,7 +150,7 @@ def test_how_often_a_step_waits(device: torch.device) -> None:
     waits = [name for name in names if name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")]
     print(f"kernel launches: {sum('LaunchKernel' in name for name in names)}, waits: {len(waits)}")
     # The profiler itself ends with one of the whole device.
-    assert len([name for name in waits if name == "cudaStreamSynchronize"]) <= 3 and len(waits) <= 5
+    assert len([name for name in waits if name == "cudaStreamSynchronize"]) <= 1 and len(waits) <= 3
 
 
 STEP = f"""

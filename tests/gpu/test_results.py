@@ -42,7 +42,7 @@ def test_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     assert cosine(gradient, want_gradient) >= 0.98
 
 
-@pytest.mark.parametrize("statistics", ["exact", "cached", "window"])
+@pytest.mark.parametrize("statistics", ["exact", "cached", "window", "predicted"])
 def test_windows(statistics: str, device: torch.device) -> None:
     case = Case("kl16 in FLUX's tokens", more={"decode": "window", "norm_stats": statistics})
     ids = {"sample_ids": ["a", "b"]}
@@ -52,6 +52,20 @@ def test_windows(statistics: str, device: torch.device) -> None:
         want, want_gradient, wanted = case.step(theirs, "cpu", **ids)
         assert [s.decoded for s in report.samples] == [s.decoded for s in wanted.samples], expected
         assert value == pytest.approx(want, rel=1e-4) and off(gradient, want_gradient) <= 1e-3, expected
+
+
+def test_a_decoder_that_is_a_program(device: torch.device, tmp_path: Path) -> None:
+    class Up(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(torch.tanh(z[:, :3]), scale_factor=4.0, mode="bilinear")
+
+    torch.jit.script(Up()).save(tmp_path / "vae.pt")
+    case, found = Case("tiny", more={"latent_format": "none"}), []
+    for where in (device, "cpu"):
+        decoder = facegrad.Vae(tmp_path / "vae.pt", config={"latent_channels": 4, "family": "torchscript"}, device=where)
+        recogniser = facegrad.Recogniser(ASSETS / "recogniser.safetensors", device=where)
+        found.append(case.step(facegrad.FaceIdentityLoss(case.config, vae=decoder, detector=False, recogniser=recogniser), where))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4) and off(found[0][1], found[1][1]) <= 1e-3
 
 
 def test_an_audit_and_a_limited_gradient(device: torch.device) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from world import ASSETS, Case, cosine, off
+from world import ASSETS, SIDE, Case, cosine, off, pictures
 
 import facegrad
 from facegrad._library import Context
@@ -63,6 +63,55 @@ def test_work_before_and_after_a_step(device: torch.device, want: tuple[float, t
         stream.synchronize()
     assert report.counted == 2 and value.item() == pytest.approx(want[0], rel=1e-4)
     assert off(got, want[1]) <= 1e-3
+
+
+def prepared(entry: str, where: torch.device | str) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """What a call is given, on the CPU, and the call on networks of a device; its result lies anywhere."""
+    images, points, _ = pictures(2, SIDE)
+    case, z = Case("kl"), torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(5))
+    recogniser, detector = ASSETS / "recogniser.safetensors", ASSETS / "detector.onnx"
+    if entry in ("loss", "embed"):
+        network, references = facegrad.Recogniser(recogniser, device=where), images.flip(0).to(where)
+        loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=network)
+
+        def gradient(x: torch.Tensor) -> torch.Tensor:
+            leaf = x.detach().requires_grad_()
+            loss(leaf, references, landmarks=points, reference_landmarks=points)[0].backward()
+            assert leaf.grad is not None
+            return leaf.grad
+
+        return images, gradient if entry == "loss" else lambda x: network.embed(x, points)
+    if entry == "detect":
+        found = facegrad.Detector(detector, device=where, det_sizes=[128])
+        return images, lambda x: torch.tensor([face.bbox for faces in found.detect(x) for face in faces])
+    if entry == "score":
+        judge = facegrad.Evaluator(detector, {"path": str(ASSETS / "judge.onnx")}, device=where, det_sizes=(128,), engine="torch")
+        judge.set_reference("one", images[:1].to(where))
+        return images, lambda x: torch.tensor([s.similarity for s in judge.compare(x, reference_ids=["one", "one"]).samples])
+    if entry == "sampler":
+        velocity = z.flip(0).to(where)
+        return z, lambda x: facegrad.sampler_step(x, velocity, 0.5, 0.25)
+    decoder = facegrad.Vae(case.module.to(where))
+    if entry == "decode":
+        return z, decoder.decode
+    graph = facegrad.Graph(where)
+    return z, lambda x: graph.read(graph.decode(graph.input(x), decoder))
+
+
+@pytest.mark.parametrize("entry", ["loss", "embed", "detect", "score", "sampler", "decode", "graph"])
+def test_work_before_and_after_every_other_call(entry: str, device: torch.device) -> None:
+    given, call = prepared(entry, "cpu")
+    want = call(given.clone())
+    given, call = prepared(entry, device)
+    pinned = given.pin_memory()
+    with stream_of(device) as stream:
+        x = late(pinned, device)
+        got = call(x)
+        # In the stream's order, after the call has read it.
+        x.detach().fill_(torch.nan)
+        torch.cuda._sleep(LONG)
+        stream.synchronize()
+    assert got.shape == want.shape and off(got, want) <= (2e-2 if entry in ("loss", "detect", "score") else 1e-3)
 
 
 def test_the_weights_are_up_before_a_stream_reads_them(device: torch.device, want: tuple[float, torch.Tensor]) -> None:
@@ -217,6 +266,7 @@ def test_threads_on_streams_of_their_own(device: torch.device, want: tuple[float
 
 
 def test_two_contexts_on_two_streams(device: torch.device, want: tuple[float, torch.Tensor]) -> None:
+    """One after the other, then both at once from two threads."""
     case = Case(NAME)
     first = case.loss(device)
     shared, Context._shared = Context._shared, {}
@@ -225,11 +275,46 @@ def test_two_contexts_on_two_streams(device: torch.device, want: tuple[float, to
     finally:
         Context._shared = shared
     assert first.loss._context is not second.loss._context
+    results: list[tuple[float, torch.Tensor]] = []
+
+    def work(loss: facegrad.FaceIdentityLoss, steps: int) -> None:
+        with stream_of(device):
+            for _ in range(steps):
+                results.append(case.step(loss, device)[:2])
+
     for _ in range(3):
         for loss in (first, second):
-            with stream_of(device):
-                value, gradient, _ = case.step(loss, device)
-            assert value == pytest.approx(want[0], rel=1e-4) and off(gradient, want[1]) <= 1e-3
+            work(loss, 1)
+    threads = [threading.Thread(target=work, args=(loss, 10)) for loss in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 26
+    for value, gradient in results:
+        assert value == pytest.approx(want[0], rel=1e-4) and off(gradient, want[1]) <= 1e-3
+
+
+def test_a_context_of_one_stream_is_used_on_another(device: torch.device, want: tuple[float, torch.Tensor]) -> None:
+    """Context and networks are made while a stream of the host's is current and busy; the first step is on another one."""
+    case = Case(NAME)
+    prediction, x_t = case.prediction.to(device), case.x_t.to(device)
+    told = {**case.told, "references": case.told["references"].to(device)}
+    torch.cuda.synchronize(device)
+    shared, Context._shared = Context._shared, {}
+    try:
+        with stream_of(device):
+            torch.cuda._sleep(LONG)
+            loss = case.loss(device)
+    finally:
+        Context._shared = shared
+    for _ in range(2):
+        with stream_of(device) as stream:
+            leaf = prediction.clone().requires_grad_()
+            value, _ = loss(prediction=leaf, x_t=x_t, **case.given, **told)
+            value.backward()
+            stream.synchronize()
+        assert value.item() == pytest.approx(want[0], rel=1e-4) and off(leaf.grad, want[1]) <= 1e-3
 
 
 def test_a_graphs_nodes_stay_on_one_stream(device: torch.device) -> None:

@@ -59,6 +59,8 @@ FAMILIES = {
     "tiny": (lambda: AutoencoderTiny.from_config({"latent_channels": 4, "encoder_block_out_channels": [16] * 3, "decoder_block_out_channels": [16] * 3, "num_encoder_blocks": [1] * 3, "num_decoder_blocks": [1] * 3}), 4, 4),
     "qwen": (lambda: AutoencoderKLQwenImage.from_config(VIDEO), 16, 8),
     "wan21": (lambda: AutoencoderKLWan.from_config(VIDEO), 16, 8),
+    "layered": (lambda: AutoencoderKLQwenImage.from_config({**VIDEO, "input_channels": 4}), 16, 8),
+    "wan22": (lambda: AutoencoderKLWan.from_config({**VIDEO, "decoder_base_dim": 8, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}), 48, 16),
     "hunyuan": (lambda: AutoencoderKLHunyuanImage.from_config({"in_channels": 3, "out_channels": 3, "latent_channels": 8, "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "spatial_compression_ratio": 8, "sample_size": 64}), 8, 8),
     "dc": (dc, 8, 4),
 }  # fmt: skip
@@ -72,6 +74,8 @@ CASES = {
     "tiny": {},
     "qwen in FLUX's tokens": {"packing": "flux", "latent_format": "qwen_image"},
     "wan21": {"latent_format": "wan21"},
+    "layered": {"latent_format": "qwen_image"},
+    "wan22": {"latent_format": "wan22"},
     "hunyuan": {"latent_format": "none"},
     "dc": {"latent_format": "none"},
 }
