@@ -3,12 +3,17 @@ with the trainer's signatures and order of calls."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from test_trainer_face import SECTION
 from test_trainer_face import world as world  # the fixture
 
@@ -206,6 +211,18 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
     assert face.rollouts.rollout.summary()["rollouts"] == 2
 
 
+@pytest.mark.parametrize("case", ["no face", "regularisation", "times not clear"])
+def test_processes_call_their_model_equally_often(case, tmp_path):
+    """One of two processes has nothing to push. The model is wrapped, so one that is called less often leaves the other waiting."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(Path(__file__).with_name("two_ranks.py")), case, str(tmp_path)]
+    path = os.pathsep.join([str(ROOT / "bindings/python"), *sys.path])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one["calls"] == two["calls"] > 4 + 2 and one["gradient"] == two["gradient"]
+    assert one["rollouts"] > 0 and (case == "times not clear" or two["rollouts"] == 0)
+
+
 def test_pictures_that_come_later_are_known_to_rollouts(world):
     """The rollouts' loss takes over the references there are, and gets those of later pictures as they are found."""
     face, mirrored = TrainerFace(ON), SimpleNamespace(**vars(world))
@@ -305,6 +322,18 @@ def test_musubi_tuner(world, wanted):
     total, metrics = NetworkTrainer().process_batch(None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0)
     check(total, model, wanted, face)
     assert metrics["rollout/counted"] == 2
+
+
+def test_musubi_tuners_wan_of_two_models_has_no_rollouts():
+    class NetworkTrainer:
+        high_low_training = True
+
+        def process_batch(self, args):
+            raise AssertionError("a rollout was started")
+
+    musubi_tuner.install(TrainerFace({**ON, **DEMO}), NetworkTrainer)
+    with pytest.raises(ValueError, match="take `rollouts` out of the section, or train one model alone"):
+        NetworkTrainer().process_batch(None)
 
 
 def test_simpletuner(world, wanted):

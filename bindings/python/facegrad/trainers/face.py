@@ -112,7 +112,7 @@ class TrainerFace:
             return prediction.new_zeros((), dtype=torch.float32)
         if self.rollouts is not None and recall is None:
             raise ValueError("rollouts: the trainer's model cannot be called a second time from here; take `rollouts` out of the section")
-        self._device, shape = prediction.device, latents.shape
+        self._device = prediction.device
         self._hints = dict(hints or {})
         self._vae = vae if self._vae is None else self._vae
         count = len(prediction)
@@ -124,7 +124,9 @@ class TrainerFace:
                 reasons[at] = reasons[at] or (None if names[at] else "no_person")
         rows = [at for at in range(count) if reasons[at] is None]
         if not rows:
-            return self._call(prediction[:0], reasons, step, {})
+            nothing = self._call(prediction[:0], reasons, step, {})
+            return nothing if self.rollouts is None or recall is None else nothing + self.rollouts.accompany(recall, latents, self.term.step - 1)
+        whole = latents
         prediction, latents, target, x_t = (one_picture(x) for x in (prediction, latents, target, x_t))
         noise = one_picture(noise) if noise is not None else None
         if x_t.dim() == latents.dim() and x_t.shape[1] > latents.shape[1]:
@@ -170,7 +172,7 @@ class TrainerFace:
         for at, id in zip((rows[at] for at in live), arguments.get("reference_ids", ()), strict=False):
             ids[at] = id
         pictured = pictures if self.section.references == "pictures" else None
-        return value + self.rollouts.step(recall, found, tensors, rows, shape, self.term.step - 1, ids, pictured)
+        return value + self.rollouts.step(recall, found, tensors, rows, whole, self.term.step - 1, ids, pictured)
 
     def logs(self) -> dict[str, float]:
         """Figures of the last call: see :meth:`FaceTerm.logs` and :meth:`Rollout.logs`."""

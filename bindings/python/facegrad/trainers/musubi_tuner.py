@@ -42,6 +42,11 @@ def install(face: TrainerFace, trainer: type) -> None:
         return (torch.zeros(()), {}) if "again" in seen else before(*args, **options)
 
     def process_batch(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        if face.rollouts is not None and getattr(self, "high_low_training", False):
+            raise ValueError(
+                "rollouts: Wan 2.2 has one model for high and one for low noise, and musubi-tuner has one of them in place at a time, while a rollout "
+                "needs both; take `rollouts` out of the section, or train one model alone (without --dit_high_noise)"
+            )
         around(self, "get_noisy_model_input_and_timesteps", noisy)
         around(self, "compute_loss", loss_of)
         seen.clear()

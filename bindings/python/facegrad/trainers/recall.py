@@ -78,17 +78,17 @@ class Rollouts:
         found: Convention,
         tensors: Mapping[str, torch.Tensor],
         rows: Sequence[int],
-        shape: torch.Size,
+        latents: torch.Tensor,
         number: int,
         ids: Sequence[str | None],
         references: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The weighted loss of this step's rollout; 0 where none is due.
+        """The weighted loss of this step's rollout; 0 where none is due, or none is possible.
 
         Args:
             found, tensors, rows: the convention, prediction and x_t ``[n,C,h,w]`` of the samples that get a face loss, and
                 their rows in the batch
-            shape: the shape of the whole batch's latents in the trainer's layout
+            latents: the clean latents of the whole batch in the trainer's layout
             ids: the references of the whole batch; a sample without one has no gradient
             references: the pictures of the whole batch, instead of ids
         """
@@ -104,11 +104,10 @@ class Rollouts:
             self._waited += 1
             if self._waited == self._warn_after:
                 log.warning("rollouts: after %d steps it is still open whether the model's times count from the noise or from the picture", self._waited)
-        if not self.schedule.ready or not self.rollout.due(number):
-            return x_t.new_zeros((), dtype=torch.float32)
         live = [at for at in rows if ids[at] is not None or references is not None]
-        if not live:
-            return x_t.new_zeros((), dtype=torch.float32)
+        if not self.schedule.ready or not live or not self.rollout.due(number):
+            return self.accompany(recall, latents, number)
+        shape = latents.shape
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return one_picture(recall.predict(x.reshape(shape), t))
@@ -121,6 +120,24 @@ class Rollouts:
         gradients = torch.autograd.grad(*recall.main, retain_graph=True)
         main = sum(float(one.float().square().sum()) for one in gradients) ** 0.5
         return self.rollout(predict, noise, main=main, step=number, **targets)
+
+
+    def accompany(self, recall: Recall, latents: torch.Tensor, number: int) -> torch.Tensor:
+        """0. Where other processes may have a rollout in this step, it is made of as many predictions as theirs: a wrapped model (DDP
+        with buffers, FSDP) waits in each of them for all processes."""
+        nothing = latents.new_zeros((), dtype=torch.float32)
+        if not _several_processes() or not self.rollout.due(number):
+            return nothing
+        x, times = latents.detach().float(), recall.times.detach().float().flatten().expand(len(latents))
+        with torch.no_grad():
+            for _ in range(self.rollout.without_gradient(number)):
+                recall.predict(x, times)
+        return nothing + 0.0 * recall.predict(x, times).float().nan_to_num(0.0, 0.0, 0.0).sum()
+
+
+def _several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def checked(keys: Mapping[str, Any]) -> dict[str, Any]:

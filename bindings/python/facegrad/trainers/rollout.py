@@ -160,6 +160,10 @@ class Rollout:
         going = bool(weight) and (self._strength > 0 or number < self._since)
         return self.enabled and going and number >= self.start and number % self.every_n_steps == 0
 
+    def without_gradient(self, step: int) -> int:
+        """How many predictions without a gradient the rollout of this step makes."""
+        return len(self._ways(self._level(step))) - 1
+
     def __call__(
         self,
         predict: Predict,

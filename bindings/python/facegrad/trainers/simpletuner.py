@@ -20,10 +20,11 @@ def install(face: TrainerFace, model: type) -> None:
         loss, logs = before(self, *args, **options)
         batch, output = arguments["prepared_batch"], arguments["model_output"]
         prediction = output["model_prediction"]
-        # Regularisation pictures have the frozen model's output as their target, and validation has no gradient.
-        if not torch.is_grad_enabled() or not prediction.requires_grad or batch.get("target") is not None or batch.get("is_regularisation_data"):
+        if not torch.is_grad_enabled() or not prediction.requires_grad:  # validation
             return loss, logs
         device = prediction.device
+        # A batch of regularisation pictures, which have the frozen model's output as their target.
+        of_class = batch.get("target") is not None or batch.get("is_regularisation_data")
         target = self.get_prediction_target(batch)
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -40,6 +41,7 @@ def install(face: TrainerFace, model: type) -> None:
             prediction=prediction, target=target.detach().to(device),
             latents=batch["latents"].to(device), noise=batch["noise"].to(device), x_t=batch["noisy_latents"].to(device),
             vae=getattr(self, "vae", None), paths=batch.get("filepaths"), captions=batch.get("prompts"),
+            skip=["regularisation"] * len(prediction) if of_class else None,
         )  # fmt: skip
         return loss + value, {**(logs or {}), **face.logs()}
 
