@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
     # A default argument of its T5 encoder, which nothing here makes, asks for the GPU at import.
     torch.cuda.current_device = lambda: 0
 
-from musubi_tuner.wan.modules.model import WanModel  # noqa: E402
+from musubi_tuner.wan.modules.model import WanLayerNorm, WanModel  # noqa: E402
 
 #: The width of the random VAEs, which are 96 wide.
 VAE_DIM = 8
@@ -50,7 +50,8 @@ def in_float32(module: torch.nn.Module, _: object) -> None:
 def init(self: WanModel, **sizes: Any) -> None:
     _init(self, **sizes)
     if not torch.cuda.is_available():
-        for part in (self.time_embedding, self.time_projection, self.head):
+        norms = [module for module in self.modules() if isinstance(module, WanLayerNorm)]
+        for part in (self.time_embedding, self.time_projection, self.head, *norms):
             part.register_forward_pre_hook(in_float32)
 
 
