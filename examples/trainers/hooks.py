@@ -37,6 +37,7 @@ HOOKS = {
         ("simpletuner/helpers/models/common.py", "ModelFoundation", "auxiliary_loss", ["model_output", "prepared_batch", "loss"]),
         ("simpletuner/helpers/models/common.py", "ModelFoundation", "get_prediction_target", ["prepared_batch"]),
         ("simpletuner/helpers/models/common.py", "ModelFoundation", "model_predict", ["prepared_batch"]),
+        ("simpletuner/helpers/models/common.py", "ModelFoundation", "unload_vae", []),
     ],
     "OneTrainer": [
         ("modules/util/create.py", None, "create_model_setup", ["model_type"]),

@@ -434,7 +434,11 @@ def test_simpletuner(world):
     """A family whose flow points to the data; a regularisation batch; noise of another level per token."""
 
     class ModelFoundation:
-        vae = world.vae
+        def __init__(self):
+            self.vae = world.vae
+
+        def unload_vae(self):
+            raise AssertionError("the VAE's weights are thrown away")
 
         def get_prediction_target(self, prepared_batch):
             return prepared_batch["latents"] - prepared_batch["noise"]
@@ -447,7 +451,10 @@ def test_simpletuner(world):
     prediction = (-(world.v + world.wrong)).requires_grad_()
     batch = {"latents": world.x0, "noise": world.n, "noisy_latents": world.x_t, "timesteps": world.t * 1000}
     call = {"model_output": {"model_prediction": prediction}, "loss": torch.tensor(1.0)}
-    loss, logs = ModelFoundation().auxiliary_loss(prepared_batch=batch, **call)
+    model = ModelFoundation()
+    model.unload_vae()  # after caching latents
+    assert model.vae is None
+    loss, logs = model.auxiliary_loss(prepared_batch=batch, **call)
     assert loss.item() - 1 == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and logs["face/counted"] == 2
     assert ModelFoundation().auxiliary_loss(prepared_batch={**batch, "target": world.v}, **call)[0].item() == 1
     tokens = torch.lerp(world.x0, world.n, torch.rand(2, 1, 8, 8))

@@ -15,6 +15,15 @@ MARK = "simpletuner/helpers/models/common.py"
 
 def install(face: TrainerFace, model: type) -> None:
     """Puts the face loss into ``simpletuner.helpers.models.common.ModelFoundation``."""
+    kept: list[Any] = []
+
+    def unload_vae(before: Any, _: dict[str, Any], self: Any) -> None:
+        # SimpleTuner throws the weights away once latents are cached, which the face loss is decoded by.
+        if face.section.vae is not None or not face.term.enabled or getattr(self, "vae", None) is None:
+            before(self)
+            return
+        kept[:] = [self.vae]
+        self.vae = None
 
     def auxiliary_loss(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> Any:
         loss, logs = before(self, *args, **options)
@@ -40,12 +49,14 @@ def install(face: TrainerFace, model: type) -> None:
             recall=Recall(predict, batch["timesteps"], (loss, prediction), alphas=getattr(getattr(self, "noise_schedule", None), "alphas_cumprod", None)),
             prediction=prediction, target=target.detach().to(device),
             latents=batch["latents"].to(device), noise=batch["noise"].to(device), x_t=batch["noisy_latents"].to(device),
-            vae=getattr(self, "vae", None), paths=batch.get("filepaths"), captions=batch.get("prompts"),
+            vae=kept[0] if kept else getattr(self, "vae", None), paths=batch.get("filepaths"), captions=batch.get("prompts"),
             skip=["regularisation"] * len(prediction) if of_class else None,
         )  # fmt: skip
         return loss + value, {**(logs or {}), **face.logs()}
 
     around(model, "auxiliary_loss", auxiliary_loss)
+    if hasattr(model, "unload_vae"):
+        around(model, "unload_vae", unload_vae)
 
 
 def find(_: dict[str, Any]) -> type:
