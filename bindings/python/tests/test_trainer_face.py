@@ -446,7 +446,7 @@ def test_simpletuner(world):
         def auxiliary_loss(self, model_output, prepared_batch, loss, *, apply_layersync=True, clear_hidden_state_buffer=True):
             return loss, None
 
-    face = TrainerFace(SECTION)
+    face = TrainerFace({key: value for key, value in SECTION.items() if key != "vae"})
     simpletuner.install(face, ModelFoundation)
     prediction = (-(world.v + world.wrong)).requires_grad_()
     batch = {"latents": world.x0, "noise": world.n, "noisy_latents": world.x_t, "timesteps": world.t * 1000}
