@@ -109,11 +109,11 @@ def with_rollouts(face: Path, folder: Path) -> Path:
     return path
 
 
-def rolled_out(report: dict) -> None:
-    """Every step that got a face loss had its rollout, and faces in them were pushed."""
+def rolled_out(report: dict, faces: bool = True) -> None:
+    """Every step that got a face loss had its rollout, and faces in them were pushed, where the decoder can draw any."""
     logs = [call["logs"] for call in report["calls"] if "convention" in call]
     assert logs and all(log["rollout/predictions_without_gradient"] == 2 for log in logs), logs
-    assert sum(log["rollout/counted"] for log in logs) > 0, logs
+    assert not faces or sum(log["rollout/counted"] for log in logs) > 0, logs
 
 
 @pytest.fixture(scope="session")

@@ -75,4 +75,4 @@ def test_script(trainer: Trainer, case: str, data, photos: Path, face: Path, tmp
     with_face = trainer.probe(tmp_path / "1.json", tmp_path / "face.json", script, *arguments, "--output_dir", tmp_path / "1", before=small, told=told)
     compare("musubi-tuner", case, plain, with_face, formula, "bf16" in case)
     if "rollouts" in case:
-        rolled_out(with_face)
+        rolled_out(with_face, faces=family == "z_image")

@@ -57,7 +57,8 @@ def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
     def watch(model: type) -> None:
         if "get_loss_fn" in model.__dict__:
             around(model, "get_loss_fn", get_loss_fn)
-        for one in model.__subclasses__():
+        extended: list[type] = model.__subclasses__()
+        for one in extended:
             watch(one)
 
     for base in bases:
