@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
     # A default argument of its T5 encoder, which nothing here makes, asks for the GPU at import.
     torch.cuda.current_device = lambda: 0
 
-from musubi_tuner.wan.modules.model import WanLayerNorm, WanModel  # noqa: E402
+from musubi_tuner.wan.modules.model import WanLayerNorm, WanModel
 
 #: The width of the random VAEs, which are 96 wide.
 VAE_DIM = 8

@@ -19,10 +19,10 @@ from conftest import ROOT
 from diffusers import AutoencoderKL
 
 sys.path.insert(0, str(ROOT / "examples/demo_assets"))
-import faces  # noqa: E402
+import faces
 
-from facegrad.trainers import TrainerFace  # noqa: E402
-from facegrad.trainers.recall import Recall  # noqa: E402
+from facegrad.trainers import TrainerFace
+from facegrad.trainers.recall import Recall
 
 
 class Model(torch.nn.Module):
