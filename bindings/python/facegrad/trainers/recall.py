@@ -126,7 +126,7 @@ class Rollouts:
         """0. Where other processes may have a rollout in this step, it is made of as many predictions as theirs: a wrapped model (DDP
         with buffers, FSDP) waits in each of them for all processes."""
         nothing = latents.new_zeros((), dtype=torch.float32)
-        if not _several_processes() or not self.rollout.due(number):
+        if not _several_processes() or not self.rollout.scheduled(number):
             return nothing
         x, times = latents.detach().float(), recall.times.detach().float().flatten().expand(len(latents))
         with torch.no_grad():
