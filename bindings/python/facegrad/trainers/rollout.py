@@ -156,12 +156,11 @@ class Rollout:
     def due(self, step: int | None = None) -> bool:
         """Whether the step with this number (None: the next one) has a rollout. Only then does the host need noise for it."""
         number = self.step if step is None else step
-        weight = self._keys["face_loss_weight"]
-        return self.scheduled(number) and bool(weight) and (self._strength > 0 or number < self._since)
+        return self.scheduled(number) and (self._strength > 0 or number < self._since)
 
     def scheduled(self, step: int) -> bool:
         """Whether this step has a rollout while none has ended for want of faces. All processes of a training agree on it."""
-        return self.enabled and step >= self.start and step % self.every_n_steps == 0
+        return self.enabled and bool(self._keys["face_loss_weight"]) and step >= self.start and step % self.every_n_steps == 0
 
     def without_gradient(self, step: int) -> int:
         """How many predictions without a gradient the rollout of this step makes."""
