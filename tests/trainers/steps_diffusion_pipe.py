@@ -54,7 +54,7 @@ FAMILIES = {
     "flux": ("flux", "FluxPipeline", {"model_config": {"guidance": 1.0}, "is_flex2": False}, False),
     "z_image": ("z_image", "ZImagePipeline", {"model_config": {}}, False),
     "qwen_image": ("qwen_image", "QwenImagePipeline", {"model_config": {}, "transformer": SimpleNamespace(config=SimpleNamespace(in_channels=64))}, True),
-    "sdxl": ("sdxl", "SDXLPipeline", {"v_pred": False, "min_snr_gamma": 5, "debiased_estimation_loss": None}, False),
+    "sdxl": ("sdxl", "SDXLPipeline", {"v_pred": False, "min_snr_gamma": None, "debiased_estimation_loss": None}, False),
 }  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def main() -> None:
     made = getattr(importlib.import_module(f"models.{module_name}"), class_name)
     split_batch = importlib.import_module("utils.dataset").split_batch
     pipeline = made.__new__(made)
-    vars(pipeline).update(config={}, **attributes)
+    # Some pipelines look up names in diffusers' pipeline, which is not there.
+    vars(pipeline).update(config={}, diffusers_pipeline=None, **attributes)
     if name == "sdxl":
         pipeline.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         apart = {"vae_scale_factor": 8, "tokenizer": None, "tokenizer_2": None, "text_encoder_2": SimpleNamespace(config=SimpleNamespace(projection_dim=24))}
