@@ -93,7 +93,7 @@ def test_the_chain_runs_as_it_is_with_taef2_on_photographs(comfy, data):
     """The example's own widgets; only the pictures, the face models and the VAE are a user's."""
     import folder_paths
 
-    approx, faces, photos = (comfy.folder / part for part in ("models/vae_approx", "models/insightface/photographs", "input"))
+    approx, faces, photos = (comfy.folder / part for part in ("models/vae_approx", "models/insightface", "input"))
     for folder in (approx, faces, photos):
         folder.mkdir(parents=True, exist_ok=True)
     for part in ("encoder", "decoder"):
@@ -115,11 +115,11 @@ def test_the_chain_runs_as_it_is_with_taef2_on_photographs(comfy, data):
     (pack,) = (key for key, kind in types.items() if kind == "FacegradLoadFacePack")
     graph[pack] = {
         "class_type": "FacegradLoadFaceDetector",
-        "inputs": {"file": "photographs/det_500m.onnx", "det_sizes": "640, 320", "threshold": 0.5, "device": "auto"},
+        "inputs": {"file": "det_500m.onnx", "det_sizes": "640, 320", "threshold": 0.5, "device": "auto"},
     }
     graph["recogniser"] = {
         "class_type": "FacegradLoadFaceRecogniser",
-        "inputs": {"file": "photographs/foamliu_mobilefacenet_128d_112.onnx", "dtype": "f32", "device": "auto"},
+        "inputs": {"file": "foamliu_mobilefacenet_128d_112.onnx", "dtype": "f32", "device": "auto"},
     }
     for node in graph.values():
         for name, value in node["inputs"].items():
