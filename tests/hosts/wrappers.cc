@@ -268,7 +268,7 @@ void rollouts(const std::string &assets) {
     facegrad::Detector detector =
         TAKE(facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
     facegrad::Loss looking = TAKE(facegrad::Loss::make(host.context, &detector, &host.backbone, &host.vae,
-                                                       Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none"})")));
+                                                       Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none", "target_similarity": 1})")));
     options.backoff = 0.5f;
     auto strict = TAKE(Rollout::make(host.context, looking, options));
     options.backoff = 0;

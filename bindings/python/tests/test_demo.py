@@ -13,6 +13,7 @@ from PIL import Image
 sys.path[:0] = [str(ROOT / "examples/demo"), str(ROOT / "examples/demo_assets")]
 import demo
 import lora
+import results
 import sheet
 import world
 
