@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import facegrad
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/fixtures"))
-from photographs import Denoiser, encode, encoder  # noqa: E402
+from photographs import Denoiser, encode, encoder
 
 DATA = Path(os.environ.get("FACEGRAD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 POLICIES = ("window", "exact", "cached", "predicted")
