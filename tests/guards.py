@@ -296,6 +296,24 @@ GUARDS = [
         "",
         "a_save_that_cannot_be_renamed_leaves_nothing_behind",
     ),
+    Guard(
+        "an error finds a name's group without going through all groups",
+        "names.rs",
+        """        let at = *known.entry(head).or_insert(groups.len());
+""",
+        """        let same = |(name, _): &(&str, usize)| name.split('.').next() == Some(head);
+        let at = groups.iter().position(same).unwrap_or(groups.len());
+        known.insert(head, at);
+""",
+        "a_hundred_thousand_names_took_minutes_to_list_in_an_error",
+    ),
+    Guard(
+        "an error quotes the beginning of a name",
+        "names.rs",
+        "1 => brief(name),",
+        "1 => (*name).to_string(),",
+        "a_name_of_a_megabyte_was_quoted_whole_and_compared_with_every_other",
+    ),
 ]
 
 
