@@ -187,6 +187,7 @@ impl Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn floats_are_rounded_and_what_is_not_finite_is_none() {
