@@ -23,7 +23,9 @@ import _part
 def build_core(output: Path) -> None:
     """Builds libfacegrad.so and the text of the part with cargo."""
     if shutil.which("cargo") is None:
-        sys.exit("facegrad: cargo is missing, which builds the library: install Rust 1.92 or newer from https://rustup.rs, or install a wheel")
+        sys.exit(
+            "facegrad: cargo is missing, which builds the library: install Rust 1.92 or newer from https://rustup.rs, or install a wheel"
+        )
     target = ROOT / "target/package"
     # An empty part is enough to link the core: no torch is needed.
     env = os.environ | {"FACEGRAD_CORE_ALONE": "1", "CARGO_PROFILE_RELEASE_STRIP": "symbols"}

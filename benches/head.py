@@ -60,7 +60,11 @@ def compare(libraries: list[str], size: int, rounds: int, folder: Path) -> None:
     for library, out in zip(libraries, gradients, strict=True):
         surroundings = os.environ | ({"FACEGRAD_LIBRARY": library} if library else {})
         worker = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(size), str(out)], env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--serve", str(size), str(out)],
+            env=surroundings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert worker.stdin is not None and worker.stdout is not None
         if worker.stdout.readline() != "ready\n":

@@ -79,12 +79,16 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
                 values[name] = (value.item(), x.grad)
         (want, gradient), (got, own) = values["onnx2torch, frozen"], values["facegrad"]
-        print(f"{batch} faces, {torch.get_num_threads()} threads; loss {got:.6f} for {want:.6f}, gradient off by {float((own - gradient).norm() / gradient.norm()):.1e}")
+        print(
+            f"{batch} faces, {torch.get_num_threads()} threads; loss {got:.6f} for {want:.6f}, gradient off by {float((own - gradient).norm() / gradient.norm()):.1e}"
+        )
         for name, seconds in times.items():
             print(f"  {name:20} {1000 * statistics.median(seconds[2:]):8.1f} ms, fastest {1000 * min(seconds[2:]):8.1f} ms")
         for other in ("onnx2torch", "onnx2torch, frozen"):
             median = statistics.median(times["facegrad"][2:]) / statistics.median(times[other][2:])
-            print(f"  ratio facegrad / {other}: {median:.2f} of the medians, {min(times['facegrad'][2:]) / min(times[other][2:]):.2f} of the fastest")
+            print(
+                f"  ratio facegrad / {other}: {median:.2f} of the medians, {min(times['facegrad'][2:]) / min(times[other][2:]):.2f} of the fastest"
+            )
 
 
 if __name__ == "__main__":

@@ -124,7 +124,14 @@ def main() -> None:
     ids = ["known"] + [None] * (count - 1)
     start = time.perf_counter()
     for _ in range(20):
-        loss(images.detach(), references, reference_ids=ids, landmarks=points, reference_landmarks=points, data_types=["person"] + ["x"] * (count - 1))
+        loss(
+            images.detach(),
+            references,
+            reference_ids=ids,
+            landmarks=points,
+            reference_landmarks=points,
+            data_types=["person"] + ["x"] * (count - 1),
+        )
     by_id = (time.perf_counter() - start) / 20
     print(f"a cached reference costs {1000 * (one - by_id):+.2f} ms of a forward pass of {1000 * by_id:.1f} ms")
 

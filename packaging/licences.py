@@ -22,7 +22,11 @@ def text(root: Path, target: str) -> str:
     for package in sorted(linked(metadata), key=lambda id: packages[id]["name"]):
         found = packages[package]
         folder = Path(found["manifest_path"]).parent
-        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE")))
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE"))
+        )
         head = f"{found['name']} {found['version']}, {found['license']}, {found['repository'] or found['homepage'] or 'crates.io'}"
         texts = []
         for path in files:

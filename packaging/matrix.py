@@ -51,7 +51,9 @@ def installed(wheel: Path, version: str, folder: Path) -> Path:
     python = folder / "bin/python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-compile"]
     if subprocess.run([*pip, f"torch=={version}", wheel]).returncode != 0:
-        sys.exit(f"torch {version} and the wheel cannot be installed side by side; pip says why above. It takes up to 10 GB of {folder.parent}")
+        sys.exit(
+            f"torch {version} and the wheel cannot be installed side by side; pip says why above. It takes up to 10 GB of {folder.parent}"
+        )
     return python
 
 
@@ -72,7 +74,9 @@ def main(data: Path, reference_python: Path, versions: list[str]) -> None:
         unpacked = Path(scratch) / "wheel"
         zipfile.ZipFile(wheel).extractall(unpacked)
         reference = smoke(reference_python, data, Path(scratch), unpacked)
-        print("| torch | loss | largest difference of a value | of a gradient | set-up, s | run, s |\n|---|---|---|---|---|---|", flush=True)
+        print(
+            "| torch | loss | largest difference of a value | of a gradient | set-up, s | run, s |\n|---|---|---|---|---|---|", flush=True
+        )
         for version in versions or listed:
             begun = time.monotonic()
             venv = Path(scratch) / "venv"

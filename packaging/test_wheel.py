@@ -110,5 +110,14 @@ def test_the_sdist_holds_what_cargo_needs_and_no_built_library() -> None:
     (sdist,) = (ROOT / "dist").glob("facegrad-*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"Cargo.toml", "Cargo.lock", "build.rs", "src/lib.rs", "torch/part.cc", "torch/functions.txt", "torch/exports.map", "setup.py"} <= names
+    assert {
+        "Cargo.toml",
+        "Cargo.lock",
+        "build.rs",
+        "src/lib.rs",
+        "torch/part.cc",
+        "torch/functions.txt",
+        "torch/exports.map",
+        "setup.py",
+    } <= names
     assert not [name for name in names if name.endswith((".so", ".onnx", ".pth", ".safetensors"))]

@@ -336,8 +336,7 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
     /// Replaces everything that the loss remembers by what save() wrote.
     Outcome<void> restore(const std::string &path) { return check(api().loss_restore(get(), path.c_str())); }
     /// The loss of images `[N,3,H,W]`, RGB in [0, 1]. `gradient` receives its gradient with respect to them; nullptr: not computed.
-    Outcome<Report> images(const TensorView &images, const Targets &targets, const TensorView *gradient = nullptr,
-                           void *stream = nullptr) {
+    Outcome<Report> images(const TensorView &images, const Targets &targets, const TensorView *gradient = nullptr, void *stream = nullptr) {
         detail::Pointers pointers;
         detail::RawTargets raw(targets);
         Report report = detail::report(images.batch());
@@ -360,8 +359,8 @@ class Loss : public detail::Handle<facegrad_loss, &facegrad_api::loss_free> {
         c.number = step.number;
         c.gradient_norm = step.gradient_norm;
         Report report = detail::report(step.prediction.batch());
-        const auto status = api().loss_step(get(), &c, raw.get(), pointers(gradient), report.samples.data(), report.samples.size(),
-                                            &report.result, stream);
+        const auto status =
+            api().loss_step(get(), &c, raw.get(), pointers(gradient), report.samples.data(), report.samples.size(), &report.result, stream);
         return detail::done(status, [&] { return std::move(report); });
     }
     /// Describes the loss as JSON: see facegrad_loss_info.

@@ -93,9 +93,8 @@ template <class T> Outcome<T> fail(facegrad_status status, std::string text) {
 /// Checks that the table has every function of the header that this file was compiled with.
 inline std::optional<Error> unusable(const facegrad_api *table) {
     if (table == nullptr) {
-        return Error(FACEGRAD_ERR_UNSUPPORTED,
-                     "no table of functions of ABI version " + std::to_string(FACEGRAD_ABI_VERSION) +
-                         ": load the library with facegrad::Plugin, or install one of that ABI version");
+        return Error(FACEGRAD_ERR_UNSUPPORTED, "no table of functions of ABI version " + std::to_string(FACEGRAD_ABI_VERSION) +
+                                                   ": load the library with facegrad::Plugin, or install one of that ABI version");
     }
     if (table->struct_size < sizeof(facegrad_api)) {
         return Error(FACEGRAD_ERR_UNSUPPORTED, "this program knows " + std::to_string(sizeof(facegrad_api)) +
@@ -188,9 +187,11 @@ class Plugin {
             }
             if (reason.find("libtorch") != std::string::npos || reason.find("libc10") != std::string::npos) {
                 return detail::fail<Plugin>(FACEGRAD_ERR_TORCH,
-                                            path + " needs the libtorch_cpu.so of the torch that its libfacegrad_torch.so was compiled "
+                                            path +
+                                                " needs the libtorch_cpu.so of the torch that its libfacegrad_torch.so was compiled "
                                                 "for, looked for where it was at build time and in LD_LIBRARY_PATH; name its folder "
-                                                "in Plugin::load: " + reason);
+                                                "in Plugin::load: " +
+                                                reason);
             }
             return detail::fail<Plugin>(FACEGRAD_ERR_IO, reason);
         }

@@ -131,8 +131,7 @@ class Rollout {
             after.assign(count, time(std::max(at(k + 1), report.level)));
             const TensorView from(here.data(), float64, shape), to(after.data(), float64, shape);
             const facegrad_tensor xs = x.raw(), ps = step.prediction.raw(), froms = from.raw(), tos = to.raw();
-            const auto status =
-                api().sampler_step(context_->get(), &xs, &ps, &froms, &tos, options_.prediction.c_str(), &xs, stream);
+            const auto status = api().sampler_step(context_->get(), &xs, &ps, &froms, &tos, options_.prediction.c_str(), &xs, stream);
             if (status != FACEGRAD_OK) {
                 return detail::fail<RolloutReport>(status, detail::text(api().last_error));
             }

@@ -79,7 +79,8 @@ using Run = std::function<Report(const at::Tensor &, const TensorView *)>;
 
 class FaceLossFunction : public torch::autograd::Function<FaceLossFunction> {
   public:
-    static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input, const Run *run, bool wanted, Report *report) {
+    static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &input, const Run *run, bool wanted,
+                              Report *report) {
         // float32 until it is multiplied by the outer gradient, which may be a loss scale.
         const at::Tensor gradient = wanted ? at::empty(input.sizes(), input.options().dtype(at::kFloat)) : at::Tensor();
         context->saved_data["dtype"] = input.scalar_type();
@@ -118,8 +119,14 @@ inline at::Tensor face_loss(Loss &loss, const at::Tensor &images, const Targets 
 /// facegrad::Error.
 inline at::Tensor face_loss(Loss &loss, const StepTensors &step, const Targets &targets, Report *report = nullptr) {
     const detail::Run run = [&](const at::Tensor &input, const TensorView *gradient) {
-        const Step raw{view(input), optional_view(step.x_t), optional_view(step.times), optional_view(step.coefficients),
-                       step.latent_height, step.latent_width, step.number, step.gradient_norm};
+        const Step raw{view(input),
+                       optional_view(step.x_t),
+                       optional_view(step.times),
+                       optional_view(step.coefficients),
+                       step.latent_height,
+                       step.latent_width,
+                       step.number,
+                       step.gradient_norm};
         return loss.step(raw, targets, gradient, current_stream(input));
     };
     return detail::apply(step.prediction, run, report);

@@ -79,7 +79,8 @@ static tensor read_ppm(const char *path) {
     int64_t x, y, c;
     tensor image;
     FILE *file = fopen(path, "rb");
-    if (file == NULL || fscanf(file, "P6 %d %d %d", &width, &height, &most) != 3 || fgetc(file) == EOF || most != 255 || width < 2 || height < 2) {
+    if (file == NULL || fscanf(file, "P6 %d %d %d", &width, &height, &most) != 3 || fgetc(file) == EOF || most != 255 || width < 2 ||
+        height < 2) {
         fail(path, "not a binary PPM file of 8 bits");
     }
     image = tensor_new(4, 1, 3, height, width);
@@ -168,10 +169,12 @@ int main(int argc, char **argv) {
     check(api->backbone_new(context, config, &backbone), "backbone_new");
     snprintf(config, sizeof config, "{\"path\": \"%s/vae.safetensors\"}", argv[2]);
     check(api->vae_new(context, config, &vae), "vae_new");
-    check(api->loss_new(context, detector, backbone, vae,
-                        "{\"face_loss_weight\": 1, \"face_align_mode\": \"kps\", \"prediction\": {\"kind\": \"sample\"}, \"latent_format\": \"none\"}",
-                        &loss),
-          "loss_new");
+    check(
+        api->loss_new(
+            context, detector, backbone, vae,
+            "{\"face_loss_weight\": 1, \"face_align_mode\": \"kps\", \"prediction\": {\"kind\": \"sample\"}, \"latent_format\": \"none\"}",
+            &loss),
+        "loss_new");
     list(detector, backbone, vae);
 
     portrait = read_ppm(argv[3]);

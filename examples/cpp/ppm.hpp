@@ -17,7 +17,8 @@ inline Picture read_ppm(const std::string &path) {
     std::string magic;
     int most = 0;
     Picture picture;
-    if (!(file >> magic >> picture.width >> picture.height >> most) || magic != "P6" || most != 255 || picture.width < 1 || picture.height < 1) {
+    if (!(file >> magic >> picture.width >> picture.height >> most) || magic != "P6" || most != 255 || picture.width < 1 ||
+        picture.height < 1) {
         throw std::runtime_error(path + ": not a binary PPM file of 8 bits");
     }
     file.get();

@@ -38,19 +38,26 @@ import faces
 from facegrad.trainers import FaceTerm, Rollout
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-LATENT = 8                                    # latent pixels of a side; pictures have 64
+LATENT = 8  # latent pixels of a side; pictures have 64
 
 
 class Flux:
     """Flow matching on packed tokens: v = x1 − x0 at x_t = (1 − t)·x0 + t·x1."""
 
     loss_config = {"packing": "flux", "prediction": {"kind": "flow"}}
-    channels, scaling = 16, {"scaling_factor": .3611, "shift_factor": .1159}
+    channels, scaling = 16, {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 
     def __init__(self) -> None:
         self.model = FluxTransformer2DModel(
-            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
-            pooled_projection_dim=8, axes_dims_rope=(4, 6, 6))
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            pooled_projection_dim=8,
+            axes_dims_rope=(4, 6, 6),
+        )
 
     def layout(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] → what the model takes."""
@@ -60,8 +67,15 @@ class Flux:
     def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         n, side = len(x), LATENT / 2
         ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side))
-        return model(hidden_states=x, timestep=t, encoder_hidden_states=torch.ones(n, 3, 8), pooled_projections=torch.ones(n, 8),
-                     txt_ids=torch.zeros(3, 3), img_ids=ids, return_dict=False)[0]
+        return model(
+            hidden_states=x,
+            timestep=t,
+            encoder_hidden_states=torch.ones(n, 3, 8),
+            pooled_projections=torch.ones(n, 8),
+            txt_ids=torch.zeros(3, 3),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
 
     def step(self, model, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor):
         """(prediction, target, x_t, noise level as the face loss wants it)"""
@@ -75,21 +89,30 @@ class Sdxl:
     """ε-prediction over DDPM's schedule, with SDXL's additional conditions."""
 
     loss_config = {"prediction": {"kind": "epsilon"}}
-    channels, scaling = 4, {"scaling_factor": .13025, "shift_factor": None}
+    channels, scaling = 4, {"scaling_factor": 0.13025, "shift_factor": None}
 
     def __init__(self) -> None:
         self.model = UNet2DConditionModel(
-            sample_size=LATENT, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, norm_num_groups=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=4, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64)
-        self.scheduler = DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear")
+            sample_size=LATENT,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64,
+        )
+        self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
     def layout(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         n = len(x)
-        extra = {"text_embeds": torch.ones(n, 16), "time_ids": torch.full((n, 6), 64.)}
+        extra = {"text_embeds": torch.ones(n, 16), "time_ids": torch.full((n, 6), 64.0)}
         return model(x, t, encoder_hidden_states=torch.ones(n, 4, 16), added_cond_kwargs=extra, return_dict=False)[0]
 
     def step(self, model, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor):
@@ -102,17 +125,31 @@ def samples(index: range, channels: int) -> tuple[torch.Tensor, ...]:
     """Pictures [N, 3, 64, 64] in [0, 1], their landmarks, noise and what noise levels come from, by sample number."""
     drawn = [faces.portrait(9_500_000 + i % 6, 64, variant=i % 6, zoom=1.1) for i in index]
     random = [torch.Generator().manual_seed(i) for i in index]
-    return (torch.stack([torch.from_numpy(d.image).permute(2, 0, 1).float() / 255 for d in drawn]),
-            torch.stack([torch.from_numpy(d.landmarks) for d in drawn]),
-            torch.stack([torch.randn(channels, LATENT, LATENT, generator=g) for g in random]),
-            torch.cat([torch.randn(1, generator=g) for g in random]))
+    return (
+        torch.stack([torch.from_numpy(d.image).permute(2, 0, 1).float() / 255 for d in drawn]),
+        torch.stack([torch.from_numpy(d.landmarks) for d in drawn]),
+        torch.stack([torch.randn(channels, LATENT, LATENT, generator=g) for g in random]),
+        torch.cat([torch.randn(1, generator=g) for g in random]),
+    )
 
 
 def tiny_vae(channels: int, scaling: dict) -> AutoencoderKL:
     four = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    return AutoencoderKL(**scaling, latent_channels=channels, block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4,
-                         down_block_types=four[0], up_block_types=four[1], use_quant_conv=channels == 4,
-                         use_post_quant_conv=channels == 4).eval().requires_grad_(False)
+    return (
+        AutoencoderKL(
+            **scaling,
+            latent_channels=channels,
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=four[0],
+            up_block_types=four[1],
+            use_quant_conv=channels == 4,
+            use_post_quant_conv=channels == 4,
+        )
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -141,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.checkpointing:
         model.enable_gradient_checkpointing()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(parameters, lr=.1)
+    optimiser = torch.optim.SGD(parameters, lr=0.1)
     inner = model
     if args.compile:
         model.compile(backend=args.compile)
@@ -150,8 +187,11 @@ def main(argv: list[str] | None = None) -> None:
     # 1. Once: the loss, and the term that counts steps and keeps statistics. "batch" makes ranks and accumulated
     #    batches add up to one large batch, whatever faces each of them has.
     loss = facegrad.FaceIdentityLoss(
-        {"face_loss_weight": .1, "face_align_mode": "kps", "landmarks": "reference", **way.loss_config},
-        vae=vae, detector=False, recogniser=facegrad.Recogniser(str(ASSETS / "recogniser.safetensors")))
+        {"face_loss_weight": 0.1, "face_align_mode": "kps", "landmarks": "reference", **way.loss_config},
+        vae=vae,
+        detector=False,
+        recogniser=facegrad.Recogniser(str(ASSETS / "recogniser.safetensors")),
+    )
     face = FaceTerm(loss, average="batch")
     # The random models draw no face, so its place is told below and its score is not asked for. With a real model the
     # detector finds it, and what stands here is Rollout(loss, weight=args.rollout).
@@ -171,15 +211,29 @@ def main(argv: list[str] | None = None) -> None:
                 mse = F.mse_loss(prediction.float(), target.float())
                 # 2. Every step: one more term.
                 total = mse + face(
-                    prediction=prediction, x_t=x_t, t=t, step=step, references=pictures, reference_landmarks=landmarks,
+                    prediction=prediction,
+                    x_t=x_t,
+                    t=t,
+                    step=step,
+                    references=pictures,
+                    reference_landmarks=landmarks,
                     size=(LATENT, LATENT) if args.model == "flux" else None,
-                    data_types=["other" if i in args.without_face else "person" for i in index])
+                    data_types=["other" if i in args.without_face else "person" for i in index],
+                )
                 if rollout.due(step):
-                    fresh = torch.stack([torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(1_000_000 + i)) for i in index])
+                    fresh = torch.stack(
+                        [torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(1_000_000 + i)) for i in index]
+                    )
                     total = total + rollout(
-                        lambda x, t: way.predict(model, x, t), way.layout(fresh), main=(mse, prediction), step=step,
-                        references=pictures, reference_landmarks=landmarks, landmarks=landmarks,
-                        size=(LATENT, LATENT) if args.model == "flux" else None)
+                        lambda x, t: way.predict(model, x, t),
+                        way.layout(fresh),
+                        main=(mse, prediction),
+                        step=step,
+                        references=pictures,
+                        reference_landmarks=landmarks,
+                        landmarks=landmarks,
+                        size=(LATENT, LATENT) if args.model == "flux" else None,
+                    )
                 accelerator.backward(total)
                 if accelerator.sync_gradients:
                     gradient = {k: p.grad.clone() for k, p in inner.named_parameters() if p.grad is not None}

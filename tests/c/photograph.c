@@ -109,8 +109,8 @@ static double run(facegrad_loss *loss, const tensor *images, const facegrad_targ
 }
 
 /* The change of the loss along its own gradient must be the gradient's length. */
-static void finite_difference(facegrad_loss *loss, tensor *images, const facegrad_targets *targets,
-                              const tensor *gradient, double step, double bound, const char *what) {
+static void finite_difference(facegrad_loss *loss, tensor *images, const facegrad_targets *targets, const tensor *gradient, double step,
+                              double bound, const char *what) {
     double norm = 0, difference, high, low;
     float *kept = malloc(images->count * sizeof(float));
     size_t i;

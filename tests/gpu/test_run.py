@@ -39,6 +39,11 @@ def test_what_breaks_is_named_and_the_rest_counts(tmp_path: Path, monkeypatch: p
     assert told.passed == 2
     assert told.left_out == {"needs a GPU": ["test_mixed.py::test_elsewhere"], "nothing_of_this_name is not installed": ["test_needs.py"]}
     failed = dict(told.failed)
-    assert list(failed) == ["test_mixed.py::test_wrong (call)", "test_mixed.py::test_deadly", "test_endless.py::test_waits", "test_unreadable.py"]
+    assert list(failed) == [
+        "test_mixed.py::test_wrong (call)",
+        "test_mixed.py::test_deadly",
+        "test_endless.py::test_waits",
+        "test_unreadable.py",
+    ]
     assert "one is not two" in failed["test_mixed.py::test_wrong (call)"] and "SIGABRT" in failed["test_mixed.py::test_deadly"]
     assert "stuck for 30 seconds" in failed["test_endless.py::test_waits"] and "SyntaxError" in failed["test_unreadable.py"]

@@ -34,7 +34,16 @@ CLEAN = {k: v for k, v in os.environ.items() if k not in ("LD_LIBRARY_PATH", "LD
 def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None, status: int = 0, timeout: int = 600) -> str:
     """Runs a program, which must end with `status`; returns what it printed."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=CLEAN | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout)
+    done = subprocess.run(
+        words,
+        cwd=cwd,
+        env=CLEAN | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
     assert done.returncode == status, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout[-6000:]}"
     return done.stdout
 
@@ -94,7 +103,20 @@ def compiled(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Compi
             return program
         library = [f"-L{installed}/lib", "-lfacegrad", f"-Wl,-rpath,{installed}/lib"] if link else []
         standard = std or ("c++17" if cpp else "c99")
-        run("c++" if cpp else "cc", f"-std={standard}", *WARNINGS, f"-I{installed}/include", *flags, path, *library, "-ldl", "-lm", "-pthread", "-o", program)
+        run(
+            "c++" if cpp else "cc",
+            f"-std={standard}",
+            *WARNINGS,
+            f"-I{installed}/include",
+            *flags,
+            path,
+            *library,
+            "-ldl",
+            "-lm",
+            "-pthread",
+            "-o",
+            program,
+        )
         return program
 
     return build

@@ -20,9 +20,27 @@
 
 #include "world.h"
 
-typedef enum { OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, READ_EIO, READ_SHORT, READ_EINTR, READ_END, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, SYNC_EINTR, RENAME_EIO, MEMORY, NONE } fault;
-static const char *const names[] = {"open: EIO", "open: EMFILE", "open: EINTR", "read: EIO", "read: short", "read: EINTR", "read: the end", "write: EIO", "write: ENOSPC",
-                                    "write: short", "write: EINTR", "fsync: EIO", "fsync: EINTR", "rename: EIO", "allocation"};
+typedef enum {
+    OPEN_EIO,
+    OPEN_EMFILE,
+    OPEN_EINTR,
+    READ_EIO,
+    READ_SHORT,
+    READ_EINTR,
+    READ_END,
+    WRITE_EIO,
+    WRITE_ENOSPC,
+    WRITE_SHORT,
+    WRITE_EINTR,
+    SYNC_EIO,
+    SYNC_EINTR,
+    RENAME_EIO,
+    MEMORY,
+    NONE
+} fault;
+static const char *const names[] = {"open: EIO",    "open: EMFILE",  "open: EINTR",  "read: EIO",     "read: short",
+                                    "read: EINTR",  "read: the end", "write: EIO",   "write: ENOSPC", "write: short",
+                                    "write: EINTR", "fsync: EIO",    "fsync: EINTR", "rename: EIO",   "allocation"};
 
 /* Smaller allocations are Rust's own, which ends the process where it gets none: so do most programs, and Linux gives them. */
 enum { SOME_SIZE = 64 << 10 };
@@ -46,14 +64,14 @@ static int opened(const char *path, int flags, mode_t mode) {
     }
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
-#define OPEN(name)                                                   \
-    int name(const char *path, int flags, ...) {                     \
-        va_list rest;                                                \
-        mode_t mode;                                                 \
-        va_start(rest, flags);                                       \
+#define OPEN(name)                                                       \
+    int name(const char *path, int flags, ...) {                         \
+        va_list rest;                                                    \
+        mode_t mode;                                                     \
+        va_start(rest, flags);                                           \
         mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
-        va_end(rest);                                                \
-        return opened(path, flags, mode);                            \
+        va_end(rest);                                                    \
+        return opened(path, flags, mode);                                \
     }
 OPEN(open)
 OPEN(open64)
@@ -90,7 +108,9 @@ ssize_t write(int file, const void *buffer, size_t count) {
 static int unsynced(void) { return fails(SYNC_EIO, EIO) || fails(SYNC_EINTR, EINTR); }
 int fsync(int file) { return unsynced() ? -1 : (int)syscall(SYS_fsync, file); }
 int fdatasync(int file) { return unsynced() ? -1 : (int)syscall(SYS_fdatasync, file); }
-int rename(const char *from, const char *to) { return fails(RENAME_EIO, EIO) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0); }
+int rename(const char *from, const char *to) {
+    return fails(RENAME_EIO, EIO) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
 static int none(size_t size) { return size >= SOME_SIZE && fails(MEMORY, ENOMEM); }
@@ -186,12 +206,14 @@ static int remembers(void) {
     targets.reference_ids = ids;
     memset(&world.result, 0, sizeof world.result);
     world.result.struct_size = sizeof world.result;
-    return world.api->loss_images(world.loss, &world.images.view, &targets, NULL, NULL, 0, &world.result, NULL) == FACEGRAD_OK && fabs(world.result.loss - right) < 1e-9;
+    return world.api->loss_images(world.loss, &world.images.view, &targets, NULL, NULL, 0, &world.result, NULL) == FACEGRAD_OK &&
+           fabs(world.result.loss - right) < 1e-9;
 }
 
 static void loop(const char *name, facegrad_status (*run)(void), fault kind, int can_happen) {
     static char title[128];
-    const int passes = kind == OPEN_EINTR || kind == SYNC_EINTR || kind == READ_SHORT || kind == READ_EINTR || kind == WRITE_SHORT || kind == WRITE_EINTR;
+    const int passes =
+        kind == OPEN_EINTR || kind == SYNC_EINTR || kind == READ_SHORT || kind == READ_EINTR || kind == WRITE_SHORT || kind == WRITE_EINTR;
     int n, hit = 1;
     snprintf(title, sizeof title, "%s, %s", name, names[kind]);
     what = title;
@@ -224,7 +246,8 @@ static void loop(const char *name, facegrad_status (*run)(void), fault kind, int
 
 int main(int argc, char **argv) {
     static const fault reading[] = {OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, READ_EIO, READ_SHORT, READ_EINTR, READ_END, MEMORY};
-    static const fault writing[] = {OPEN_EIO, OPEN_EMFILE, OPEN_EINTR, WRITE_EIO, WRITE_ENOSPC, WRITE_SHORT, WRITE_EINTR, SYNC_EIO, SYNC_EINTR, RENAME_EIO, MEMORY};
+    static const fault writing[] = {OPEN_EIO,    OPEN_EMFILE, OPEN_EINTR, WRITE_EIO,  WRITE_ENOSPC, WRITE_SHORT,
+                                    WRITE_EINTR, SYNC_EIO,    SYNC_EINTR, RENAME_EIO, MEMORY};
     static const struct {
         const char *name;
         facegrad_status (*run)(void);

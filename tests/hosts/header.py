@@ -146,7 +146,10 @@ def calls(header: Header, world: str) -> str:
                 last = f"{call};\n    return FACEGRAD_OK;"
             case _:
                 last = f"return {call} ? FACEGRAD_OK : -1;"
-        code.append(f"static facegrad_status call_{short}(int which, const void *other) {{\n" + "\n".join([*lines, "    (void)which;", "    (void)other;", f"    {last}", "}"]))
+        code.append(
+            f"static facegrad_status call_{short}(int which, const void *other) {{\n"
+            + "\n".join([*lines, "    (void)which;", "    (void)other;", f"    {last}", "}"])
+        )
         wants = f"STATUS_{short}" if f"STATUS_{short}" in defined else "FACEGRAD_OK"
         names = ", ".join(f'"{p.name}"' for p in function.parameters) or "0"
         structs = ", ".join(struct_of(header, p) for p in function.parameters) or "-1"
@@ -154,7 +157,9 @@ def calls(header: Header, world: str) -> str:
         code.append(f"static const void *value_{short}(int at) {{\n    const void *values[] = {{{values}}};\n    return values[at];\n}}")
         constant = ", ".join(str(int(p.type.startswith("const"))) for p in function.parameters) or "0"
         fallible = int(function.result == "facegrad_status")
-        rows.append(f'    {{"{function.name}", call_{short}, value_{short}, {wants}, {fallible}, {len(function.parameters)}, {{{names}}}, {{{", ".join(kinds) or "VALUE"}}}, {{{structs}}}, {{{constant}}}}},')
+        rows.append(
+            f'    {{"{function.name}", call_{short}, value_{short}, {wants}, {fallible}, {len(function.parameters)}, {{{names}}}, {{{", ".join(kinds) or "VALUE"}}}, {{{structs}}}, {{{constant}}}}},'
+        )
     shapes = []
     for name, fields in header.structs.items():
         offsets = [f"offsetof({name}, {f.name})" for f in fields if f.type.endswith("*")]
@@ -213,7 +218,9 @@ def compare(old: Path, new: Path) -> None:
     """Exits with a line for every promise that is broken."""
     problems = broken(read(old), read(new))
     if problems:
-        sys.exit(f"{new} breaks what {old} promised:\n" + "\n".join(problems) + "\nRestore it, or raise FACEGRAD_ABI_VERSION (docs/abi.md).")
+        sys.exit(
+            f"{new} breaks what {old} promised:\n" + "\n".join(problems) + "\nRestore it, or raise FACEGRAD_ABI_VERSION (docs/abi.md)."
+        )
 
 
 def freeze(path: Path, folder: Path) -> None:

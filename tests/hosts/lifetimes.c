@@ -10,10 +10,10 @@
 
 #include "world.h"
 
-#define FAIL(what)                                          \
-    do {                                                    \
-        fprintf(stderr, "FAILED: %s\n", what);              \
-        _exit(1);                                           \
+#define FAIL(what)                             \
+    do {                                       \
+        fprintf(stderr, "FAILED: %s\n", what); \
+        _exit(1);                              \
     } while (0)
 #define CHECK(ok, what) \
     do {                \
@@ -38,7 +38,8 @@ static const facegrad_api *load(void) {
 }
 
 static facegrad_status work(double *loss) {
-    const facegrad_status status = world.api->loss_images(world.loss, &world.images.view, &world.targets, &world.images_out.view, NULL, 0, &world.result, NULL);
+    const facegrad_status status =
+        world.api->loss_images(world.loss, &world.images.view, &world.targets, &world.images_out.view, NULL, 0, &world.result, NULL);
     *loss = world.result.loss;
     return status;
 }
@@ -100,7 +101,8 @@ static void *busy(void *unused) {
         facegrad_vae *vae = NULL;
         size_t count;
         if (kind == 0) {
-            status = world.api->loss_images(world.loss, &world.images.view, &world.targets, &world.images_out.view, NULL, 0, &world.result, NULL);
+            status = world.api->loss_images(world.loss, &world.images.view, &world.targets, &world.images_out.view, NULL, 0, &world.result,
+                                            NULL);
         } else if (kind == 1) {
             status = world.api->detector_detect(world.detector, &world.images.view, NULL, 0, &count, NULL);
         } else {
@@ -260,9 +262,15 @@ static void every_order(const char *assets) {
             }
             for (j = 5; order[j] < order[i]; --j) {
             }
-            { const int t = order[i]; order[i] = order[j]; order[j] = t; }
+            {
+                const int t = order[i];
+                order[i] = order[j];
+                order[j] = t;
+            }
             for (++i, j = 5; i < j; ++i, --j) {
-                const int t = order[i]; order[i] = order[j]; order[j] = t;
+                const int t = order[i];
+                order[i] = order[j];
+                order[j] = t;
             }
         }
         ++round;

@@ -27,7 +27,12 @@ def test_every_function_with_everything_that_can_be_wrong(how: str, compiled: Co
         case "linked":
             text = run(compiled("calls.c", include, name="calls"), ASSETS, cwd=tmp_path)
         case "loaded":
-            text = run(compiled("calls.c", include, "-DDYNAMIC", link=False, name="calls_loaded"), ASSETS, installed / "lib/libfacegrad.so", cwd=tmp_path)
+            text = run(
+                compiled("calls.c", include, "-DDYNAMIC", link=False, name="calls_loaded"),
+                ASSETS,
+                installed / "lib/libfacegrad.so",
+                cwd=tmp_path,
+            )
         case _:
             text = run(compiled("calls.c", include, *SANITIZERS, name="calls_sanitized"), ASSETS, cwd=tmp_path)
     counted(text, least=len(header.read(installed / "include/facegrad.h").functions) * 5)
@@ -68,7 +73,10 @@ def test_what_breaks_the_promise_is_named(change: str, tmp_path: Path) -> None:
 
 def test_growing_is_allowed(tmp_path: Path) -> None:
     text = PROMISED.read_text()
-    for at, more in [("\n} facegrad_result;", "\n  double more;\n} facegrad_result;"), ("#define FACEGRAD_SAMPLE_STEP 9", "#define FACEGRAD_SAMPLE_STEP 9\n#define FACEGRAD_SAMPLE_NEW 99")]:
+    for at, more in [
+        ("\n} facegrad_result;", "\n  double more;\n} facegrad_result;"),
+        ("#define FACEGRAD_SAMPLE_STEP 9", "#define FACEGRAD_SAMPLE_STEP 9\n#define FACEGRAD_SAMPLE_NEW 99"),
+    ]:
         assert text.count(at) == 1
         text = text.replace(at, more)
     (tmp_path / "new.h").write_text(text)

@@ -29,5 +29,9 @@ def test_every_function_has_a_wrapper() -> None:
     from test_calls import PROMISED
 
     text = "".join(path.read_text() for path in (ROOT / "bindings/cpp").glob("*.hpp"))
-    missing = [f for f in (name.removeprefix("facegrad_") for name in read(PROMISED).functions) if f"api().{f}" not in text and f"facegrad_api::{f}" not in text]
+    missing = [
+        f
+        for f in (name.removeprefix("facegrad_") for name in read(PROMISED).functions)
+        if f"api().{f}" not in text and f"facegrad_api::{f}" not in text
+    ]
     assert set(missing) <= {"abi_version", "get_api", "status_name", "debug_panic"}, missing

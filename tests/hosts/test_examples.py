@@ -27,7 +27,9 @@ def builds(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for name, source in SOURCES.items():
         folder = tmp_path_factory.mktemp(name)
         run(cmake, "-S", source, "-B", folder, f"-DCMAKE_PREFIX_PATH={';'.join(prefixes)}", "-DCMAKE_CXX_FLAGS=-O1")
-        started[name] = subprocess.Popen([cmake, "--build", str(folder)], env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+        started[name] = subprocess.Popen(
+            [cmake, "--build", str(folder)], env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+        )
         started[name].folder = folder  # type: ignore[attr-defined]
     yield started
     for build in started.values():

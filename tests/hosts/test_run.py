@@ -15,7 +15,9 @@ sys.modules["suites"] = suites
 loader.exec_module(suites)
 
 GOOD = "     Running tests/a.rs (target/a)\n\ntest result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 1s\n"
-BAD = "     Running tests/b.rs (target/b)\n\ntest result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n"
+BAD = (
+    "     Running tests/b.rs (target/b)\n\ntest result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n"
+)
 CRASHED = "     Running tests/c.rs (target/c)\n\nrunning 4 tests\ntest one ... ok\nerror: test failed, to rerun pass `--test c`\n\nCaused by: (signal: 11)\n"
 
 

@@ -108,14 +108,16 @@ static void weights_new(void) {
 static void world_new(const facegrad_api *api, const char *assets) {
     static const float landmarks[10] = {22, 26, 42, 26, 32, 36, 24, 46, 40, 46};
     world.api = api;
-    snprintf(world.detector_config, sizeof world.detector_config, "{\"path\": \"%s/detector.onnx\", \"engine\": \"torch\", \"det_sizes\": [64]}", assets);
+    snprintf(world.detector_config, sizeof world.detector_config,
+             "{\"path\": \"%s/detector.onnx\", \"engine\": \"torch\", \"det_sizes\": [64]}", assets);
     snprintf(world.backbone_config, sizeof world.backbone_config, "{\"path\": \"%s/recogniser.safetensors\"}", assets);
     snprintf(world.vae_config, sizeof world.vae_config, "{\"path\": \"%s/vae.safetensors\"}", assets);
     must(api->context_new(NULL, &world.context), "context_new");
     must(api->detector_new(world.context, world.detector_config, &world.detector), "detector_new");
     must(api->backbone_new(world.context, world.backbone_config, &world.backbone), "backbone_new");
     must(api->vae_new(world.context, world.vae_config, &world.vae), "vae_new");
-    must(api->loss_new(world.context, NULL, world.backbone, world.vae, "{\"face_align_mode\": \"kps\", \"latent_format\": \"none\"}", &world.loss),
+    must(api->loss_new(world.context, NULL, world.backbone, world.vae, "{\"face_align_mode\": \"kps\", \"latent_format\": \"none\"}",
+                       &world.loss),
          "loss_new");
     must(api->graph_new(world.context, &world.graph), "graph_new");
     /* A threshold that finds faces in noise. */
@@ -157,13 +159,15 @@ static void world_new(const facegrad_api *api, const char *assets) {
     must(api->graph_input(world.graph, &world.images.view, 1, &world.image_node, NULL), "graph_input");
     must(api->graph_input(world.graph, &world.latents.view, 1, &world.latent_node, NULL), "graph_input");
     must(api->graph_input(world.graph, &world.crops.view, 1, &world.crop_node, NULL), "graph_input");
-    must(api->graph_face_loss(world.graph, world.image_node, world.loss, &world.targets, NULL, 0, NULL, &world.loss_node, NULL), "graph_face_loss");
+    must(api->graph_face_loss(world.graph, world.image_node, world.loss, &world.targets, NULL, 0, NULL, &world.loss_node, NULL),
+         "graph_face_loss");
     must(api->graph_backward(world.graph, world.loss_node, NULL, NULL), "graph_backward");
 }
 
 static void world_free(void) {
-    tensor *all[] = {&world.images, &world.images_out, &world.latents, &world.times, &world.landmarks, &world.embeddings, &world.crops, &world.scalar,
-                     &world.weights[0], &world.weights[1], &world.weights[2], &world.weights[3], &world.weights[4]};
+    tensor *all[] = {&world.images,     &world.images_out, &world.latents,   &world.times,      &world.landmarks,
+                     &world.embeddings, &world.crops,      &world.scalar,    &world.weights[0], &world.weights[1],
+                     &world.weights[2], &world.weights[3], &world.weights[4]};
     size_t i;
     world.api->evaluator_free(world.evaluator);
     world.api->graph_free(world.graph);
@@ -180,11 +184,11 @@ static void world_free(void) {
 }
 
 /* A new object that the call will free, or leave for good. */
-#define FRESH(kind, ...)                                          \
-    static facegrad_##kind *fresh_##kind(void) {                  \
-        facegrad_##kind *made = NULL;                             \
-        must(world.api->kind##_new(__VA_ARGS__, &made), #kind);   \
-        return made;                                              \
+#define FRESH(kind, ...)                                        \
+    static facegrad_##kind *fresh_##kind(void) {                \
+        facegrad_##kind *made = NULL;                           \
+        must(world.api->kind##_new(__VA_ARGS__, &made), #kind); \
+        return made;                                            \
     }
 FRESH(context, NULL)
 FRESH(detector, world.context, world.detector_config)

@@ -118,7 +118,8 @@ void objects(const std::string &assets) {
     Host host(assets);
     Batch batch(1);
     const facegrad::Report report = TAKE(host.loss.images(batch.images.view, batch.targets, &batch.gradient.view));
-    check(report.result.counted == 1 && report.samples.size() == 1 && std::abs(report.result.loss - (1 - report.samples[0].similarity)) < 1e-5,
+    check(report.result.counted == 1 && report.samples.size() == 1 &&
+              std::abs(report.result.loss - (1 - report.samples[0].similarity)) < 1e-5,
           "the loss is one minus the similarity");
     double norm = 0;
     for (const float g : batch.gradient.data) {
@@ -126,8 +127,8 @@ void objects(const std::string &assets) {
     }
     check(norm > 0, "the gradient arrives");
 
-    facegrad::Detector detector =
-        TAKE(facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
+    facegrad::Detector detector = TAKE(
+        facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
     check(TAKE(detector.detect(batch.images.view)).empty() && detector.info().find("detector.onnx") != std::string::npos, "the detector");
 
     facegrad_face one{};
@@ -195,14 +196,16 @@ void objects(const std::string &assets) {
     TAKE(graph.backward(loss));
     TAKE(graph.gradient(prediction, other.view));
     check(TAKE(graph.shape(decoded)) == std::vector<std::int64_t>{1, 3, side, side}, "shapes of nodes");
-    check(seen.samples.size() == 1 && std::abs(value.data[0] - fused.result.loss) < 1e-6 && other.data == gradient.data, "the graph is the step");
+    check(seen.samples.size() == 1 && std::abs(value.data[0] - fused.result.loss) < 1e-6 && other.data == gradient.data,
+          "the graph is the step");
     Memory direct({1, 3, side, side});
     TAKE(host.vae.decode(latents.view, direct.view));
     check(host.vae.info().find("Tiny") != std::string::npos && direct.data != image.data, "the VAE");
 
     const std::vector<std::pair<std::string, facegrad::TensorView>> nonsense{{"nonsense", value.view}};
     expect(FACEGRAD_ERR_WEIGHTS, "nonsense", [&] { return facegrad::Vae::make(host.context, nonsense); });
-    check(facegrad::version().find("torch/") != std::string::npos && facegrad::build_info().find("\"abi\":1") != std::string::npos, "versions");
+    check(facegrad::version().find("torch/") != std::string::npos && facegrad::build_info().find("\"abi\":1") != std::string::npos,
+          "versions");
 }
 
 void rollouts(const std::string &assets) {
@@ -226,11 +229,13 @@ void rollouts(const std::string &assets) {
     options.min_score = 0;
     using facegrad::Rollout;
     check(Rollout::config() == R"({"target_similarity": 0.8, "gradient_limit": 0.25})" &&
-              Rollout::config(R"({"gradient_limit": 1})") == R"({"target_similarity": 0.8, "gradient_limit": 1})" && Rollout::config("[]") == "[]",
+              Rollout::config(R"({"gradient_limit": 1})") == R"({"target_similarity": 0.8, "gradient_limit": 1})" &&
+              Rollout::config("[]") == "[]",
           "the guard's defaults");
     expect(FACEGRAD_ERR_ARGUMENT, "no gradient_limit", [&] { return Rollout::make(host.context, host.loss, options); });
-    facegrad::Loss loss = TAKE(facegrad::Loss::make(host.context, nullptr, &host.backbone, &host.vae,
-                                                    Rollout::config(R"({"face_align_mode": "kps", "face_loss_weight": 1, "latent_format": "none", "target_similarity": 1})")));
+    facegrad::Loss loss = TAKE(facegrad::Loss::make(
+        host.context, nullptr, &host.backbone, &host.vae,
+        Rollout::config(R"({"face_align_mode": "kps", "face_loss_weight": 1, "latent_format": "none", "target_similarity": 1})")));
     auto bounded = TAKE(Rollout::make(host.context, loss, options));
     options.unbounded = true;
     auto rollout = TAKE(Rollout::make(host.context, host.loss, options));
@@ -243,7 +248,8 @@ void rollouts(const std::string &assets) {
     };
     facegrad::Step step{prediction.view, {}, {}, {}};
     const facegrad::RolloutReport report = TAKE(rollout(predict, x.view, step, batch.targets, gradient.view));
-    check(report.without_gradient == 3 && report.with_gradient == 1 && seen == std::vector<double>({1, 0.75, 0.5, 0.3}), "the cost of a rollout");
+    check(report.without_gradient == 3 && report.with_gradient == 1 && seen == std::vector<double>({1, 0.75, 0.5, 0.3}),
+          "the cost of a rollout");
     check(std::abs(x.data[7] - (start[7] - 0.7f * prediction.data[7])) < 1e-5f, "the latents at the level");
     Memory level({1}, 0.3f);
     const facegrad::Report direct = TAKE(host.loss.step({prediction.view, x.view, level.view, {}}, batch.targets, &other.view));
@@ -265,10 +271,11 @@ void rollouts(const std::string &assets) {
     check(std::abs(length(gradient) - 0.25 * free) < 1e-4 * free, "a quarter of the main loss's gradient");
 
     // The detector sees no face in noise: after three such rollouts of one sample too few are found.
-    facegrad::Detector detector =
-        TAKE(facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
-    facegrad::Loss looking = TAKE(facegrad::Loss::make(host.context, &detector, &host.backbone, &host.vae,
-                                                       Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none", "target_similarity": 1})")));
+    facegrad::Detector detector = TAKE(
+        facegrad::Detector::make(host.context, R"({"path": ")" + assets + R"(/detector.onnx", "engine": "torch", "det_sizes": [64]})"));
+    facegrad::Loss looking =
+        TAKE(facegrad::Loss::make(host.context, &detector, &host.backbone, &host.vae,
+                                  Rollout::config(R"({"face_align_mode": "kps", "latent_format": "none", "target_similarity": 1})")));
     options.backoff = 0.5f;
     auto strict = TAKE(Rollout::make(host.context, looking, options));
     options.backoff = 0;
@@ -360,14 +367,16 @@ void views(const std::string &assets) {
     for (std::int64_t y = 0; y < side; ++y) {
         for (std::int64_t x = 0; x < side; ++x) {
             for (std::int64_t c = 0; c < 3; ++c) {
-                memory[static_cast<std::size_t>(4 + (y * side + x) * 3 + c)] = batch.images.data[static_cast<std::size_t>((c * side + y) * side + x)];
+                memory[static_cast<std::size_t>(4 + (y * side + x) * 3 + c)] =
+                    batch.images.data[static_cast<std::size_t>((c * side + y) * side + x)];
             }
         }
     }
     std::int64_t shape[4] = {1, 3, side, side}, strides[4] = {3 * side * side, 1, 3 * side, 3};
     DLTensor tensor{memory.data(), {1, 0}, 4, {2, 32, 1}, shape, strides, 16};
     static_assert(sizeof(DLTensor) == sizeof(facegrad_tensor), "DLPack's layout");
-    check(std::abs(TAKE(host.loss.images(facegrad::TensorView::dlpack(tensor), batch.targets)).result.loss - want) < 1e-6, "DLPack, NHWC, with an offset");
+    check(std::abs(TAKE(host.loss.images(facegrad::TensorView::dlpack(tensor), batch.targets)).result.loss - want) < 1e-6,
+          "DLPack, NHWC, with an offset");
     tensor.dtype.lanes = 4;
     expect(FACEGRAD_ERR_DTYPE, "lanes", [&] { return host.loss.images(facegrad::TensorView::dlpack(tensor), batch.targets); });
 }

@@ -26,7 +26,9 @@ if TRAINERS is None:
     collect_ignore_glob = ["test_*.py"]
 
 ROWS: list[str] = []
-HEAD = "| trainer | case | convention, largest residual | x0 from the target, error | counted | LoRA gradient without → with | tensors moved |"
+HEAD = (
+    "| trainer | case | convention, largest residual | x0 from the target, error | counted | LoRA gradient without → with | tensors moved |"
+)
 
 
 def pytest_report_header() -> str | None:
@@ -86,7 +88,9 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     calls = [call for call in with_face["calls"] if "convention" in call]
     assert len(with_face["steps"]) == steps and calls, with_face
     # In bfloat16 a batch with hardly any noise allows more than one name.
-    assert all(call["convention"].startswith(formula) or bf16 and formula in call["names"] for call in calls), [call["convention"] for call in calls]
+    assert all(call["convention"].startswith(formula) or bf16 and formula in call["names"] for call in calls), [
+        call["convention"] for call in calls
+    ]
     assert any(call["convention"].startswith(formula) for call in calls)
     error = max(call["error"] for call in calls)
     assert error < (2e-2 if bf16 else 1e-4)
@@ -99,13 +103,19 @@ def compare(trainer: str, case: str, plain: dict | None, with_face: dict, formul
     residual = max(call["convention"].rsplit(" ", 1)[1] for call in calls)
     moved = f"{with_face['steps'][-1]['moved']} of {with_face['steps'][-1]['tensors']}"
     assert with_face["steps"][-1]["moved"] > 0
-    ROWS.append(f"| {trainer} | {case} | {formula}, {residual} | {error:.0e} | {counted:.0f} | {f'{before[0]:.4g}' if before else '–'} → {norms[0]:.4g} | {moved} |")
+    ROWS.append(
+        f"| {trainer} | {case} | {formula}, {residual} | {error:.0e} | {counted:.0f} | {f'{before[0]:.4g}' if before else '–'} → {norms[0]:.4g} | {moved} |"
+    )
 
 
 def with_rollouts(face: Path, folder: Path) -> Path:
     """The same section with rollouts of two predictions without a gradient."""
     path = folder / "rollouts.json"
-    path.write_text(json.dumps({"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}}}))
+    path.write_text(
+        json.dumps(
+            {"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}}}
+        )
+    )
     return path
 
 

@@ -28,7 +28,9 @@ report: dict[str, list] = {"steps": [], "calls": []}
 def on_step(optimizer: torch.optim.Optimizer, args: object, options: object) -> None:
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = sum(float(g.double().square().sum()) for g in grads) ** 0.5
-    report["steps"].append({"norm": norm, "tensors": sum(len(group["params"]) for group in optimizer.param_groups), "moved": sum(bool(g.any()) for g in grads)})
+    report["steps"].append(
+        {"norm": norm, "tensors": sum(len(group["params"]) for group in optimizer.param_groups), "moved": sum(bool(g.any()) for g in grads)}
+    )
 
 
 def watch_face() -> None:
@@ -43,7 +45,16 @@ def watch_face() -> None:
         one, two = a * x_t.double(), b * target.double()
         # Relative to the largest term: where little signal is left, rounding in x_t and target grows with them.
         error = (one + two - latents.double()).norm() / max(latents.double().norm(), one.norm(), two.norm())
-        report["calls"].append({"convention": str(found), "names": [replace(found, kind=kind, negated=negated).formula for kind, negated in found.names], "error": float(error), "dtype": str(x_t.dtype), "shape": list(x_t.shape), "levels": found.level.tolist()})
+        report["calls"].append(
+            {
+                "convention": str(found),
+                "names": [replace(found, kind=kind, negated=negated).formula for kind, negated in found.names],
+                "error": float(error),
+                "dtype": str(x_t.dtype),
+                "shape": list(x_t.shape),
+                "levels": found.level.tolist(),
+            }
+        )
         return found
 
     def step(self, **arguments):
@@ -63,7 +74,9 @@ def tell_faces() -> None:
     def detect(self, images):
         height, width = images.shape[-2:]
         points = ((0.34, 0.45), (0.66, 0.45), (0.5, 0.6), (0.37, 0.75), (0.63, 0.75))
-        face = facegrad.models.Face((0.2 * width, 0.2 * height, 0.8 * width, 0.9 * height), 0.9, tuple((x * width, y * height) for x, y in points))
+        face = facegrad.models.Face(
+            (0.2 * width, 0.2 * height, 0.8 * width, 0.9 * height), 0.9, tuple((x * width, y * height) for x, y in points)
+        )
         return [[face] for _ in images]
 
     facegrad.models.Detector.detect = detect

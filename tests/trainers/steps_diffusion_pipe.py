@@ -82,12 +82,19 @@ def main() -> None:
     vars(pipeline).update(config={}, diffusers_pipeline=None, **attributes)
     if name == "sdxl":
         pipeline.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        apart = {"vae_scale_factor": 8, "tokenizer": None, "tokenizer_2": None, "text_encoder_2": SimpleNamespace(config=SimpleNamespace(projection_dim=24))}
+        apart = {
+            "vae_scale_factor": 8,
+            "tokenizer": None,
+            "tokenizer_2": None,
+            "text_encoder_2": SimpleNamespace(config=SimpleNamespace(projection_dim=24)),
+        }
         vars(pipeline).update(apart)
         pipeline._get_input_ids = lambda captions, _: torch.zeros(len(captions), 12, dtype=torch.long)
         pipeline._get_add_time_ids = lambda *_, **__: torch.zeros(1, 6)
     vae = AutoencoderKL.from_pretrained(vae_folder)
-    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)])
+    drawn = torch.stack(
+        [torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)]
+    )
     with torch.no_grad():
         latents = (vae.encode(drawn).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
     loss_fn = pipeline.get_loss_fn()

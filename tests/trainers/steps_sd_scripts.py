@@ -41,7 +41,15 @@ def flux(n):
     return flux_models.Flux(params), [torch.randn(n, 24), torch.randn(n, L, 24), torch.zeros(n, L, 3), torch.ones(n, L)]
 
 
-@family("flux-sigma_scaled", "flux_train_network", "FluxNetworkTrainer", "--model_prediction_type", "sigma_scaled", "--timestep_sampling", "sigmoid")
+@family(
+    "flux-sigma_scaled",
+    "flux_train_network",
+    "FluxNetworkTrainer",
+    "--model_prediction_type",
+    "sigma_scaled",
+    "--timestep_sampling",
+    "sigmoid",
+)
 def flux_scaled(n):
     return flux(n)
 
@@ -141,7 +149,9 @@ def main() -> None:
     # HunyuanImage's decoder is the trainer's own, with random weights: it draws no faces.
     vae = hunyuan_vae() if own else AutoencoderKL.from_pretrained(vae_folder)
     size = 128 if own else 64
-    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, size, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)])
+    drawn = torch.stack(
+        [torch.from_numpy(faces.portrait(9_500_000 + k, size, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)]
+    )
     with torch.no_grad():
         latents = vae.encode(drawn).mean if own else vae.encode(drawn).latent_dist.mean
     if name not in ("sd3", "hunyuan_image"):  # sd-scripts scales these latents itself

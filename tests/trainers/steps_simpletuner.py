@@ -57,7 +57,9 @@ def main() -> None:
 
         simpletuner.install(TrainerFace(json.loads(Path(sys.argv[4]).read_text())["face_loss"]), simpletuner.find({}))
     vae = AutoencoderKL.from_pretrained(vae_folder)
-    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)])
+    drawn = torch.stack(
+        [torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(4)]
+    )
     with torch.no_grad():
         latents = (vae.encode(drawn).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
     FlowMatchEulerDiscreteScheduler().save_pretrained(out.parent / "model/scheduler")

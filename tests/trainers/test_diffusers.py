@@ -71,7 +71,9 @@ def test_script(trainer: Trainer, case: str, pipelines: Path, photos: Path, face
         "--resolution", "64", "--train_batch_size", "2", "--max_train_steps", "2", "--learning_rate", "1e-4", "--lr_warmup_steps", "0",
         "--seed", "1", *extra,
     ]  # fmt: skip
-    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0") if case in ("FLUX", "SDXL") else None
+    plain = (
+        trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0") if case in ("FLUX", "SDXL") else None
+    )
     section = with_rollouts(face, tmp_path) if rollouts else face
     with_face = trainer.probe(tmp_path / "1.json", section, script, *arguments, "--output_dir", tmp_path / "1")
     compare("diffusers", case, plain, with_face, formula, bf16)

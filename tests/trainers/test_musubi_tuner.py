@@ -71,8 +71,14 @@ def test_script(trainer: Trainer, case: str, data, photos: Path, face: Path, tmp
     script = trainer.folder / f"{name}_train_network.py"
     # A random VAE draws no faces.
     told = "rollouts" in case or family != "z_image"
-    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if "plain" in case else None
-    with_face = trainer.probe(tmp_path / "1.json", tmp_path / "face.json", script, *arguments, "--output_dir", tmp_path / "1", before=small, told=told)
+    plain = (
+        trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small)
+        if "plain" in case
+        else None
+    )
+    with_face = trainer.probe(
+        tmp_path / "1.json", tmp_path / "face.json", script, *arguments, "--output_dir", tmp_path / "1", before=small, told=told
+    )
     compare("musubi-tuner", case, plain, with_face, formula, "bf16" in case)
     if "rollouts" in case:
         rolled_out(with_face, faces=family == "z_image")

@@ -51,7 +51,9 @@ def test_train(trainer: Trainer, case: str, sd15: Path, photos: Path, face: Path
         }  # fmt: skip
         (work / "config.json").write_text(json.dumps(config))
         out = tmp_path / f"{with_face}.json"
-        reports.append(trainer.probe(out, section if with_face else None, trainer.folder / "scripts/train.py", "--config-path", work / "config.json"))
+        reports.append(
+            trainer.probe(out, section if with_face else None, trainer.folder / "scripts/train.py", "--config-path", work / "config.json")
+        )
     compare("OneTrainer", f"SD 1.5, {case}", reports[0] if len(reports) > 1 else None, reports[-1], "x0 = (x_t - q·eps)/p", bf16)
     logs = [call["logs"] for call in reports[-1]["calls"]]
     if prior:

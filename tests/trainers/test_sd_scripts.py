@@ -50,11 +50,23 @@ def test_sdxl_train_network(trainer: Trainer, case: str, sdxl: Path, photos: Pat
     for name, extra in subsets:
         toml += f'[[datasets.subsets]]\nimage_dir = "{copied(photos, tmp_path / name)}"\nclass_tokens = "a {name}"\nnum_repeats = {1 if extra else 2}\n{extra}\n'
     (tmp_path / "data.toml").write_text(toml)
-    arguments = ["--pretrained_model_name_or_path", sdxl / "pipeline", "--tokenizer_cache_dir", sdxl / "tokenizers", "--dataset_config", tmp_path / "data.toml", *COMMON]
+    arguments = [
+        "--pretrained_model_name_or_path",
+        sdxl / "pipeline",
+        "--tokenizer_cache_dir",
+        sdxl / "tokenizers",
+        "--dataset_config",
+        tmp_path / "data.toml",
+        *COMMON,
+    ]
     if case != "plain":
         arguments += ["--mixed_precision", "bf16", "--cache_latents", "--cache_text_encoder_outputs"]
     script, small = trainer.folder / "sdxl_train_network.py", HERE / "tiny_sd_scripts.py"
-    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
+    plain = (
+        trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small)
+        if case == "plain"
+        else None
+    )
     with_face = trainer.probe(tmp_path / "1.json", face, script, *arguments, "--output_dir", tmp_path / "1", before=small, told=True)
     compare("sd-scripts", f"SDXL, {case}", plain, with_face, EPSILON, "bf16" in case)
     if case != "plain":
@@ -70,13 +82,26 @@ def test_train_network(trainer: Trainer, case: str, sd15: Path, photos: Path, fa
         copied(photos, tmp_path / "reg/1_person")
         extra += ["--cache_latents", "--reg_data_dir", tmp_path / "reg"]
     if "bf16" in case:
-        extra += ["--mixed_precision", "bf16", "--full_bf16", "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--min_snr_gamma", "5"]
+        extra += [
+            "--mixed_precision",
+            "bf16",
+            "--full_bf16",
+            "--gradient_accumulation_steps",
+            "2",
+            "--gradient_checkpointing",
+            "--min_snr_gamma",
+            "5",
+        ]
     arguments = [
         "--pretrained_model_name_or_path", sd15 / "pipeline", "--tokenizer_cache_dir", sd15 / "tokenizers", "--train_data_dir", tmp_path / "data",
         "--train_batch_size", "2", *COMMON, *extra,
     ]  # fmt: skip
     script, small = trainer.folder / "train_network.py", HERE / "tiny_sd_scripts.py"
-    plain = trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small) if case == "plain" else None
+    plain = (
+        trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small)
+        if case == "plain"
+        else None
+    )
     section = with_rollouts(face, tmp_path) if case == "rollouts" else face
     with_face = trainer.probe(tmp_path / "1.json", section, script, *arguments, "--output_dir", tmp_path / "1", before=small)
     compare("sd-scripts", f"SD 1.5, {case}", plain, with_face, EPSILON, "bf16" in case)

@@ -23,14 +23,22 @@ def trainer() -> Trainer:
 @pytest.mark.parametrize("options", ["", "bf16", "rollouts"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step(trainer: Trainer, family: str, options: str, face: Path, tmp_path: Path):
-    section = json.loads(face.read_text())["face_loss"] | ({"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}} if options == "rollouts" else {})
+    section = json.loads(face.read_text())["face_loss"] | (
+        {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}} if options == "rollouts" else {}
+    )
     (tmp_path / "face.json").write_text(json.dumps({"face_loss": section}))
     reports = []
     for given in [[], [tmp_path / "face.json"]]:
         out = tmp_path / f"{len(given)}.json"
         trainer.call(HERE / "steps_simpletuner.py", out, family, ASSETS / "vae", *given, *(["bf16"] if options == "bf16" else []))
         reports.append(json.loads(out.read_text()))
-    compare("SimpleTuner", f"{family}: model_predict to auxiliary_loss{', ' if options else ''}{options}", *reports, "x0 = x_t - t·v", options == "bf16")
+    compare(
+        "SimpleTuner",
+        f"{family}: model_predict to auxiliary_loss{', ' if options else ''}{options}",
+        *reports,
+        "x0 = x_t - t·v",
+        options == "bf16",
+    )
     if options == "rollouts":
         assert all(call["logs"]["rollout/predictions_without_gradient"] == 2 for call in reports[1]["calls"])
 
@@ -74,8 +82,18 @@ def test_train(trainer: Trainer, case: str, flux: Path, photos: Path, face: Path
             "checkpoint_step_interval": 100, "disable_benchmark": True, "cache_dir": str(tmp_path / "cache"),
         }))  # fmt: skip
         script = trainer.folder / "simpletuner/train.py"
-        reports.append(trainer.probe(tmp_path / f"{with_face}.json", section if with_face else None, script, before=HERE / "without_gpu.py"))
-    compare("SimpleTuner", f"FLUX, {case}", reports[0] if len(reports) > 1 else None, reports[-1], "x0 = x_t - t·v", bf16, steps=4 if bf16 else 2)
+        reports.append(
+            trainer.probe(tmp_path / f"{with_face}.json", section if with_face else None, script, before=HERE / "without_gpu.py")
+        )
+    compare(
+        "SimpleTuner",
+        f"FLUX, {case}",
+        reports[0] if len(reports) > 1 else None,
+        reports[-1],
+        "x0 = x_t - t·v",
+        bf16,
+        steps=4 if bf16 else 2,
+    )
     if bf16:
         assert sum(call["logs"].get("face/skipped_regularisation", 0) for call in reports[-1]["calls"]) > 0
         rolled_out(reports[-1])

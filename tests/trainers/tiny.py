@@ -44,7 +44,21 @@ LARGER = {
     "sana": {"Gemma2Config": {"vocab_size": 512}},
 }
 
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "<eos>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+SPECIAL = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<bos>",
+    "<eos>",
+    "[IMG]",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+]
 CHAT = "{% for m in messages %}<|im_start|>{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}<|im_end|>{% endfor %}"
 
 
@@ -58,8 +72,12 @@ def byte_tokenizer(folder: Path, start: str, end: str, pad: str) -> Any:
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     inner.add_special_tokens(SPECIAL)
-    inner.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=[(start, vocab[start]), (end, vocab[end])])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=start, eos_token=end, pad_token=pad, unk_token="<unk>", model_max_length=77)
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, vocab[start]), (end, vocab[end])]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=start, eos_token=end, pad_token=pad, unk_token="<unk>", model_max_length=77
+    )
     made.chat_template = CHAT
     made.save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -70,7 +88,9 @@ def letter_tokenizer(folder: Path) -> Any:
     from transformers import T5TokenizerFast
 
     letters = [chr(code) for code in range(33, 127)]
-    made = T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in letters)], extra_ids=0)
+    made = T5TokenizerFast(
+        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in letters)], extra_ids=0
+    )
     made.save_pretrained(folder)
     return made
 
@@ -91,7 +111,15 @@ def offline(folder: Path) -> None:
                 return made
         return _before.__func__(cls, name, *args, **options)
 
-    for name in ("CLIPTokenizer", "AutoTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "T5TokenizerFast"):
+    for name in (
+        "CLIPTokenizer",
+        "AutoTokenizer",
+        "Qwen2Tokenizer",
+        "Qwen2TokenizerFast",
+        "GemmaTokenizer",
+        "GemmaTokenizerFast",
+        "T5TokenizerFast",
+    ):
         one = getattr(transformers, name, None)
         if one is not None:
             one.from_pretrained = classmethod(functools.partial(load, _before=one.from_pretrained))
@@ -119,7 +147,11 @@ def build(checkout: Path, family: str, folder: Path) -> None:
     module = importlib.import_module(f"tests.pipelines.{module_name}")
     for name, arguments in LARGER.get(family, {}).items():
         setattr(module, name, functools.partial(_larger, getattr(module, name), arguments))
-    makers = [one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__ and hasattr(one, "get_dummy_components")]
+    makers = [
+        one
+        for _, one in inspect.getmembers(module, inspect.isclass)
+        if one.__module__ == module.__name__ and hasattr(one, "get_dummy_components")
+    ]
     components = makers[0]().get_dummy_components()
     getattr(diffusers, pipeline)(**components).save_pretrained(folder / "pipeline")
 

@@ -148,7 +148,9 @@ def main(family: str, folder: Path, photos: Path, vae_folder: str) -> None:
         f'cache_directory = "{folder}/cache"\n'
     )
     generator = config_utils.BlueprintGenerator(config_utils.ConfigSanitizer())
-    blueprint = generator.generate(config_utils.load_user_config(str(folder / "data.toml")), Namespace(debug_dataset=False), architecture=architecture)
+    blueprint = generator.generate(
+        config_utils.load_user_config(str(folder / "data.toml")), Namespace(debug_dataset=False), architecture=architecture
+    )
     datasets = config_utils.generate_dataset_group_by_blueprint(blueprint.dataset_group).datasets
     cache_latents.encode_datasets(datasets, encode, Namespace(num_workers=1, skip_existing=False, batch_size=None, keep_cache=False))
 

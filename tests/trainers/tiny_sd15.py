@@ -29,7 +29,13 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int = 2, **options: object) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, eos_token_id=len(tokenizer) - 1, **options
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        eos_token_id=len(tokenizer) - 1,
+        **options,
     )
 
 
@@ -53,7 +59,10 @@ def sd15(folder: Path, scheduler: DDPMScheduler) -> StableDiffusionPipeline:
 
 
 def sdxl(folder: Path, scheduler: DDPMScheduler) -> StableDiffusionXLPipeline:
-    tokenizers = [clip_tokenizer(folder / "tokenizers" / name) for name in ("openai_clip-vit-large-patch14", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")]
+    tokenizers = [
+        clip_tokenizer(folder / "tokenizers" / name)
+        for name in ("openai_clip-vit-large-patch14", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    ]
     # sd-scripts takes these widths of the text alone, and the first encoder's eleventh layer; tiny_sd_scripts.py tells it its own.
     unet = UNet2DConditionModel(
         sample_size=64, block_out_channels=(32, 64, 128), layers_per_block=2, cross_attention_dim=2048, attention_head_dim=(1, 1, 2), use_linear_projection=True,

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 try:
     import torch
 except ModuleNotFoundError as error:
-    raise ImportError("facegrad needs PyTorch, and this Python has none; https://pytorch.org says how to install it on this machine") from error
+    raise ImportError(
+        "facegrad needs PyTorch, and this Python has none; https://pytorch.org says how to install it on this machine"
+    ) from error
 
 from . import _abi, _part
 
@@ -44,7 +46,9 @@ def _load() -> tuple[c.CDLL, c.CDLL]:
     found = _part.core()
     if found is None:
         looked = ", ".join(map(str, _part.cores()))
-        raise ImportError(f"facegrad: the shared library was not found; looked at {looked}. Install facegrad again, or run `make build` in a checkout.")
+        raise ImportError(
+            f"facegrad: the shared library was not found; looked at {looked}. Install facegrad again, or run `make build` in a checkout."
+        )
     if _part.is_cut(found):
         raise ImportError(f"facegrad: {found} is cut off; install facegrad again")
     part = _load_part(found)
@@ -86,7 +90,9 @@ def _load_part(core: Path) -> c.CDLL:
         except OSError as error:
             reasons.append(f"{path} cannot be loaded with torch {running}: {error}")
     if reasons:
-        raise ImportError(f"facegrad: {'; '.join(reasons)}. Compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)")
+        raise ImportError(
+            f"facegrad: {'; '.join(reasons)}. Compile the part for this torch with `python -m facegrad build` (it needs a C++ compiler)"
+        )
     raise ImportError(_part.missing(core, running, _abi.VERSION))
 
 

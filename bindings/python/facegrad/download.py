@@ -141,9 +141,10 @@ def _fetch_rest(requests: Any, bar: Any, url: str, file: Path) -> None:
             have = 0  # The server starts from the beginning.
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
-        with file.open("ab" if have else "wb") as out, bar(
-            total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=Path(url).name
-        ) as shown:
+        with (
+            file.open("ab" if have else "wb") as out,
+            bar(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=Path(url).name) as shown,
+        ):
             for chunk in response.iter_content(CHUNK):
                 out.write(chunk)
                 shown.update(len(chunk))

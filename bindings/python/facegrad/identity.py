@@ -72,7 +72,9 @@ class FaceIdentityLoss:
         if keys.get("use_face_loss", True) is False:
             return
         if device is None:
-            known = next((part._context.device for part in (vae, detector, recogniser) if isinstance(part, (Vae, Detector, Recogniser))), None)
+            known = next(
+                (part._context.device for part in (vae, detector, recogniser) if isinstance(part, (Vae, Detector, Recogniser))), None
+            )
             device = known if known is not None else "cuda" if torch.cuda.is_available() else "cpu"
         model = keys.get("arcface_model", "r50")
         pack = find_pack(method.pack, root) if method.pack is not None else None

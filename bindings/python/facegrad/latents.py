@@ -15,7 +15,9 @@ from .vae import Vae
 _UNPACK, _DECODE = ("packing", "latent_crop", "latent_format"), ("clamp",)
 
 
-def decode_latents(vae: Vae, latents: torch.Tensor, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
+def decode_latents(
+    vae: Vae, latents: torch.Tensor, config: Mapping[str, Any] | None = None, size: tuple[int, int] = (0, 0)
+) -> torch.Tensor:
     """Decodes a model's latents to images ``[B,3,H,W]``, RGB in [0, 1], float32. The gradient flows to the latents.
 
     Args:

@@ -92,7 +92,9 @@ class FaceLoss(Owner):
             facegrad.FacegradError: no image has a face
         """
         views = View("images", images), optional("landmarks", landmarks)
-        call("loss_set_reference", self._handle, id.encode(), views[0].pointer, views[1].pointer if views[1] else None, self._context.stream)
+        call(
+            "loss_set_reference", self._handle, id.encode(), views[0].pointer, views[1].pointer if views[1] else None, self._context.stream
+        )
 
     def remove_reference(self, id: str) -> None:
         """Removes a registered person."""

@@ -46,7 +46,9 @@ def read_config(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     known = _known()
     check_keys((key for key in section if _is_ours(key)), known, f"{file}: ")
     ours = {key: value for key, value in section.items() if key in known}
-    log.info("%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours))
+    log.info(
+        "%s: the face loss reads %s; the other %d keys are the trainer's", file, ", ".join(ours) or "nothing", len(section) - len(ours)
+    )
     return ours
 
 

@@ -115,7 +115,9 @@ class DifferentiableFaceLoss(torch.nn.Module):
         device = moved(fn, self.detector.device)
         if device is not None:
             if self.vae is not None:
-                raise RuntimeError(f"to({str(device)!r}): the VAE's weights are shared and stay; make the loss anew with device={str(device)!r}")
+                raise RuntimeError(
+                    f"to({str(device)!r}): the VAE's weights are shared and stay; make the loss anew with device={str(device)!r}"
+                )
             assert self.recognizer.recogniser is not None
             self.detector, self.recogniser = self.detector.on(device), self.recognizer.recogniser
             self._assemble()
@@ -140,9 +142,7 @@ class DifferentiableFaceLoss(torch.nn.Module):
             data_types: per sample; only ``person`` and ``person_head`` count. None: all count
             landmarks, ref_landmarks: ``[B,5,2]`` where the faces are known; None: detected
         """
-        value, report = self.loss(
-            gen_images, ref_images, data_types=data_types, landmarks=landmarks, reference_landmarks=ref_landmarks
-        )
+        value, report = self.loss(gen_images, ref_images, data_types=data_types, landmarks=landmarks, reference_landmarks=ref_landmarks)
         return Details.of(value, report) if return_details else value
 
     def forward_multiscale(

@@ -101,9 +101,7 @@ def draw_sheet(path: str | os.PathLike[str], panels: Sequence[Panel], similariti
     sheet.save(path)
 
 
-def comparison_sheet(
-    path: str | os.PathLike[str], evaluator: Evaluator, references: torch.Tensor, images: torch.Tensor
-) -> None:
+def comparison_sheet(path: str | os.PathLike[str], evaluator: Evaluator, references: torch.Tensor, images: torch.Tensor) -> None:
     """A sheet of a training step: every reference beside its generated image, with their similarity.
 
     Args:

@@ -23,7 +23,9 @@ from .shared_weights import Refusal, shared_weights, unwrapped
 log = logging.getLogger("facegrad")
 
 #: A file or folder, a VAE in memory, the tensors of one by name, or a function from a model's latents to images.
-VaeSource: TypeAlias = "str | os.PathLike[str] | torch.nn.Module | Mapping[str, torch.Tensor] | Callable[[torch.Tensor], torch.Tensor] | Vae"
+VaeSource: TypeAlias = (
+    "str | os.PathLike[str] | torch.nn.Module | Mapping[str, torch.Tensor] | Callable[[torch.Tensor], torch.Tensor] | Vae"
+)
 
 #: Statuses by which the library says that weights are none of its decoders'.
 _ANOTHER = ("unsupported", "weights do not fit the network", "wrong dtype", "wrong device")
@@ -103,7 +105,9 @@ class Vae(Frozen):
                 return "it is no module"
             hint = ""
             if callable(getattr(source, "decode", None)):
-                hint = ", which has `decode` and no `config` that tells the latents' scale; give a function: lambda z: (vae.decode(z) + 1) / 2"
+                hint = (
+                    ", which has `decode` and no `config` that tells the latents' scale; give a function: lambda z: (vae.decode(z) + 1) / 2"
+                )
             elif isinstance(getattr(source, "vae", None), torch.nn.Module):
                 hint = "; give its `vae`"
             raise TypeError(
@@ -153,7 +157,9 @@ class Vae(Frozen):
         text = json.dumps(config).encode()
         key = self._host.key
         super().__init__(lambda out: call("vae_new_from_functions", self._context._handle, DECODE, VJP, key, text, out))
-        name = type(unwrapped(source)).__name__ if isinstance(source, torch.nn.Module) else getattr(source, "__name__", type(source).__name__)
+        name = (
+            type(unwrapped(source)).__name__ if isinstance(source, torch.nn.Module) else getattr(source, "__name__", type(source).__name__)
+        )
         log.info("vae: %s is decoded by the host's own code and autograd, because %s; windows are not available", name, why)
         if duck and all(config_of(source, key) is None for key in ("scaling_factor", "latents_mean")):
             log.warning("vae: the config of %s names no scaling_factor, so the model's latents count as the VAE's own", name)

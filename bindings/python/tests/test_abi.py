@@ -9,7 +9,14 @@ from conftest import ROOT
 
 from facegrad import _abi
 
-STRUCTS = {"tensor": _abi.Tensor, "face": _abi.Face, "targets": _abi.Targets, "step": _abi.Step, "sample": _abi.Sample, "result": _abi.Result}
+STRUCTS = {
+    "tensor": _abi.Tensor,
+    "face": _abi.Face,
+    "targets": _abi.Targets,
+    "step": _abi.Step,
+    "sample": _abi.Sample,
+    "result": _abi.Result,
+}
 
 
 def test_layouts(tmp_path):

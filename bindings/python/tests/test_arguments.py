@@ -90,7 +90,15 @@ def test_modules_are_moved_copied_and_saved_as_torch_does(loss, root, weights, p
     want = loss(a, b).item()
     wrapper = facegrad.DifferentiableFaceLossWrapper(Duck(), weights[0], None, 256, "cpu", root)
     for module in (loss, loss.recognizer, wrapper, facegrad.ArcFaceLoss("my_pack", -1, root=root)):
-        for same in (module.half(), module.bfloat16(), module.to(torch.float16), module.float().cpu(), module.train(), module.eval(), module.requires_grad_()):
+        for same in (
+            module.half(),
+            module.bfloat16(),
+            module.to(torch.float16),
+            module.float().cpu(),
+            module.train(),
+            module.eval(),
+            module.requires_grad_(),
+        ):
             assert same is module
         assert not list(module.parameters()) and not module.state_dict()
         module.load_state_dict(module.state_dict())

@@ -49,7 +49,9 @@ def test_face_analysis_on_the_same_pack_and_photographs(pack, data, evaluator, d
             assert np.abs(np.array(face.bbox) - other.bbox).max() <= 0.5
         if got:
             crops = (evaluator.align(image, [got]) * 255).round().cpu().numpy()
-            theirs = np.stack([face_align.norm_crop(image[0].permute(1, 2, 0).cpu().numpy(), np.array(f.landmarks, np.float32)) for f in got])
+            theirs = np.stack(
+                [face_align.norm_crop(image[0].permute(1, 2, 0).cpu().numpy(), np.array(f.landmarks, np.float32)) for f in got]
+            )
             assert np.abs(crops - theirs.transpose(0, 3, 1, 2)).mean() <= 1
 
 
@@ -151,7 +153,9 @@ def test_a_missing_provider_or_engine_is_an_error(pack):
 
 
 @pytest.mark.host("paths alone")
-@pytest.mark.parametrize("where", ["models/buffalo_sc", "buffalo_sc", "", "models/buffalo_sc/buffalo_sc", "models/insightface/models/buffalo_sc"])
+@pytest.mark.parametrize(
+    "where", ["models/buffalo_sc", "buffalo_sc", "", "models/buffalo_sc/buffalo_sc", "models/insightface/models/buffalo_sc"]
+)
 def test_packs_are_found_in_every_layout(tmp_path, where):
     folder = tmp_path / where
     folder.mkdir(parents=True, exist_ok=True)

@@ -290,7 +290,10 @@ def test_names_of_any_bytes_and_linked_folders_are_paths_like_any_other(tmp_path
         assert facegrad.Recogniser(path).dim == recogniser.dim
     for engine in ("ort", "torch"):
         assert facegrad.Detector(os.fsencode(detector), engine=engine).detect(chain["images"])
-    for config in ({"arcface_weights": weights, "detector": detector, "vae": decoder}, {"arcface_weights": weights, "detector": {"path": detector}}):
+    for config in (
+        {"arcface_weights": weights, "detector": detector, "vae": decoder},
+        {"arcface_weights": weights, "detector": {"path": detector}},
+    ):
         loss = facegrad.FaceLoss({"face_align_mode": "kps", **config})
         want, _ = loss(chain["images"], **arguments(chain))
         state = link / (odd + ".state")

@@ -166,7 +166,9 @@ def test_a_dropped_sample_is_warned_about(loss, chain, caplog):
 def test_references_by_id(loss, chain, bounds):
     for row in range(3):
         loss.set_reference(f"person {row}", chain["references"][row : row + 1], chain["reference_landmarks"][row : row + 1])
-    value, _ = loss(chain["images"], reference_ids=[f"person {r}" for r in range(3)], landmarks=chain["landmarks"], sample_weights=chain["weights"])
+    value, _ = loss(
+        chain["images"], reference_ids=[f"person {r}" for r in range(3)], landmarks=chain["landmarks"], sample_weights=chain["weights"]
+    )
     assert value.item() == pytest.approx(chain["loss"].item(), rel=bounds.value)
     loss.remove_reference("person 0")
     with pytest.raises(facegrad.FacegradError, match="not registered"):

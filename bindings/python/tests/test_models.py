@@ -50,7 +50,9 @@ def test_the_golden_detections(data, photo, device, engine):
 def test_the_golden_similarities(data, device):
     recogniser = facegrad.Recogniser(data / "models/foamliu_mobilefacenet_128d_112.onnx", device=device, **IMAGENET)
     golden = np.load(data / "golden/embeddings.npz")
-    crops = [np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]]
+    crops = [
+        np.asarray(Image.open(data / "golden/aligned112" / f"{os.path.splitext(str(n))[0]}.png").convert("RGB")) for n in golden["names"]
+    ]
     x = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
     assert np.abs(recogniser.embed(x).cpu().numpy() - golden["imagenet_rgb"]).max() <= 1e-4
 
@@ -112,7 +114,9 @@ def exported_for_one(path, mixes):
         value("w", 0.05 * r.standard_normal((8, 3, 1, 1)).astype(np.float32)), value("sizes", np.array([1, 8, 4, 4])),
         value("flat", np.array([-1, 128])), value("zero", np.array([0])), value("one", np.array([1])),
     ]  # fmt: skip
-    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 3, 112, 112]), ("y", ["n", 128]))]
+    sides = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 3, 112, 112]), ("y", ["n", 128]))
+    ]
     graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], values)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
@@ -145,14 +149,19 @@ def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_
     ]:
         x, y = helper.make_tensor_value_info("x", dtype, shape), helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 512])
         node = helper.make_node("Flatten", ["x"], ["y"])
-        onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "n.onnx")
+        onnx.save(
+            helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+            tmp_path / "n.onnx",
+        )
         with pytest.raises(facegrad.FacegradError, match=text):
             facegrad.Recogniser(tmp_path / "n.onnx")
 
 
 @pytest.mark.host("files alone")
 def test_an_architecture_that_there_is_not_is_named(weights):
-    with pytest.raises(facegrad.FacegradError, match='expected r18, r34, r50, r100, r200, got "resnet50"; left out, the weights are not checked'):
+    with pytest.raises(
+        facegrad.FacegradError, match='expected r18, r34, r50, r100, r200, got "resnet50"; left out, the weights are not checked'
+    ):
         facegrad.Recogniser(weights[0], model="resnet50")
     with pytest.raises(facegrad.FacegradError, match=r"the weights are those of IResNet\[1, 2, 2, 1\]; leave it out or give other weights"):
         facegrad.Recogniser(weights[0], model="r50")
@@ -198,11 +207,7 @@ def test_a_missing_onnxruntime_says_where_it_looked(data):
 
 @pytest.mark.host("a process of its own; tests/gpu has one for a GPU")
 def test_exit_is_clean_after_work(data):
-    code = (
-        "import torch, facegrad\n"
-        f"d = facegrad.Detector({str(data / 'models/det_500m.onnx')!r})\n"
-        "d.detect(torch.rand(1, 3, 64, 64))\n"
-    )
+    code = f"import torch, facegrad\nd = facegrad.Detector({str(data / 'models/det_500m.onnx')!r})\nd.detect(torch.rand(1, 3, 64, 64))\n"
     done = python(code)
     assert done.returncode == 0, done.stderr
 

@@ -68,7 +68,11 @@ def test_a_library_that_is_cut_off_is_one_sentence_and_no_signal(tmp_path: Path,
         shutil.copy(ROOT / "target/release" / other, tmp_path)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    env = os.environ | {"FACEGRAD_LIBRARY": str(tmp_path / _part.CORE), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "bindings/python")}
+    env = os.environ | {
+        "FACEGRAD_LIBRARY": str(tmp_path / _part.CORE),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT / "bindings/python"),
+    }
     done = subprocess.run([sys.executable, "-c", "import facegrad"], env=env, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and last.startswith("ImportError: facegrad: ") and f"{name} is cut off" in last, done.stderr

@@ -311,7 +311,11 @@ def test_rollouts_end_when_faces_vanish(pair, caplog):
 def test_one_lost_face_of_a_small_batch_ends_nothing(pair):
     """Forty samples are forty rollouts of one: here too it is the third face."""
     told = lost_faces(Rollout(pair, **ONE), [0, 0, 0, 0], batch=1)
-    assert [(share, ramp) for share, ramp, _ in told] == [(pytest.approx(0.975), 1), (pytest.approx(0.950625), 1), (pytest.approx(0.926859), 0)]
+    assert [(share, ramp) for share, ramp, _ in told] == [
+        (pytest.approx(0.975), 1),
+        (pytest.approx(0.950625), 1),
+        (pytest.approx(0.926859), 0),
+    ]
 
 
 @pytest.mark.host("the loss is a stand-in")

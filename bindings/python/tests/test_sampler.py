@@ -26,7 +26,9 @@ def close(got, want, bound=1e-6):
     assert float((got.double() - want.double()).norm() / want.double().norm()) <= bound
 
 
-@pytest.mark.parametrize(("kind", "turned", "sign"), [("flow", False, 1), ("z_image", True, -1), ("lumina2", True, -1), ("hidream", False, -1)])
+@pytest.mark.parametrize(
+    ("kind", "turned", "sign"), [("flow", False, 1), ("z_image", True, -1), ("lumina2", True, -1), ("hidream", False, -1)]
+)
 @pytest.mark.parametrize("shape", [(2, 4, 6, 8), (2, 12, 16)], ids=["latents", "tokens"])
 def test_flow_is_diffusers_euler(pair, kind, turned, sign, shape):
     scheduler = FlowMatchEulerDiscreteScheduler()
@@ -42,7 +44,9 @@ def test_flow_is_diffusers_euler(pair, kind, turned, sign, shape):
 
 def ddim(kind):
     """In 64 bits, so that what differs is not diffusers' own rounding."""
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=KINDS[kind], clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=KINDS[kind], clip_sample=False
+    )
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)

@@ -82,7 +82,15 @@ def test_a_diffusers_module_shares_its_weights(tensors, chain, recogniser, devic
 
 
 def test_the_dtype_of_a_module_is_kept(device):
-    tiny = AutoencoderTiny.from_config({"latent_channels": 4, "encoder_block_out_channels": [8, 8], "decoder_block_out_channels": [8, 8], "num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1]})
+    tiny = AutoencoderTiny.from_config(
+        {
+            "latent_channels": 4,
+            "encoder_block_out_channels": [8, 8],
+            "decoder_block_out_channels": [8, 8],
+            "num_encoder_blocks": [1, 1],
+            "num_decoder_blocks": [1, 1],
+        }
+    )
     ours = facegrad.Vae(tiny.to(device, torch.bfloat16))
     assert "BFloat16" in ours.description and ours.latent_format == "none"
 
@@ -115,7 +123,9 @@ def test_prediction_in_bfloat16_under_autocast_and_in_a_model(tensors, chain, re
 
 
 def test_what_is_gated_needs_no_network_and_says_so(tensors, chain, recogniser, vae):
-    face = facegrad.FaceIdentityLoss({**CASES["flow"]["config"], "every_n_steps": 4, "t_max": 0.6}, vae=vae("kl"), detector=False, recogniser=recogniser)
+    face = facegrad.FaceIdentityLoss(
+        {**CASES["flow"]["config"], "every_n_steps": 4, "t_max": 0.6}, vae=vae("kl"), detector=False, recogniser=recogniser
+    )
     given = arguments("flow", tensors, chain)
     loss, report = face(**given, step=3)
     assert loss.item() == 0 and {s.outcome for s in report.samples} == {facegrad.Outcome.STEP}
@@ -176,7 +186,11 @@ def test_bad_input_is_named(tensors, chain, recogniser, vae, device):
 def test_the_example_runs(tmp_path):
     models = FIXTURES / "step/tiny.safetensors", ROOT / "examples/demo_assets/detector.onnx", FIXTURES / "nets/small.safetensors"
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "examples/python/train_step.py"), *map(str, models)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(ROOT / "examples/python/train_step.py"), *map(str, models)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("step ") == 3

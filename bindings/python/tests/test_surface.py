@@ -105,7 +105,9 @@ def test_levels_are_pytorchs(chain, weights):
         assert told.level_distances[0] == pytest.approx(report.level_distances[at], abs=1e-5) if name != "embedding" else True
     assert value.item() == pytest.approx(total, rel=1e-5)
     assert (images.grad - gradient).norm() <= 1e-5 * gradient.norm()
-    plain, _ = facegrad.FaceLoss({**config, "levels": {"embedding": 1.0}}, recogniser=facegrad.Recogniser(path))(chain["images"], **arguments(chain))
+    plain, _ = facegrad.FaceLoss({**config, "levels": {"embedding": 1.0}}, recogniser=facegrad.Recogniser(path))(
+        chain["images"], **arguments(chain)
+    )
     assert value.item() > plain.item()
     with pytest.raises(facegrad.FacegradError, match='no "layer5", but layer1, layer2'):
         facegrad.FaceLoss({"levels": {"layer5": 1}}, recogniser=facegrad.Recogniser(path))
@@ -133,7 +135,9 @@ def test_the_multi_level_loss_is_the_methods(loss, photos, weights):
     mine = b.clone().requires_grad_()
     with torch.no_grad():
         reference = features(a)
-    distances = {name: 1 - torch.cosine_similarity(reference[name].flatten(), level.flatten(), dim=0) for name, level in features(mine).items()}
+    distances = {
+        name: 1 - torch.cosine_similarity(reference[name].flatten(), level.flatten(), dim=0) for name, level in features(mine).items()
+    }
     sum(LEVELS[name] * distance for name, distance in distances.items()).backward()
     for name, distance in distances.items():
         assert layers[name].item() == pytest.approx(distance.item(), abs=1e-5), name
@@ -261,7 +265,11 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
 
     def run(step=None, **keys):
         path = tmp_path / "train.yaml"
-        keys = {key: value for key, value in config(root, weights, use_face_loss=True, face_loss_weight=1.0, **keys).items() if value is not None}
+        keys = {
+            key: value
+            for key, value in config(root, weights, use_face_loss=True, face_loss_weight=1.0, **keys).items()
+            if value is not None
+        }
         path.write_text(yaml.safe_dump({"model": keys, "lr": 1}, sort_keys=False))
         face = facegrad.FaceIdentityLoss(path, vae=Duck(), device="cpu")
         prediction = latents.clone().requires_grad_()
@@ -331,9 +339,13 @@ def test_any_decoder_gives_the_host_its_gradient(chain, recogniser):
         value, report, gradient = run(face)
         assert value == pytest.approx(want[0], rel=1e-5) and [s.outcome for s in report.samples] == [s.outcome for s in want[1].samples]
         assert (gradient - want[2]).norm() <= 1e-5 * want[2].norm() and gradient[1].abs().max() == 0
-        assert torch.allclose(face.vae.decode(x_t[:1]), native.vae.decode(x_t[:1]) if host is not function else function(x_t[:1]), atol=1e-4)
+        assert torch.allclose(
+            face.vae.decode(x_t[:1]), native.vae.decode(x_t[:1]) if host is not function else function(x_t[:1]), atol=1e-4
+        )
     # A model of pixels needs no decoder: the latent is the picture.
-    pixels = facegrad.FaceIdentityLoss({"face_align_mode": "kps", "prediction": {"kind": "sample"}}, vae=lambda x: x, detector=False, recogniser=recogniser)
+    pixels = facegrad.FaceIdentityLoss(
+        {"face_align_mode": "kps", "prediction": {"kind": "sample"}}, vae=lambda x: x, detector=False, recogniser=recogniser
+    )
     images = chain["images"].clone().requires_grad_()
     value, _ = pixels(prediction=images, sample_weights=chain["weights"], **known)
     value.backward()
@@ -353,8 +365,14 @@ def test_what_a_hosts_decoder_throws_comes_out(chain, recogniser):
         return z.detach()
 
     known = {name: chain[name] for name in ("references", "landmarks", "reference_landmarks")}
-    for decoder, error, text in [(throws, Special, "mine"), (detached, RuntimeError, "do not depend on the latents"), (lambda z: z[0], TypeError, r"\[B,3,H,W\]")]:
-        face = facegrad.FaceIdentityLoss({"prediction": {"kind": "sample"}, "face_align_mode": "kps"}, vae=decoder, detector=False, recogniser=recogniser)
+    for decoder, error, text in [
+        (throws, Special, "mine"),
+        (detached, RuntimeError, "do not depend on the latents"),
+        (lambda z: z[0], TypeError, r"\[B,3,H,W\]"),
+    ]:
+        face = facegrad.FaceIdentityLoss(
+            {"prediction": {"kind": "sample"}, "face_align_mode": "kps"}, vae=decoder, detector=False, recogniser=recogniser
+        )
         with pytest.raises(error, match=text):
             face(prediction=chain["images"].clone().requires_grad_(), **known)
     with pytest.raises(ValueError, match="dtype: for the library's own decoders"):
@@ -510,7 +528,7 @@ def test_checkpoints_as_people_have_them(weights, tmp_path):
 
 
 #: The method's document, its code and its YAML as they stand there; `src.models.arcface_loss` is where they import from.
-METHOD_1 = '''
+METHOD_1 = """
 from src.models.arcface_loss import DifferentiableFaceLossWrapper
 
 face_loss_wrapper = DifferentiableFaceLossWrapper(
@@ -527,8 +545,8 @@ def training_step(batch):
     face_loss = face_loss_wrapper(ref_images, gen_latents)
     total_loss = mse_loss + 0.1 * face_loss
     total_loss.backward()
-'''
-METHOD_2 = '''
+"""
+METHOD_2 = """
 from src.models.arcface_loss import DifferentiableFaceLoss
 
 face_loss = DifferentiableFaceLoss(
@@ -540,8 +558,8 @@ loss = face_loss(
     ref_images=ref_images,
     gen_images=gen_images,
 )
-'''
-METHOD_3 = '''
+"""
+METHOD_3 = """
 from src.models.arcface_loss import ArcFaceLoss
 
 arcface = ArcFaceLoss(
@@ -551,7 +569,7 @@ arcface = ArcFaceLoss(
 with torch.no_grad():
     loss = arcface(ref_images, gen_images)
     print(f"Face similarity: {1 - loss.item():.3f}")
-'''
+"""
 
 
 def test_the_documents_snippets_run(root, photos, weights, tmp_path, monkeypatch, capsys):

@@ -60,7 +60,12 @@ def test_what_cannot_be_read_says_so_in_a_sentence(data, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "nothing").mkdir()
-    for name, words in (("cut.jpg", "damaged or cut off"), ("text.jpg", "not a picture"), ("empty.png", "not a picture"), ("no.jpg", "no such file")):
+    for name, words in (
+        ("cut.jpg", "damaged or cut off"),
+        ("text.jpg", "not a picture"),
+        ("empty.png", "not a picture"),
+        ("no.jpg", "no such file"),
+    ):
         with pytest.raises(ImageError, match=words):
             read_image(tmp_path / name)
     with pytest.raises(ImageError, match="no pictures in this folder"):

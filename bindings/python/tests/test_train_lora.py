@@ -20,7 +20,20 @@ import train_lora
 SCRIPT = str(ROOT / "examples/trainers/train_lora.py")
 ALONE: list[str] = []
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+ACCELERATE = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +48,14 @@ def run(tmp_path_factory):
             folder = tmp_path_factory.mktemp("lora")
             if launcher:
                 environment = os.environ | {"PYTHONPATH": str(ROOT / "bindings/python"), "OMP_NUM_THREADS": "1"}
-                done = subprocess.run([*launcher, SCRIPT, *arguments, "--out", str(folder)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+                done = subprocess.run(
+                    [*launcher, SCRIPT, *arguments, "--out", str(folder)],
+                    env=environment,
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
+                )
                 assert done.returncode == 0, done.stderr[-3000:]
             else:
                 AcceleratorState._reset_state(reset_partial_state=True)
@@ -96,7 +116,6 @@ def test_a_compiled_model_trains_the_same(run):
     lora, gradient, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL, "--compile", "aot_eager")
     one, whole, _ = run(ALONE, "flux", "--batch", "4", *UNEQUAL)
     assert relative(gradient, whole) < 1e-3 and relative(lora, one) < 1e-4
-
 
 
 ROLLOUT = ["--rollout", "2", "--batch", "2", "--steps", "2"]

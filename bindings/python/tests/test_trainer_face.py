@@ -148,7 +148,9 @@ def test_the_sign_of_the_flow_makes_no_difference(world, caplog):
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("face loss: x0")]
     assert [line.split(", ")[0] for line in lines] == ["face loss: x0 = x_t - t·v", "face loss: x0 = x_t + t·v"]
     made = [r.getMessage() for r in caplog.records if r.getMessage().startswith("face loss: references")]
-    assert len(made) == 2 and "references from latents, places of faces from latents, VAE of the section, detector of the section" in made[0]
+    assert (
+        len(made) == 2 and "references from latents, places of faces from latents, VAE of the section, detector of the section" in made[0]
+    )
 
 
 def test_clean_latents_are_reference_and_landmarks(world):
@@ -305,8 +307,13 @@ def test_a_model_of_pixels_needs_no_vae(world):
     face = TrainerFace({**SECTION, "vae": "pixels"})
     value, found = gradient(face, pixels)
     assert face.logs()["face/counted"] == 2
-    parts = {"detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[192]), "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors")}
-    loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps", "latent_format": "none"}, vae=lambda x: x / 2 + 0.5, **parts)
+    parts = {
+        "detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[192]),
+        "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors"),
+    }
+    loss = facegrad.FaceIdentityLoss(
+        {"landmarks": "reference", "face_align_mode": "kps", "latent_format": "none"}, vae=lambda x: x / 2 + 0.5, **parts
+    )
     _, prediction = told(pixels)
     plain, report = loss(prediction=prediction, x_t=pixels.x_t, t=pixels.t, references=pixels.pictures)
     assert report.counted == 2 and value == pytest.approx(plain.item(), rel=1e-3)
@@ -359,7 +366,9 @@ def test_sd_scripts(world, monkeypatch):
     prediction = (-(world.v + world.wrong)).requires_grad_()
 
     class NetworkTrainer:
-        def get_noise_pred_and_target(self, args, accelerator, noise_scheduler, latents, batch, text, unet, network, weight_dtype, train_unet, is_train=True):
+        def get_noise_pred_and_target(
+            self, args, accelerator, noise_scheduler, latents, batch, text, unet, network, weight_dtype, train_unet, is_train=True
+        ):
             library.get_noisy_model_input_and_timesteps(args, noise_scheduler, latents, world.n, "cpu", torch.float32)
             target = latents - world.n
             if batch.get("custom_attributes"):
@@ -368,7 +377,9 @@ def test_sd_scripts(world, monkeypatch):
 
         def process_batch(self, batch, text_encoders, unet, network, vae, noise_scheduler, vae_dtype, weight_dtype, accelerator, args,
                           text_encoding_strategy, tokenize_strategy, is_train=True, train_text_encoder=True, train_unet=True):  # fmt: skip
-            found = self.get_noise_pred_and_target(args, accelerator, noise_scheduler, world.x0, batch, [], unet, network, None, train_unet, is_train=is_train)
+            found = self.get_noise_pred_and_target(
+                args, accelerator, noise_scheduler, world.x0, batch, [], unet, network, None, train_unet, is_train=is_train
+            )
             return (found[0] - found[1]).square().mean()
 
         def generate_step_logs(self, args):
@@ -402,7 +413,9 @@ def test_ai_toolkit(world):
     class SDTrainer:
         def __init__(self):
             self.additional_logs = {}
-            self.sd = SimpleNamespace(vae=world.vae, is_flow_matching=True, get_loss_target=lambda noise, batch, timesteps: batch.latents - noise)
+            self.sd = SimpleNamespace(
+                vae=world.vae, is_flow_matching=True, get_loss_target=lambda noise, batch, timesteps: batch.latents - noise
+            )
 
         def predict_noise(self, *args, **kwargs):
             raise AssertionError("no rollouts, no second prediction")
@@ -413,11 +426,17 @@ def test_ai_toolkit(world):
     face = TrainerFace(SECTION)
     ai_toolkit.install(face, SDTrainer)
     trainer, items = SDTrainer(), [SimpleNamespace(path="a.png"), SimpleNamespace(path="b.png")]
-    batch = SimpleNamespace(latents=world.x0, tensor=None, file_items=items, get_caption_list=lambda: ["a", "b"], get_is_reg_list=lambda: [False, False])
+    batch = SimpleNamespace(
+        latents=world.x0, tensor=None, file_items=items, get_caption_list=lambda: ["a", "b"], get_is_reg_list=lambda: [False, False]
+    )
     prediction = (-(world.v + world.wrong)).requires_grad_()
     control = torch.cat([world.x_t, world.x0], 1)
-    value = trainer.calculate_loss(noise_pred=prediction, noise=world.n, noisy_latents=control, timesteps=world.t * 1000, batch=batch, prior_pred=world.n)
-    assert value.item() == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and trainer.additional_logs["face/counted"] == 2
+    value = trainer.calculate_loss(
+        noise_pred=prediction, noise=world.n, noisy_latents=control, timesteps=world.t * 1000, batch=batch, prior_pred=world.n
+    )
+    assert (
+        value.item() == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and trainer.additional_logs["face/counted"] == 2
+    )
     # A mask weighs the trainer's own loss only.
     masked = trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch, mask_multiplier=torch.zeros(2, 1, 8, 8))
     assert masked.item() == pytest.approx(value.item(), rel=1e-5)
@@ -501,7 +520,21 @@ def test_musubi_tuner(world):
         def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
             return torch.lerp(latents, noise, world.t.view(-1, 1, 1, 1, 1)), world.t * 1000 + 1
 
-        def process_batch(self, args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype, network_dtype, vae, global_step):
+        def process_batch(
+            self,
+            args,
+            accelerator,
+            transformer,
+            network,
+            batch,
+            latents,
+            noise,
+            noise_scheduler,
+            dit_dtype,
+            network_dtype,
+            vae,
+            global_step,
+        ):
             _, timesteps = self.get_noisy_model_input_and_timesteps(args, noise, latents, None, noise_scheduler, "cpu", dit_dtype)
             output = SimpleNamespace(pred=prediction, target=-world.v)
             return self.compute_loss(args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step)
@@ -517,7 +550,9 @@ def test_musubi_tuner(world):
     face = TrainerFace({**SECTION, "latent_format": {"custom": {"scale": 2.2085, "shift": -0.0028}}})
     musubi_tuner.install(face, NetworkTrainer)
     five = [x.unsqueeze(2) for x in (world.x0, world.n)]
-    value, metrics = ZImageNetworkTrainer().process_batch(None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0)
+    value, metrics = ZImageNetworkTrainer().process_batch(
+        None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0
+    )
     extra = value.item() - 2 * (prediction + world.v).square().mean().item()
     assert extra == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-2)
     assert metrics["face/counted"] == 2 and metrics["loss/gen"] == 1
@@ -582,7 +617,7 @@ def test_diffusion_pipe_models_with_a_loss_of_their_own(world):
         assert value.item() == pytest.approx(want[0], rel=1e-3)
 
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import torch
 from accelerate import Accelerator
@@ -611,7 +646,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -634,7 +669,11 @@ def test_a_diffusers_script_is_started_unedited(world, tmp_path, cached, monkeyp
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     assert start.adapter_of(script) is scripts
-    start.run(script, [str(ASSETS / "vae"), str(tmp_path / "world.pt"), str(tmp_path / "grad.pt"), *(["--cache_latents"] if cached else [])], TrainerFace(without))
+    start.run(
+        script,
+        [str(ASSETS / "vae"), str(tmp_path / "world.pt"), str(tmp_path / "grad.pt"), *(["--cache_latents"] if cached else [])],
+        TrainerFace(without),
+    )
     found = torch.load(tmp_path / "grad.pt")
     _, want = gradient(TrainerFace(SECTION), world)
     assert torch.allclose(found[:2], want, rtol=1e-3, atol=1e-8) and found[2:].abs().max() == 0

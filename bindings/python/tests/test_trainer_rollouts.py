@@ -63,7 +63,10 @@ GRID = [([level] * 2, grad) for level, grad in ((1.0, False), (0.75, False), (0.
 @pytest.fixture()
 def wanted(world):
     """The loss of the pair and of its rollout, and their gradients, by :class:`Rollout` itself on a flow."""
-    parts = {"detector": facegrad.Detector(SECTION["detector"]["path"], det_sizes=[192]), "recogniser": facegrad.Recogniser(SECTION["recogniser"])}
+    parts = {
+        "detector": facegrad.Detector(SECTION["detector"]["path"], det_sizes=[192]),
+        "recogniser": facegrad.Recogniser(SECTION["recogniser"]),
+    }
     vae = facegrad.Vae(SECTION["vae"])
     clean = vae.decode(world.x0 / world.vae.config.scaling_factor + world.vae.config.shift_factor).clamp(0, 1)
     loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps"}, vae=vae, **parts)
@@ -74,7 +77,9 @@ def wanted(world):
     main = (v - world.v).square().mean()
     value = rollout(model, torch.randn_like(world.x_t), main=(main, v), references=clean)
     assert rollout.report.face.counted == 2 and value.item() > 0
-    return SimpleNamespace(main=main.item(), value=(pair + value).item(), gradient=torch.autograd.grad(main + pair + value, model.w)[0].item())
+    return SimpleNamespace(
+        main=main.item(), value=(pair + value).item(), gradient=torch.autograd.grad(main + pair + value, model.w)[0].item()
+    )
 
 
 def check(total, model, wanted, face):
@@ -83,7 +88,9 @@ def check(total, model, wanted, face):
     assert total.item() - wanted.main == pytest.approx(wanted.value, rel=2e-2)
     assert torch.autograd.grad(total, model.w)[0].item() == pytest.approx(wanted.gradient, rel=2e-2)
     logs = face.logs()
-    assert logs["rollout/counted"] == 2 and logs["rollout/predictions_without_gradient"] == 3 and logs["rollout/level"] == pytest.approx(0.4)
+    assert (
+        logs["rollout/counted"] == 2 and logs["rollout/predictions_without_gradient"] == 3 and logs["rollout/level"] == pytest.approx(0.4)
+    )
 
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon", "v"])
@@ -122,7 +129,9 @@ def test_the_models_clock_is_read_from_its_times(scale, offset, dtype):
     assert not schedule.ready  # forwards or backwards?
     schedule.observe(*found(0.2, 0.9))
     assert schedule.ready
-    assert schedule.at(0.25).time == pytest.approx(scale * 0.25 + offset, abs=0.004 * abs(scale) if dtype == torch.bfloat16 else 1e-5 * abs(scale))
+    assert schedule.at(0.25).time == pytest.approx(
+        scale * 0.25 + offset, abs=0.004 * abs(scale) if dtype == torch.bfloat16 else 1e-5 * abs(scale)
+    )
     with pytest.raises(ConventionError, match="times do not follow from the noise levels"):
         for _ in range(50):
             schedule.observe(found(0.2, 0.9)[0], torch.tensor([0.2, 0.4]))
@@ -213,7 +222,16 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
 
 def test_processes_call_their_model_equally_often(tmp_path):
     """One of two processes has nothing to push. The model is wrapped, so one that is called less often leaves the other waiting."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(Path(__file__).with_name("two_ranks.py")), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(Path(__file__).with_name("two_ranks.py")),
+        str(tmp_path),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "bindings/python"), *sys.path]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -250,14 +268,18 @@ def test_sd_scripts(world, wanted, monkeypatch):
     monkeypatch.setitem(sys.modules, "library.some_train_util", library)
 
     class NetworkTrainer:
-        def get_noise_pred_and_target(self, args, accelerator, noise_scheduler, latents, batch, text, unet, network, weight_dtype, train_unet, is_train=True):
+        def get_noise_pred_and_target(
+            self, args, accelerator, noise_scheduler, latents, batch, text, unet, network, weight_dtype, train_unet, is_train=True
+        ):
             x, times, sigmas = library.get_noisy_model_input_and_timesteps(args, noise_scheduler, latents, world.n, "cpu", torch.float32)
             assert torch.allclose(sigmas.flatten(), times / 1000)
             return -unet(x, times / 1000), world.x0 - world.n, times, None
 
         def process_batch(self, batch, tokenizers, text_encoders, unet, network, vae, noise_scheduler, vae_dtype, weight_dtype, accelerator, args, text, tokenize,
                           is_train=True, train_text_encoder=True, train_unet=True):  # fmt: skip
-            prediction, target, _, _ = self.get_noise_pred_and_target(args, accelerator, noise_scheduler, world.x0, batch, [], unet, network, None, train_unet)
+            prediction, target, _, _ = self.get_noise_pred_and_target(
+                args, accelerator, noise_scheduler, world.x0, batch, [], unet, network, None, train_unet
+            )
             return (prediction - target).square().mean()
 
         def generate_step_logs(self, args):
@@ -266,7 +288,9 @@ def test_sd_scripts(world, wanted, monkeypatch):
     face = TrainerFace({**ON, **DEMO})
     sd_scripts.install(face, NetworkTrainer)
     torch.manual_seed(3)
-    total = NetworkTrainer().process_batch({"captions": ["a", "b"], "images": None}, [], None, model, None, world.vae, None, None, None, None, SimpleNamespace(), None, None)
+    total = NetworkTrainer().process_batch(
+        {"captions": ["a", "b"], "images": None}, [], None, model, None, world.vae, None, None, None, None, SimpleNamespace(), None, None
+    )
     check(total, model, wanted, face)
 
 
@@ -279,7 +303,16 @@ def test_ai_toolkit(world, wanted):
             self.additional_logs = {}
             self.sd = SimpleNamespace(vae=world.vae, is_flow_matching=True)
 
-        def predict_noise(self, noisy_latents, timesteps=1, conditional_embeds=None, unconditional_embeds=None, batch=None, is_primary_pred=False, **kwargs):
+        def predict_noise(
+            self,
+            noisy_latents,
+            timesteps=1,
+            conditional_embeds=None,
+            unconditional_embeds=None,
+            batch=None,
+            is_primary_pred=False,
+            **kwargs,
+        ):
             assert torch.equal(noisy_latents[:, CHANNELS:], world.x0) and conditional_embeds == "captions"
             return model(noisy_latents[:, :CHANNELS], timesteps / 1000)
 
@@ -289,7 +322,9 @@ def test_ai_toolkit(world, wanted):
     face = TrainerFace(ON)
     ai_toolkit.install(face, SDTrainer)
     trainer, items = SDTrainer(), [SimpleNamespace(path="a.png"), SimpleNamespace(path="b.png")]
-    batch = SimpleNamespace(latents=world.x0, tensor=None, file_items=items, get_caption_list=lambda: ["a", "b"], get_is_reg_list=lambda: [False, False])
+    batch = SimpleNamespace(
+        latents=world.x0, tensor=None, file_items=items, get_caption_list=lambda: ["a", "b"], get_is_reg_list=lambda: [False, False]
+    )
     control = torch.cat([world.x_t, world.x0], 1)
     torch.manual_seed(3)
     made = trainer.predict_noise(noisy_latents=control, timesteps=world.t * 1000, conditional_embeds="captions", batch=batch)
@@ -307,7 +342,21 @@ def test_musubi_tuner(world, wanted):
         def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
             return torch.lerp(latents, noise, world.t.view(-1, 1, 1, 1, 1)), world.t * 1000 + 1
 
-        def process_batch(self, args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype, network_dtype, vae, global_step):
+        def process_batch(
+            self,
+            args,
+            accelerator,
+            transformer,
+            network,
+            batch,
+            latents,
+            noise,
+            noise_scheduler,
+            dit_dtype,
+            network_dtype,
+            vae,
+            global_step,
+        ):
             x, times = self.get_noisy_model_input_and_timesteps(args, noise, latents, None, noise_scheduler, "cpu", dit_dtype)
             assert x.shape == latents.shape
             output = SimpleNamespace(pred=-model(x.squeeze(2), (times - 1) / 1000), target=-world.v)
@@ -320,7 +369,9 @@ def test_musubi_tuner(world, wanted):
     musubi_tuner.install(face, NetworkTrainer)
     torch.manual_seed(3)
     five = [x.unsqueeze(2) for x in (world.x0, world.n)]
-    total, metrics = NetworkTrainer().process_batch(None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0)
+    total, metrics = NetworkTrainer().process_batch(
+        None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0
+    )
     check(total, model, wanted, face)
     assert metrics["rollout/counted"] == 2
 
@@ -355,7 +406,13 @@ def test_simpletuner(world, wanted):
 
     face, trained = TrainerFace(ON), ModelFoundation()
     simpletuner.install(face, ModelFoundation)
-    batch = {"latents": world.x0, "noise": world.n, "noisy_latents": world.x_t, "timesteps": world.t * 1000, "sigmas": world.t.view(-1, 1, 1, 1)}
+    batch = {
+        "latents": world.x0,
+        "noise": world.n,
+        "noisy_latents": world.x_t,
+        "timesteps": world.t * 1000,
+        "sigmas": world.t.view(-1, 1, 1, 1),
+    }
     torch.manual_seed(3)
     output = trained.model_predict(batch)
     loss = (output["model_prediction"] - world.v).square().mean()

@@ -218,4 +218,9 @@ def test_arguments_are_checked():
 
 @pytest.mark.host("names alone")
 def test_types_from_folders():
-    assert person_types(["a/person/1.png", "a\\person_head\\2.png", "a/cats/person.png", "3.png"]) == ["person", "person_head", "other", "other"]
+    assert person_types(["a/person/1.png", "a\\person_head\\2.png", "a/cats/person.png", "3.png"]) == [
+        "person",
+        "person_head",
+        "other",
+        "other",
+    ]

@@ -91,7 +91,19 @@ def test_a_misspelt_key_in_a_file_is_not_taken_for_the_trainers(run, key, meant)
 
 def test_a_trainers_own_keys_are_left_alone(run):
     plain, *_ = run()
-    theirs = ("loss_type", "loss_weight", "align_mode", "use_ema", "multiscale", "t_weighting", "weights", "model_name", "image_size", "use_mask_loss", "arch")
+    theirs = (
+        "loss_type",
+        "loss_weight",
+        "align_mode",
+        "use_ema",
+        "multiscale",
+        "t_weighting",
+        "weights",
+        "model_name",
+        "image_size",
+        "use_mask_loss",
+        "arch",
+    )
     value, *_ = run(top={"lr": 1e-4, "loss_weight": 2}, **dict.fromkeys(theirs, 3))
     assert value.item() == plain.item()
 
@@ -99,7 +111,10 @@ def test_a_trainers_own_keys_are_left_alone(run):
 def test_keys_in_the_wrong_section_are_named(run):
     with pytest.raises(ValueError, match="arcface_root is below `train`; write the loss's keys below `model` or at the top"):
         run(section="train")
-    with pytest.raises(ValueError, match="face_loss_weight is below `model` and face_align_mode at the top|arcface_root is below `model` and face_align_mode at the top"):
+    with pytest.raises(
+        ValueError,
+        match="face_loss_weight is below `model` and face_align_mode at the top|arcface_root is below `model` and face_align_mode at the top",
+    ):
         run(top={"face_align_mode": "kps"})
     # A section `model` that has none of them does not hide those at the top.
     plain, *_ = run()
@@ -109,7 +124,9 @@ def test_keys_in_the_wrong_section_are_named(run):
 
 def test_values_as_yaml_writes_them(run):
     plain, *_ = run()
-    assert run(face_loss_weight=None, face_loss_type=None, face_align_mode=None, use_face_loss=None)[0].item() == pytest.approx(0.1 * plain.item(), rel=1e-5)
+    assert run(face_loss_weight=None, face_loss_type=None, face_align_mode=None, use_face_loss=None)[0].item() == pytest.approx(
+        0.1 * plain.item(), rel=1e-5
+    )
     # PyYAML takes 1e-1 for a text.
     assert run(face_loss_weight="1e-1")[0].item() == pytest.approx(0.1 * plain.item(), rel=1e-5)
     for keys, text in [
@@ -163,5 +180,7 @@ def test_the_documents_yaml_and_its_table_of_data_types(root, photos, tmp_path):
     assert value.item() == pytest.approx(0.1 * distance.item(), rel=1e-2) and v.grad.abs().max() > 0
     assert report.samples[0].alignment == facegrad.Alignment.BBOX
     batch = len(COUNTS)
-    _, report = face(x_t=x_0.expand(batch, -1, -1, -1), prediction=torch.zeros(batch, *x_0.shape[1:]), t=0.0, references=a, data_types=list(COUNTS))
+    _, report = face(
+        x_t=x_0.expand(batch, -1, -1, -1), prediction=torch.zeros(batch, *x_0.shape[1:]), t=0.0, references=a, data_types=list(COUNTS)
+    )
     assert [sample.outcome == facegrad.Outcome.COUNTED for sample in report.samples] == list(COUNTS.values())

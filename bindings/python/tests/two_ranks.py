@@ -43,7 +43,9 @@ ASSETS = ROOT / "examples/demo_assets"
 
 def run(case: str, rank: int, vae: AutoencoderKL) -> dict[str, float]:
     """Four steps, two of them with a rollout. The second process is the one that has nothing to push."""
-    drawn = torch.stack([torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(2)])
+    drawn = torch.stack(
+        [torch.from_numpy(faces.portrait(9_500_000 + k, 64, zoom=1.1).image).permute(2, 0, 1).float() / 127.5 - 1 for k in range(2)]
+    )
     if case == "no face" and rank:
         drawn = torch.zeros_like(drawn)
     with torch.no_grad():

@@ -108,7 +108,8 @@ class FaceNodes {
             facegrad::Targets targets;
             targets.references = in.linked<Tensor>("references").view();
             facegrad::Report report;
-            const auto id = graph_.face_loss(in.linked<TapeNode>("images").id, *in.linked<Shared<facegrad::Loss>>("loss"), targets, &report);
+            const auto id =
+                graph_.face_loss(in.linked<TapeNode>("images").id, *in.linked<Shared<facegrad::Loss>>("loss"), targets, &report);
             std::printf("loss %.4f, similarity %+.3f, %ld of %ld counted\n", report.result.loss, report.samples.at(0).similarity,
                         static_cast<long>(report.result.counted), static_cast<long>(report.result.samples));
             return node(id);
@@ -173,7 +174,9 @@ int main(int argc, char **argv) try {
     Host host;
     FaceNodes nodes({argv + 3, argv + argc});
     nodes.add_to(host);
-    host.run(graph, [&](const std::string &name, const Outputs &outputs) { std::printf("%-12s%s\n", name.c_str(), nodes.describe(outputs).c_str()); });
+    host.run(graph, [&](const std::string &name, const Outputs &outputs) {
+        std::printf("%-12s%s\n", name.c_str(), nodes.describe(outputs).c_str());
+    });
     return 0;
 } catch (const std::exception &error) {
     std::fprintf(stderr, "%s\n", error.what());

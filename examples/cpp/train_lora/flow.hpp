@@ -21,7 +21,8 @@ struct BlockImpl : torch::nn::Module {
         : heads(heads), before(register_module("before", torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})))),
           between(register_module("between", torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})))),
           qkv(register_module("qkv", LoraLinear(width, 3 * width, rank))), proj(register_module("proj", LoraLinear(width, width, rank))),
-          up(register_module("up", LoraLinear(width, 2 * width, rank))), down(register_module("down", LoraLinear(2 * width, width, rank))) {}
+          up(register_module("up", LoraLinear(width, 2 * width, rank))), down(register_module("down", LoraLinear(2 * width, width, rank))) {
+    }
     torch::Tensor forward(torch::Tensor x) {
         const auto batch = x.size(0), tokens = x.size(1), width = x.size(2);
         const auto parts = qkv(before(x)).view({batch, tokens, 3, heads, width / heads}).permute({2, 0, 3, 1, 4});

@@ -132,8 +132,9 @@ int main(int argc, char **argv) try {
         torch::nn::utils::clip_grad_norm_(adapters, 1.0);
         optimiser.step();
         if (step == 1 || step % 10 == 0 || step == steps) {
-            std::printf("step %4d  mse %.4f  face %.4f  similarity %+.3f  counted %ld/%ld\n", step, mse.item<double>(), identity.item<double>(),
-                        mean_similarity(report), static_cast<long>(report.result.counted), static_cast<long>(report.result.samples));
+            std::printf("step %4d  mse %.4f  face %.4f  similarity %+.3f  counted %ld/%ld\n", step, mse.item<double>(),
+                        identity.item<double>(), mean_similarity(report), static_cast<long>(report.result.counted),
+                        static_cast<long>(report.result.samples));
         }
     }
     std::printf("similarity to the person at fixed noise: %+.3f before, %+.3f after\n", before, judged());

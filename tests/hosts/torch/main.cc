@@ -48,7 +48,8 @@ int main(int, char **argv) {
     const auto plain = loss.images(facegrad::view(images), targets, &want_view);
     facegrad::Report report;
     const auto value = facegrad::face_loss(loss, images * 1, targets, &report);
-    check(value.dim() == 0 && value.scalar_type() == at::kFloat && value.item<float>() == static_cast<float>(plain.result.loss), "the value");
+    check(value.dim() == 0 && value.scalar_type() == at::kFloat && value.item<float>() == static_cast<float>(plain.result.loss),
+          "the value");
     check(report.samples.size() == 2 && report.result.counted == 2, "the report");
     (3 * value).backward();
     check((images.grad() - 3 * want).norm().item<double>() <= 1e-5 * (3 * want).norm().item<double>(), "the gradient of images");
@@ -81,7 +82,8 @@ int main(int, char **argv) {
     check(!facegrad::face_loss(loss, images.detach(), targets).requires_grad(), "a detached input");
     const auto twice = at::rand({2, 3, 64, 64}).set_requires_grad(true);
     check(throws([&] { facegrad::face_loss(loss, twice, targets).backward({}, std::nullopt, true); }, "second derivative"), "create_graph");
-    check(throws([&] { facegrad::face_loss(loss, at::rand({2, 3, 64}), targets); }, "[N,3,H,W]"), "an error is an exception through autograd");
+    check(throws([&] { facegrad::face_loss(loss, at::rand({2, 3, 64}), targets); }, "[N,3,H,W]"),
+          "an error is an exception through autograd");
     check(throws([&] { facegrad::view(at::rand({2}).to_sparse()); }, "strided"), "sparse tensors");
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -99,14 +99,20 @@ def _models(root: str | None) -> Iterator[Line]:
         if known is None:
             pack = next((pack.name for pack in PACKS.values() if file.name in (pack.detector, pack.recogniser)), None)
             how = f"`python -m facegrad download {pack}` fetches the published one" if pack else "download it again"
-            yield FAIL, f"{file}: not the published file of that name: damaged, or another model. {how}; give a model of your own another name"
+            yield (
+                FAIL,
+                f"{file}: not the published file of that name: damaged, or another model. {how}; give a model of your own another name",
+            )
         else:
             name, licence = known
             yield OK, f"{file}: {name}, {licence.split(' (')[0]}"
     names = {file.name for file in files}
     if not names & set(DETECTORS) or not names - set(DETECTORS):
         lacking = "detector" if not names & set(DETECTORS) else "recogniser"
-        yield FAIL, f"no {lacking} in {folders(root)[0]} or its packs: python -m facegrad download buffalo_l, or name the folder with --root"
+        yield (
+            FAIL,
+            f"no {lacking} in {folders(root)[0]} or its packs: python -m facegrad download buffalo_l, or name the folder with --root",
+        )
 
 
 def _self_test() -> Iterator[Line]:

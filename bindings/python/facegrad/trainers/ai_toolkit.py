@@ -81,7 +81,9 @@ def _noted(face: TrainerFace, trainer: Any, before: Any, *args: Any, **options: 
     return prediction
 
 
-def _recall(trainer: Any, prediction: torch.Tensor, loss: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, channels: int) -> Recall | None:
+def _recall(
+    trainer: Any, prediction: torch.Tensor, loss: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, channels: int
+) -> Recall | None:
     """How to call the trainer's ``predict_noise`` again with the step's own captions and control channels."""
     made, before, args, options = getattr(trainer, "face_call", (None, None, (), {}))
     trainer.face_call = (None, None, (), {})
@@ -98,7 +100,18 @@ def _recall(trainer: Any, prediction: torch.Tensor, loss: torch.Tensor, noisy: t
     return Recall(predict, timesteps, (loss, prediction), alphas=getattr(scheduler, "alphas_cumprod", None))
 
 
-def _with_face(face: TrainerFace, before: Any, trainer: Any, noise_pred: torch.Tensor, noise: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor, batch: Any, *rest: Any, **options: Any) -> torch.Tensor:
+def _with_face(
+    face: TrainerFace,
+    before: Any,
+    trainer: Any,
+    noise_pred: torch.Tensor,
+    noise: torch.Tensor,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    batch: Any,
+    *rest: Any,
+    **options: Any,
+) -> torch.Tensor:
     loss: torch.Tensor = before(noise_pred, noise, noisy_latents, timesteps, batch, *rest, **options)
     if not torch.is_grad_enabled() or not noise_pred.requires_grad:
         return loss

@@ -112,9 +112,13 @@ def fit(
     Raises:
         ConventionError: a shape differs, or a residual is too large; the text names x_t and target
     """
-    shapes = {name: list(x.shape) for name, x in (("latents", latents), ("x_t", x_t), ("target", target), ("noise", noise)) if x is not None}
+    shapes = {
+        name: list(x.shape) for name, x in (("latents", latents), ("x_t", x_t), ("target", target), ("noise", noise)) if x is not None
+    }
     if len({tuple(shape) for shape in shapes.values()}) != 1:
-        raise ConventionError("clean latents, noisy latents, target, noise: expected one shape, got " + ", ".join(f"{k} {v}" for k, v in shapes.items()))
+        raise ConventionError(
+            "clean latents, noisy latents, target, noise: expected one shape, got " + ", ".join(f"{k} {v}" for k, v in shapes.items())
+        )
     if noise is None:
         one, two, residual = _mixture(x_t, latents, target)
         _believe(residual, None, tolerance)

@@ -140,7 +140,10 @@ def _recall(kept: dict[str, Any], noisy: torch.Tensor, count: int, loss: torch.T
             new[time] = t.repeat(len(whole) // count).to(times) if times.dim() else t[0].to(times)
             kept["again"] = True
             try:
-                made = module(*(new.get(at, value) for at, value in enumerate(args)), **{**options, **{k: v for k, v in new.items() if isinstance(k, str)}})
+                made = module(
+                    *(new.get(at, value) for at, value in enumerate(args)),
+                    **{**options, **{k: v for k, v in new.items() if isinstance(k, str)}},
+                )
             finally:
                 kept["again"] = False
             made = made[0] if isinstance(made, (tuple, list)) else getattr(made, "sample", made)
@@ -149,7 +152,9 @@ def _recall(kept: dict[str, Any], noisy: torch.Tensor, count: int, loss: torch.T
             return picture
 
         times = times[:count] if times.dim() else times[None]
-        return Recall(predict, times, (loss, list(raw) if isinstance(raw, (tuple, list)) else raw), there.unpack(one, whole.shape)[:count], alphas)
+        return Recall(
+            predict, times, (loss, list(raw) if isinstance(raw, (tuple, list)) else raw), there.unpack(one, whole.shape)[:count], alphas
+        )
     raise RuntimeError(
         "rollouts: none of the models that the script prepared was called with its noisy latents and their times, so it cannot be called "
         "again with others; take `rollouts` out of the section"

@@ -22,7 +22,9 @@ def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
     """Puts the face loss into ``get_loss_fn`` of the classes that diffusion-pipe's models extend, and of those models that have
     their own, whether they are known already or imported later."""
     if face.rollouts is not None:
-        raise ValueError("rollouts: diffusion-pipe spreads its model over the stages of a pipeline, so the loss cannot call it again; take `rollouts` out of the section")
+        raise ValueError(
+            "rollouts: diffusion-pipe spreads its model over the stages of a pipeline, so the loss cannot call it again; take `rollouts` out of the section"
+        )
     asked: set[int] = set()
 
     def prepare_inputs(before: Any, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
@@ -49,7 +51,10 @@ def install(face: TrainerFace, bases: tuple[type, ...]) -> None:
                 return loss
             size, device = latents.shape, prediction.device
             return loss + face.step(
-                prediction=_picture(prediction, size), target=_picture(targets[0].to(device), size), latents=latents.to(device), x_t=_picture(x_t.to(device), size)
+                prediction=_picture(prediction, size),
+                target=_picture(targets[0].to(device), size),
+                latents=latents.to(device),
+                x_t=_picture(x_t.to(device), size),
             )
 
         return loss_fn

@@ -125,13 +125,23 @@ class TrainerFace:
         rows = [at for at in range(count) if reasons[at] is None]
         if not rows:
             nothing = self._call(prediction[:0], reasons, step, {})
-            return nothing if self.rollouts is None or recall is None else nothing + self.rollouts.accompany(recall, latents, self.term.step - 1)
+            return (
+                nothing
+                if self.rollouts is None or recall is None
+                else nothing + self.rollouts.accompany(recall, latents, self.term.step - 1)
+            )
         whole = latents
         prediction, latents, target, x_t = (one_picture(x) for x in (prediction, latents, target, x_t))
         noise = one_picture(noise) if noise is not None else None
         if x_t.dim() == latents.dim() and x_t.shape[1] > latents.shape[1]:
             x_t = x_t[:, : latents.shape[1]]
-        tensors = {"prediction": prediction, "latents": latents, "x_t": x_t, "target": target, **({"noise": noise} if noise is not None else {})}
+        tensors = {
+            "prediction": prediction,
+            "latents": latents,
+            "x_t": x_t,
+            "target": target,
+            **({"noise": noise} if noise is not None else {}),
+        }
         if len({tuple(x.shape) for x in tensors.values()}) != 1:
             raise ValueError("expected one shape, got " + ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items()))
         every = rows == list(range(count))
@@ -157,13 +167,17 @@ class TrainerFace:
             arguments |= {"reference_ids": [names[at] for at in rows]}
         if self.section.references == "pictures":
             if pictures is None:
-                raise ValueError("references: pictures: the batch has none, because latents are cached: use `references: latents`, which needs none")
+                raise ValueError(
+                    "references: pictures: the batch has none, because latents are cached: use `references: latents`, which needs none"
+                )
             arguments |= {"references": pictures[rows]}
         if self.section.min_snr is not None:
             snr = (found.signal / found.noise.clamp(min=1e-12)).square()
             arguments |= {"sample_weights": (self.section.min_snr / snr.clamp(min=1e-12)).clamp(max=1).float()}
         if len(live) < len(rows):
-            arguments = {key: value[live] if isinstance(value, torch.Tensor) else [value[at] for at in live] for key, value in arguments.items()}
+            arguments = {
+                key: value[live] if isinstance(value, torch.Tensor) else [value[at] for at in live] for key, value in arguments.items()
+            }
         chosen = tensors["prediction"] if len(live) == len(rows) else tensors["prediction"][live]
         value = self._call(chosen, reasons, step, arguments)
         if self.rollouts is None or recall is None:
@@ -181,7 +195,11 @@ class TrainerFace:
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: the term's state, and the places of the training pictures' faces."""
         places = self._places.state_dict() if self._places is not None else None
-        return {**self.term.state_dict(), "places": places, "rollouts": self.rollouts.rollout.state_dict() if self.rollouts is not None else None}
+        return {
+            **self.term.state_dict(),
+            "places": places,
+            "rollouts": self.rollouts.rollout.state_dict() if self.rollouts is not None else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned. The models are loaded at the next step."""
@@ -221,7 +239,9 @@ class TrainerFace:
         if len(fits) > 1:
             raise ValueError(f"persons: {path or caption!r} matches {' and '.join(fits)}; make their `match` tell them apart")
         if not texts:
-            raise ValueError("persons: this trainer tells neither paths nor captions, by which `match` could choose; name one person without `match`")
+            raise ValueError(
+                "persons: this trainer tells neither paths nor captions, by which `match` could choose; name one person without `match`"
+            )
         return fits[0] if fits else None
 
     def _look(self, latents: torch.Tensor) -> list[Place]:
@@ -232,7 +252,11 @@ class TrainerFace:
         device = torch.device(section.device) if section.device else self._device
         detector = section.detector if section.detector is not None else find_detector(section.root)
         self._detector = Detector(device=device, **_keys(detector, det_sizes=[128, 640]))
-        recogniser = section.recogniser if section.recogniser is not None else find_recogniser(section.root, section.loss.get("arcface_model", "r50"))
+        recogniser = (
+            section.recogniser
+            if section.recogniser is not None
+            else find_recogniser(section.root, section.loss.get("arcface_model", "r50"))
+        )
         keys = {"face_align_mode": "kps", **self._hints, **section.loss}
         keys.setdefault("latent_format", None)
         source = self._decoder = self._source(device)
@@ -252,7 +276,9 @@ class TrainerFace:
             "of the section" if section.vae is not None else "of the trainer", "of the section" if section.detector is not None else detector,
             "of the section" if section.recogniser is not None else recogniser,
         )  # fmt: skip
-        loss = FaceIdentityLoss(keys, vae=source, detector=self._detector, recogniser=Recogniser(device=device, **_keys(recogniser)), device=device)
+        loss = FaceIdentityLoss(
+            keys, vae=source, detector=self._detector, recogniser=Recogniser(device=device, **_keys(recogniser)), device=device
+        )
         for person in section.persons:
             loss.set_reference(person.name, *self._pictures(person.pictures))
         return loss

@@ -19,7 +19,9 @@ def around(owner: Any, name: str, call: Callable[..., Any]) -> None:
     before = getattr(owner, name, None)
     if before is None:
         where = getattr(owner, "__name__", type(owner).__name__)
-        raise AttributeError(f"{where} has no `{name}` in this version of the trainer; examples/trainers/hooks.py lists what the face loss needs")
+        raise AttributeError(
+            f"{where} has no `{name}` in this version of the trainer; examples/trainers/hooks.py lists what the face loss needs"
+        )
     if getattr(before, "_facegrad", False):
         return
     signature = inspect.signature(before)

@@ -66,7 +66,11 @@ def layout_of(found: torch.Tensor, x: torch.Tensor) -> Layout | None:
         if layout.name == "[N,hw/4,4C]" and (x.shape[-1] % 2 or x.shape[-2] % 2):
             continue
         want = layout.pack(x)
-        if found.dim() != want.dim() or found.shape[1] < want.shape[1] or found.shape[:1] + found.shape[2:] != want.shape[:1] + want.shape[2:]:
+        if (
+            found.dim() != want.dim()
+            or found.shape[1] < want.shape[1]
+            or found.shape[:1] + found.shape[2:] != want.shape[:1] + want.shape[2:]
+        ):
             continue
         there = found[:, : want.shape[1]].detach().float()
         if float((there - want.float()).norm()) <= TOLERANCE * float(want.float().norm()):

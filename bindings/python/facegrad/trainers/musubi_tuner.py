@@ -41,7 +41,9 @@ def install(face: TrainerFace, trainer: type) -> None:
         # A rollout needs the prediction only.
         return (torch.zeros(()), {}) if "again" in seen else before(*args, **options)
 
-    def process_batch(before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    def process_batch(
+        before: Any, arguments: dict[str, Any], self: Any, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         if face.rollouts is not None and getattr(self, "high_low_training", False):
             raise ValueError(
                 "rollouts: Wan 2.2 has one model for high and one for low noise, and musubi-tuner has one of them in place at a time, while a rollout "
@@ -52,7 +54,9 @@ def install(face: TrainerFace, trainer: type) -> None:
         seen.clear()
         loss, metrics = before(self, *args, **options)
         if "x_t" not in seen or "output" not in seen:
-            raise RuntimeError(f"musubi-tuner: {type(self).__name__} computes its loss elsewhere than where the face loss looks for prediction and target")
+            raise RuntimeError(
+                f"musubi-tuner: {type(self).__name__} computes its loss elsewhere than where the face loss looks for prediction and target"
+            )
         output, batch = seen["output"], arguments["batch"]
         device = output.pred.device
 

@@ -72,7 +72,9 @@ def add(face: TrainerFace, setup: Any) -> None:
         if not torch.is_grad_enabled() or not prediction.requires_grad:
             return loss
         if "latents" not in seen:
-            raise RuntimeError(f"OneTrainer: {type(setup).__name__} mixes noise and latents elsewhere than where the face loss looks for them")
+            raise RuntimeError(
+                f"OneTrainer: {type(setup).__name__} mixes noise and latents elsewhere than where the face loss looks for them"
+            )
         target = seen["target"]
         recall = Recall(again, seen["times"], (loss, prediction), alphas=_alphas(model)) if "times" in seen else None
         if prediction.shape != seen["latents"].shape and hasattr(model, "patchify_latents"):

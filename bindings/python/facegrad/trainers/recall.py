@@ -103,7 +103,10 @@ class Rollouts:
         if not self.schedule.ready:
             self._waited += 1
             if self._waited == self._warn_after:
-                log.warning("rollouts: after %d steps it is still open whether the model's times count from the noise or from the picture", self._waited)
+                log.warning(
+                    "rollouts: after %d steps it is still open whether the model's times count from the noise or from the picture",
+                    self._waited,
+                )
         live = [at for at in rows if ids[at] is not None or references is not None]
         if not self.schedule.ready or not live or not self.rollout.due(number):
             return self.accompany(recall, latents, number)
@@ -115,12 +118,15 @@ class Rollouts:
         weights = torch.zeros(shape[0])
         weights[live] = 1.0
         targets: dict[str, Any] = {"sample_weights": weights}
-        targets |= {"references": references} if references is not None else {"reference_ids": [id if id is not None else ids[live[0]] for id in ids]}
+        targets |= (
+            {"references": references}
+            if references is not None
+            else {"reference_ids": [id if id is not None else ids[live[0]] for id in ids]}
+        )
         noise = torch.randn((shape[0], *x_t.shape[1:]), device=x_t.device)
         gradients = torch.autograd.grad(*recall.main, retain_graph=True)
         main = sum(float(one.float().square().sum()) for one in gradients) ** 0.5
         return self.rollout(predict, noise, main=main, step=number, **targets)
-
 
     def accompany(self, recall: Recall, latents: torch.Tensor, number: int) -> torch.Tensor:
         """0. Where other processes may have a rollout in this step, it is made of as many predictions as theirs: a wrapped model (DDP

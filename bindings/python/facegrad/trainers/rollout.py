@@ -123,7 +123,13 @@ class Rollout:
         for name, share in (("min_score", min_score), ("min_found", min_found), ("backoff", backoff)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {share}")
-        for name, value, least in (("steps", steps, 1), ("every_n_steps", every_n_steps, 1), ("warn_after", warn_after, 1), ("start", start, 0), ("ramp", ramp, 0)):
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("every_n_steps", every_n_steps, 1),
+            ("warn_after", warn_after, 1),
+            ("start", start, 0),
+            ("ramp", ramp, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         self._source, self._times, self._schedule = loss, times, schedule
@@ -193,7 +199,9 @@ class Rollout:
         if not self.due(number):
             return noise.new_zeros((), dtype=torch.float32)
         if not torch.is_grad_enabled():
-            raise ValueError("rollout: called under torch.no_grad(): there is no gradient to train with; set enabled=False for a validation pass")
+            raise ValueError(
+                "rollout: called under torch.no_grad(): there is no gradient to train with; set enabled=False for a validation pass"
+            )
         loss = self.loss
         if loss.loss is None:
             return noise.new_zeros((), dtype=torch.float32)
@@ -237,8 +245,17 @@ class Rollout:
         self._since = number + 1
         if not self._paused:
             self._strength *= self.backoff
-            after = f"nothing is pushed until they are back, and λ is {self._strength:.3g} of the weight then" if self._strength else "the rollouts end here"
-            log.warning("faces vanish from what the model makes of noise (%.3f of the last samples show one, min_found %.3f): %s", self._found, self.min_found, after)
+            after = (
+                f"nothing is pushed until they are back, and λ is {self._strength:.3g} of the weight then"
+                if self._strength
+                else "the rollouts end here"
+            )
+            log.warning(
+                "faces vanish from what the model makes of noise (%.3f of the last samples show one, min_found %.3f): %s",
+                self._found,
+                self.min_found,
+                after,
+            )
 
     def _level(self, number: int) -> float:
         low, high = self.levels
@@ -279,7 +296,9 @@ class Rollout:
         if self._keys["gradient_limit"] is None:
             return None
         if main is None:
-            raise ValueError("main: gradient_limit is relative to the main loss's gradient; give main=(loss, prediction), or gradient_limit=None")
+            raise ValueError(
+                "main: gradient_limit is relative to the main loss's gradient; give main=(loss, prediction), or gradient_limit=None"
+            )
         if isinstance(main, tuple):
             (gradient,) = torch.autograd.grad(main[0], main[1], retain_graph=True)
             main = float(gradient.float().norm())
@@ -342,7 +361,12 @@ class Rollout:
         missing = {"step", "quiet", "stopped", "said", "reasons", "totals"} - set(state)
         if missing:
             raise ValueError(f"state: the keys {sorted(missing)} are missing: expected what state_dict() returned")
-        self.step, self._quiet, self._stopped, self._said = int(state["step"]), int(state["quiet"]), int(state["stopped"]), bool(state["said"])
+        self.step, self._quiet, self._stopped, self._said = (
+            int(state["step"]),
+            int(state["quiet"]),
+            int(state["stopped"]),
+            bool(state["said"]),
+        )
         self._found, self._strength = float(state.get("found", 1.0)), float(state.get("strength", 1.0))
         self._paused, self._since = bool(state.get("paused", False)), int(state.get("since", 0))
         self._reasons, self._totals = Counter(state["reasons"]), Counter(state["totals"])
@@ -358,7 +382,9 @@ def _checked(prediction: torch.Tensor, x: torch.Tensor, level: float) -> torch.T
     if prediction.shape != x.shape:
         raise ValueError(f"predict: expected a prediction of the latents' shape {list(x.shape)}, got {list(prediction.shape)}")
     if not bool(prediction.detach().isfinite().all()):
-        raise ValueError(f"predict: returned NaN or infinity at noise level {level:.3f}; the latents that it got were finite: {bool(x.isfinite().all())}")
+        raise ValueError(
+            f"predict: returned NaN or infinity at noise level {level:.3f}; the latents that it got were finite: {bool(x.isfinite().all())}"
+        )
     return prediction
 
 

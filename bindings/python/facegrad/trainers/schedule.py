@@ -14,7 +14,9 @@ from .convention import TOLERANCE, Convention, ConventionError
 
 #: The pairs (scale, offset) of time = scale·level + offset that trainers use for flow matching: fractions and thousandths, from
 #: either end, some with one timestep more or less.
-CLOCKS = tuple((scale, start + step * abs(scale) / 1000) for scale, start in ((1, 0), (1000, 0), (-1, 1), (-1000, 1000)) for step in (0, 1, -1))
+CLOCKS = tuple(
+    (scale, start + step * abs(scale) / 1000) for scale, start in ((1, 0), (1000, 0), (-1, 1), (-1000, 1000)) for step in (0, 1, -1)
+)
 
 #: The largest mean distance of times from a clock, as a share of its range, that rounding to bfloat16 explains.
 NEAR = 0.005
@@ -75,7 +77,9 @@ class Schedule:
         # What every step so far allows.
         self._names = found.names if self._names is None else tuple(name for name in found.names if name in self._names)
         if not self._names:
-            raise ConventionError(f"rollouts: the trainer's prediction means something else than in the steps before ({found}); take `rollouts` out of the section")
+            raise ConventionError(
+                f"rollouts: the trainer's prediction means something else than in the steps before ({found}); take `rollouts` out of the section"
+            )
         self._kind, self._negated = self._names[0]
         self._flow = self._kind == "flow" or (self._kind == "sample" and straight <= round_)
         self._seen += len(times)
@@ -86,12 +90,18 @@ class Schedule:
             best = float(self._errors.min()) / self._seen
             if best > NEAR:
                 pairs = ", ".join(f"{t:.4g} at {v:.3f}" for t, v in zip(times.tolist(), found.level.tolist(), strict=True))
-                raise ConventionError(f"rollouts: the model's times do not follow from the noise levels ({pairs}); take `rollouts` out of the section")
+                raise ConventionError(
+                    f"rollouts: the model's times do not follow from the noise levels ({pairs}); take `rollouts` out of the section"
+                )
             return
         if alphas is not None:
             self._alphas = alphas.detach().double().cpu()
         rows = times.round().long()
-        if int(rows.min()) < 0 or int(rows.max()) >= len(self._alphas) or float(((1 - self._alphas[rows]).sqrt() - q).abs().max()) > TOLERANCE:
+        if (
+            int(rows.min()) < 0
+            or int(rows.max()) >= len(self._alphas)
+            or float(((1 - self._alphas[rows]).sqrt() - q).abs().max()) > TOLERANCE
+        ):
             raise ConventionError(
                 f"rollouts: at the timesteps {rows.tolist()} the trainer's schedule has other noise levels than {[round(v, 4) for v in q.tolist()]}; "
                 "take `rollouts` out of the section"

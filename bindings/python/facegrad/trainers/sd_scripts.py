@@ -43,7 +43,9 @@ def install(face: TrainerFace, trainer: type) -> None:
         batch, settings = arguments["batch"], arguments["args"]
         missing = [name for name in ("latents", "prediction") if name not in seen]
         if missing:
-            raise RuntimeError(f"sd-scripts: the step of {type(self).__name__} did not pass where the face loss looks for {' and '.join(missing)}")
+            raise RuntimeError(
+                f"sd-scripts: the step of {type(self).__name__} did not pass where the face loss looks for {' and '.join(missing)}"
+            )
         images = batch.get("images")
         return loss + face.step(
             recall=_recall(seen, loss, arguments["noise_scheduler"]),

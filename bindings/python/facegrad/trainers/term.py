@@ -142,7 +142,10 @@ class FaceTerm:
         """Figures of the whole run: samples by outcome, and ``similarity``, the mean over the counted ones (NaN where there are
         none)."""
         counted = self._totals["counted"]
-        return {**{k: float(v) for k, v in self._totals.items()}, "similarity": self._totals["similarity"] / counted if counted else math.nan}
+        return {
+            **{k: float(v) for k, v in self._totals.items()},
+            "similarity": self._totals["similarity"] / counted if counted else math.nan,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: the step, the figures of the run, and under ``memory`` what the loss remembers
@@ -184,7 +187,9 @@ def noisy_latents(latents: torch.Tensor, target: torch.Tensor, t: torch.Tensor) 
         t: ``[N]`` in [0, 1]
     """
     if latents.shape != target.shape or t.shape != latents.shape[:1]:
-        raise ValueError(f"latents, target, t: expected one shape and [N], got {list(latents.shape)}, {list(target.shape)}, {list(t.shape)}")
+        raise ValueError(
+            f"latents, target, t: expected one shape and [N], got {list(latents.shape)}, {list(target.shape)}, {list(t.shape)}"
+        )
     levels = t.detach().float().reshape(-1, *[1] * (latents.dim() - 1)).to(latents.device)
     return latents.detach().float() + levels * target.detach().float()
 
