@@ -105,7 +105,7 @@ def test_the_wrapper_decodes_first(photos, device):
     wrapper = facegrad.FaceLossWrapper(Vae(), "buffalo_sc", arcface_root=ROOT, device=device)
     assert wrapper(photos["C_obama_2"], latents).item() == pytest.approx(plain.item(), abs=1e-4)
     assert not list(wrapper.parameters())
-    with pytest.raises(TypeError, match="expected a diffusers VAE or a function"):
+    with pytest.raises(TypeError, match="expected a diffusers VAE, a function"):
         facegrad.FaceLossWrapper(3, "buffalo_sc", arcface_root=ROOT, device=device)(photos["C_obama_2"], latents)
 
 
