@@ -80,6 +80,11 @@ CASES = {
     "dc": {"latent_format": "none"},
 }
 SIDE = 96  # of the decoded pictures, pixels
+#: Seeds of the inputs, where it is not 22. A gradient jumps where rounding moves an activation across the kink of a PReLU.
+#: With these inputs it does not: `python tests/gpu/world.py` finds them.
+SEEDS = {
+    "kl": 24, "kl16 in FLUX's tokens": 26, "flux2": 24, "flux2 in patches": 28, "flux2 in tokens": 43, "hunyuan": 23, "dc": 27,
+}  # fmt: skip
 
 
 def module(family: str) -> torch.nn.Module:
@@ -118,6 +123,7 @@ class Case:
     name: str
     count: int = 2
     more: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         family = self.name.split()[0]
@@ -125,7 +131,7 @@ class Case:
         self.module, self.scale, side = module(family), scale, SIDE // scale
         self.config = {"face_align_mode": "kps", **CASES[self.name], **self.more}
         packing = self.config.get("packing", "none")
-        torch.manual_seed(22)
+        torch.manual_seed(SEEDS.get(self.name, 22) if self.seed is None else self.seed)
         self.x_t, self.prediction = (packed(torch.randn(self.count, channels, side, side), packing) for _ in range(2))
         references, points, _ = pictures(self.count, SIDE)
         self.given = {"t": [0.3, 0.4, 0.7, 0.5][: self.count], "size": (side, side) if packing in ("flux", "flux2_tokens") else None}
@@ -162,3 +168,25 @@ def off(got: torch.Tensor, want: torch.Tensor) -> float:
 
 def cosine(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(torch.cosine_similarity(got.double().cpu().flatten(), want.double().cpu().flatten(), dim=0))
+
+
+def is_smooth(case: Case) -> bool:
+    """Whether the gradient on the CPU stays the same when the inputs change by what rounding changes."""
+    loss = case.loss("cpu")
+    _, want, _ = case.step(loss, "cpu")
+    exact, random = case.x_t, torch.Generator().manual_seed(1)
+    for _ in range(12):
+        case.x_t = exact * (1 + 2e-6 * torch.randn(exact.shape, generator=random))
+        if off(case.step(loss, "cpu")[1], want) > 1e-4:
+            return False
+    return True
+
+
+def main() -> None:
+    """Prints the first seed of every case that is smooth."""
+    for name in CASES:
+        print(f"    {name!r}: {next(seed for seed in range(22, 200) if is_smooth(Case(name, seed=seed)))},", flush=True)
+
+
+if __name__ == "__main__":
+    main()
