@@ -21,8 +21,9 @@ const NEAREST: usize = 6;
 const MIN_CHECKS: usize = 4;
 /// The largest mean error of a model that is good: the root mean square difference of the groups' mean/σ and log σ².
 const MAX_ERROR: f64 = 0.25;
-/// Features that are farther from all passes, in units of [`Ridge::predict`], are unlike all before.
-const MAX_NOVELTY: f64 = 4.0;
+/// Features that are farther from all passes, in units of [`Ridge::predict`], are unlike all before. At 1, nine of ten passes
+/// are nearer to the other passes.
+const MAX_NOVELTY: f64 = 1.0;
 /// The most predictions between two exact passes. While there are fewer passes than this it is their number.
 const MAX_USES: usize = 100;
 
