@@ -90,8 +90,9 @@ TABLES = {
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
         "pair, rollouts λ .8, backoff 1": rollouts(.8, (*TARGET, ("backoff", 1.0))),
         "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
-    "often": ((12, *FRESH), 100, OFTEN),
-    "lasting": ((12, *FRESH), 300, OFTEN),
+    "often": ((12,), 100, OFTEN),
+    "lasting": ((12,), 300, OFTEN),
+    "fresh": (FRESH, 300, {arm: OFTEN[arm] for arm in ("no face loss", "pair, rollouts λ .8 every 4th step")}),
 }  # fmt: skip
 
 
