@@ -2,6 +2,7 @@
 //! operator says what it is about to allocate and to compute, and the sum is checked before.
 
 use crate::error::{Result, bail};
+use crate::weights::Array;
 
 /// The most nodes: more than any face network has.
 pub const MAX_NODES: usize = 1 << 16;
@@ -79,6 +80,15 @@ pub fn limited(sizes: Vec<i64>) -> Result<Vec<i64>> {
         );
     }
     Ok(sizes)
+}
+
+/// Checks that an array of a file is one that the graph may hold, before it becomes a tensor.
+///
+/// # Errors
+/// `Limit`.
+pub fn limited_array(array: &Array) -> Result<()> {
+    let size = |&size: &usize| i64::try_from(size).unwrap_or(-1);
+    limited(array.shape.iter().map(size).collect()).map(drop)
 }
 
 /// The limits of a run, and what has been taken so far.

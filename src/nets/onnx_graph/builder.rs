@@ -77,13 +77,7 @@ impl<'a> Builder<'a> {
 
     /// A constant as a tensor.
     fn tensor(&self, array: &Array) -> Result<Tensor> {
-        budget::limited(
-            array
-                .shape
-                .iter()
-                .map(|&n| i64::try_from(n).unwrap_or(-1))
-                .collect(),
-        )?;
+        budget::limited_array(array)?;
         node::constant(from_array(array, Device::Cpu)?, self.device, self.kind)
     }
 

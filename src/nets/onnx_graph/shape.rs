@@ -1,6 +1,6 @@
 //! Constants, and operators that change or compute shapes.
 
-use super::budget::{Cost, MAX_RANK, count, limited};
+use super::budget::{Cost, MAX_RANK, count, limited, limited_array};
 use super::node::{Call, Operator, axis, distinct_axes, elements, one, op, view};
 use crate::error::{Result, bail};
 use crate::tensor::from_array;
@@ -64,13 +64,7 @@ fn constant(call: &Call) -> Result<Vec<Tensor>> {
     let no_dimensions: [i64; 0] = [];
     Ok(vec![match attribute {
         Attribute::Tensor(array) => {
-            limited(
-                array
-                    .shape
-                    .iter()
-                    .map(|&n| i64::try_from(n).unwrap_or(-1))
-                    .collect(),
-            )?;
+            limited_array(array)?;
             from_array(array, Device::Cpu)?
         }
         Attribute::Float(value) => Tensor::f_from_slice(&[*value])?.f_reshape(no_dimensions)?,
