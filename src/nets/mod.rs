@@ -5,6 +5,7 @@ pub mod engine;
 mod foreign;
 mod iresnet;
 mod levels;
+mod normalisation;
 pub mod onnx_graph;
 pub mod onnxruntime;
 mod recogniser;
