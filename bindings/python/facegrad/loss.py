@@ -50,6 +50,11 @@ class FaceLoss(Owner):
         device: str | torch.device | None = None,
     ) -> None:
         self._parts = (detector, recogniser, vae)
+        for name, part, kind in zip(("detector", "recogniser", "vae"), self._parts, (Detector, Recogniser, Vae)):
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(
+                    f"{name}: expected a facegrad.{kind.__name__}, got {type(part).__name__}; load a file with facegrad.{kind.__name__}(path)"
+                )
         if device is None:
             device = next((part._context.device for part in self._parts if part is not None), "cpu")
         self._context = Context.of(device)

@@ -183,3 +183,8 @@ def test_numbers_of_numpy_and_torch_in_a_configuration(recogniser):
     assert (told["face_loss_weight"], told["t_max"], told["face_types"]) == (0.5, 0.5, ["person"])
     with pytest.raises(ValueError, match="t_max: expected finite numbers, got nan"):
         facegrad.FaceLoss({"t_max": float("nan")}, recogniser=recogniser)
+
+
+def test_a_path_given_to_a_loss_as_a_network_is_refused_with_what_loads_it(recogniser):
+    with pytest.raises(TypeError, match=r"detector: expected a facegrad.Detector, got str; load a file with facegrad.Detector\(path\)"):
+        facegrad.FaceLoss({}, detector="det_10g.onnx", recogniser=recogniser)
