@@ -124,7 +124,7 @@ test-cpus: build fixtures
 
 # Beside an installed facegrad, without a build: python tests/gpu/run.py, and python benches/gpu.py.
 gpu: build fixtures
-	$(RUN) tests/gpu/run.py --device $(or $(DEVICE),cuda)
+	$(RUN) tests/gpu/run.py --numeric --device $(or $(DEVICE),cuda)
 
 gpu-bench: build $(VENV)/.ready-tests
 	$(RUN) benches/gpu.py

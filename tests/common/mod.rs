@@ -2,12 +2,14 @@
 #![allow(dead_code)]
 
 #[cfg(feature = "torch")]
+mod device;
+#[cfg(feature = "torch")]
 mod tensors;
 
 use std::path::{Path, PathBuf};
 #[cfg(feature = "torch")]
 #[allow(unused_imports)] // Not every program compares tensors.
-pub use tensors::*;
+pub use {device::*, tensors::*};
 
 /// A file that `tests/fixtures/make.py` wrote.
 pub fn fixture(name: &str) -> PathBuf {

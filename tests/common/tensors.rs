@@ -1,8 +1,9 @@
 //! Tensors of fixtures, random ones, and how tests compare them.
 
-use super::fixture;
+use super::{device, fixture};
 use facegrad::tensor::from_array;
 use facegrad::weights::{self, Weights};
+use std::path::Path;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +24,7 @@ impl Tensors {
     }
 
     pub fn get(&self, name: &str) -> Tensor {
-        from_array(&self.0[name], Device::Cpu).unwrap()
+        from_array(&self.0[name], device()).unwrap()
     }
 
     /// As 64-bit floats, row after row.
@@ -72,10 +73,28 @@ pub fn cosine(a: &Tensor, b: &Tensor) -> f64 {
     dot / (norm(a) * norm(b))
 }
 
-/// Normally distributed numbers, the same in every run: tests share libtorch's generator and run side by side.
+/// Normally distributed numbers, the same in every run and on every device: tests share libtorch's generator and run side
+/// by side.
 pub fn randn(seed: i64, size: &[i64]) -> Tensor {
     static GENERATOR: Mutex<()> = Mutex::new(());
+    let device = device();
     let _mine = GENERATOR.lock().unwrap();
     tch::manual_seed(seed);
-    Tensor::randn(size, (Kind::Float, Device::Cpu))
+    Tensor::randn(size, (Kind::Float, Device::Cpu)).to_device(device)
+}
+
+/// The tensors of a safetensors file or of an npz file, with their names.
+pub fn read(path: &Path) -> Vec<(String, Tensor)> {
+    let device = device();
+    let read = match path.extension().and_then(|suffix| suffix.to_str()) {
+        Some("npz") => Tensor::read_npz(path),
+        _ => Tensor::read_safetensors(path),
+    };
+    let moved = read.unwrap().into_iter();
+    moved.map(|(name, x)| (name, x.to_device(device))).collect()
+}
+
+/// Numbers as a tensor `[n]`.
+pub fn row(values: &[f32]) -> Tensor {
+    Tensor::from_slice(values).to_device(device())
 }

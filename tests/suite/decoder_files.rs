@@ -1,24 +1,24 @@
 //! Decoders from real files: TAEF2's golden decode, a photographic KL decoder, diffusers' folders.
 
-use crate::common::{data, fixture};
+use crate::common::{bound, data, device, fixture, read};
 use facegrad::config::{LatentFormat, VaeConfig, VaeFamily};
 use facegrad::nets::vae::Decoder;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn load(path: &Path) -> Decoder {
     let config = VaeConfig {
         path: Some(path.to_path_buf()),
         ..Default::default()
     };
-    Decoder::load(&config, Device::Cpu).unwrap()
+    Decoder::load(&config, device()).unwrap()
 }
 
 fn golden() -> Option<HashMap<String, Tensor>> {
     let path = data("golden/taef2_astronaut_crop_y64x160_128.npz")?;
-    Some(Tensor::read_npz(path).unwrap().into_iter().collect())
+    Some(read(&path).into_iter().collect())
 }
 
 fn psnr(a: &Tensor, b: &Tensor) -> f64 {
@@ -40,7 +40,7 @@ fn taef2_reproduces_its_golden_decode() {
     assert_eq!((decoder.channels(), decoder.scale_factor()), (32, 8));
     let image = decoder.decode(&f["latent"]).unwrap();
     let error = (&image - &f["decoded_unclipped"]).abs().max();
-    assert!(error.double_value(&[]) < 1e-5, "{error:?}");
+    assert!(error.double_value(&[]) < bound::value(1e-5), "{error:?}");
     assert!((psnr(&image.clamp(0.0, 1.0), &f["image"]) - 30.67).abs() < 0.05);
 }
 
@@ -53,7 +53,7 @@ fn an_encoders_file_is_refused() {
         path: Some(path),
         ..Default::default()
     };
-    let error = Decoder::load(&config, Device::Cpu).err().unwrap();
+    let error = Decoder::load(&config, device()).err().unwrap();
     assert_eq!(error.status(), 103, "{error}");
 }
 
@@ -86,11 +86,11 @@ fn a_config_beside_the_file_is_read_and_held_to() {
     write(
         r#"{"_class_name":"AutoencoderKL","norm_num_groups":8,"scaling_factor":0.13025,"act_fn":"silu"}"#,
     );
-    let decoder = Decoder::load(&config, Device::Cpu).unwrap();
+    let decoder = Decoder::load(&config, device()).unwrap();
     assert_eq!(decoder.format(), Some(&LatentFormat::Sdxl));
     let failed = |text: &str| {
         write(text);
-        let error = Decoder::load(&config, Device::Cpu).err().unwrap();
+        let error = Decoder::load(&config, device()).err().unwrap();
         (error.status(), error.message().to_string())
     };
     let (status, text) = failed(r#"{"_class_name":"AutoencoderTiny"}"#);
@@ -129,6 +129,6 @@ fn a_checkpoint_tells_its_latent_format_by_the_networks_beside_the_vae() {
         norm_num_groups: Some(8),
         ..Default::default()
     };
-    let decoder = Decoder::load(&config, Device::Cpu).unwrap();
+    let decoder = Decoder::load(&config, device()).unwrap();
     assert_eq!(decoder.format(), Some(&LatentFormat::Sd15));
 }

@@ -1,6 +1,8 @@
 //! Detection and alignment against insightface, cv2 and PyTorch.
 
-use crate::common::{Tensors, data, fixture, max_abs, norm, numbers, onnxruntime, randn};
+use crate::common::{
+    Tensors, bound, data, device, fixture, max_abs, norm, numbers, onnxruntime, randn,
+};
 use facegrad::align::{Border, Crop, align};
 use facegrad::config::{DetectorConfig, Engine, parse};
 use facegrad::detect::Detector;
@@ -8,7 +10,7 @@ use facegrad::error::Result;
 use facegrad::face::{Face, Landmarks, bbox_transform, kps_transform};
 use facegrad::tensor::vjp;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn detector(path: &Path, engine: Engine, sizes: &[u32]) -> Result<Detector> {
     let mut config: DetectorConfig = parse("test", &format!(r#"{{"path": {path:?}}}"#)).unwrap();
@@ -17,7 +19,7 @@ fn detector(path: &Path, engine: Engine, sizes: &[u32]) -> Result<Detector> {
     if !sizes.is_empty() {
         config.det_sizes = sizes.iter().map(|&side| side.into()).collect();
     }
-    Detector::new(&config, Device::Cpu)
+    Detector::new(&config, device())
 }
 
 /// Rows of x1, y1, x2, y2, score and ten coordinates, within the bounds: boxes and landmarks 0.5 px,
@@ -130,7 +132,7 @@ fn photographs_give_the_golden_faces_and_a_list_of_sizes_finds_the_close_up() {
 fn odd_pictures_have_no_faces_and_do_no_harm() {
     let path = fixture("detect/detector_9.onnx");
     let mut detector = detector(&path, Engine::Torch, &[64]).unwrap();
-    let image = |h: i64, w: i64| Tensor::f_zeros([1, 3, h, w], (Kind::Float, Device::Cpu)).unwrap();
+    let image = |h: i64, w: i64| Tensor::f_zeros([1, 3, h, w], (Kind::Float, device())).unwrap();
     detector.detect(&image(1, 1)).unwrap();
     detector.detect(&image(1, 3000)).unwrap();
     detector.detect(&image(3000, 1)).unwrap();
@@ -252,5 +254,8 @@ fn the_gradient_of_a_crop_is_its_finite_difference() {
     let want: f64 = numbers(&change).iter().sum();
     let got: f64 = numbers(&gradient.f_mul(&along).unwrap()).iter().sum();
     let scale = norm(&gradient) * norm(&along);
-    assert!((got - want).abs() <= 1e-6 * scale, "{got} for {want}");
+    assert!(
+        (got - want).abs() <= bound::gradient(1e-6) * scale,
+        "{got} for {want}"
+    );
 }

@@ -1,6 +1,6 @@
 //! The evaluator against insightface's FaceAnalysis, and what it compares.
 
-use crate::common::{Tensors, data, fixture, max_abs, numbers, onnxruntime};
+use crate::common::{Tensors, bound, data, device, fixture, max_abs, numbers, onnxruntime, row};
 use facegrad::align::{Border, Crop, align_pixels};
 use facegrad::batch::{Located, Outcome, Targets};
 use facegrad::config::{EvaluatorConfig, parse};
@@ -9,7 +9,7 @@ use facegrad::face::{FacePlace, kps_transform};
 use facegrad::score::Evaluator;
 use facegrad::tensor::pixels;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// An evaluator over the models of `pack` with further keys of its detector and of itself.
 fn evaluator(pack: &str, detector: Value, own: Value) -> Result<Evaluator> {
@@ -24,7 +24,7 @@ fn evaluator(pack: &str, detector: Value, own: Value) -> Result<Evaluator> {
         target.extend(keys.as_object().unwrap().clone());
     }
     let config: EvaluatorConfig = parse("test", &config.to_string())?;
-    Evaluator::new(config, Device::Cpu)
+    Evaluator::new(config, device())
 }
 
 fn torch(detector: Value, own: Value) -> Evaluator {
@@ -121,11 +121,12 @@ fn bytes_and_floats_are_the_same_picture() {
     let bytes = bytes.f_to_kind(Kind::Uint8).unwrap();
     let of = |evaluator: &mut Evaluator, image: &Tensor| {
         let faces = evaluator.faces(image, true).unwrap().remove(0);
-        faces.into_iter().map(|f| f.embedding).collect::<Vec<_>>()
+        let embeddings = faces.into_iter().map(|f| f.embedding.unwrap());
+        embeddings.collect::<Vec<_>>().concat()
     };
-    let floats = of(&mut evaluator, &image);
-    assert!(floats.len() > 2);
-    assert_eq!(floats, of(&mut evaluator, &bytes));
+    let (floats, bytes) = (of(&mut evaluator, &image), of(&mut evaluator, &bytes));
+    assert!(floats.len() > 2 * evaluator.recogniser().dim() as usize);
+    assert!(max_abs(&row(&floats), &row(&bytes)) <= bound::value(0.0));
 }
 
 /// A detector that finds faces in noise and a small recogniser: works without any real model.
@@ -135,7 +136,7 @@ fn synthetic() -> Evaluator {
         "recogniser": fixture("nets/small.onnx"),
         "engine": "torch",
     });
-    Evaluator::new(parse("test", &config.to_string()).unwrap(), Device::Cpu).unwrap()
+    Evaluator::new(parse("test", &config.to_string()).unwrap(), device()).unwrap()
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn a_picture_that_is_not_finite_has_no_faces_and_says_so() {
     assert_eq!(report.samples[0].outcome, Outcome::NonFinite);
     assert_eq!((report.loss, report.counted()), (0.0, 0));
     let report = evaluator.compare(&image, &targets).unwrap();
-    assert!((report.samples[0].similarity - 1.0).abs() < 1e-6);
+    assert!((report.samples[0].similarity - 1.0).abs() < bound::value(1e-6));
     let swapped = Targets {
         references: Some(nan),
         ..Targets::default()
@@ -209,7 +210,7 @@ fn people_are_compared_by_image_by_id_and_by_place() {
             ..Targets::default()
         };
         let one = evaluator.compare(&obama, &by_id("one")).unwrap();
-        assert!((one.mean_distance - by_image.mean_distance).abs() < 1e-6);
+        assert!((one.mean_distance - by_image.mean_distance).abs() < bound::value(1e-6));
         // The same picture and its mirror image are two references of one person.
         let both = Tensor::f_cat(&[&other, &other.f_flip([3]).unwrap()], 0).unwrap();
         assert_eq!(evaluator.register("two", &both, &[]).unwrap(), 2);
@@ -276,7 +277,7 @@ fn engines_and_providers_that_are_not_there_are_errors() {
     };
     let says = |config: Value, status: i32, words: &str| {
         let error = parse::<EvaluatorConfig>("evaluator config", &config.to_string())
-            .and_then(|config| Evaluator::new(config, Device::Cpu))
+            .and_then(|config| Evaluator::new(config, device()))
             .err()
             .unwrap();
         assert_eq!(error.status(), status, "{error}");
@@ -302,11 +303,8 @@ fn engines_and_providers_that_are_not_there_are_errors() {
     weights["recogniser"] = json!(fixture("nets/small.pth"));
     says(weights, 8, "ONNX Runtime runs ONNX files alone");
     let cpu = json!({"providers": ["cpu"], "onnxruntime": library, "engine": "ort"});
-    let evaluator = Evaluator::new(
-        parse("test", &config(cpu).to_string()).unwrap(),
-        Device::Cpu,
-    )
-    .unwrap();
+    let evaluator =
+        Evaluator::new(parse("test", &config(cpu).to_string()).unwrap(), device()).unwrap();
     assert!(
         evaluator
             .detector()
@@ -327,7 +325,7 @@ fn a_batch_baked_into_the_file_is_no_obstacle() {
         }
         let config = parse("test", &keys.to_string()).unwrap();
         let image = Tensors::open("detect/synthetic.safetensors").get("image");
-        let faces = Evaluator::new(config, Device::Cpu)
+        let faces = Evaluator::new(config, device())
             .unwrap()
             .faces(&image, true)
             .unwrap();
@@ -335,7 +333,7 @@ fn a_batch_baked_into_the_file_is_no_obstacle() {
             .iter()
             .flat_map(|f| f.embedding.clone().unwrap())
             .collect();
-        Tensor::f_from_slice(&rows).unwrap()
+        row(&rows)
     };
     let want = embed("nets/small.onnx", "torch");
     for (name, engine) in [
@@ -344,6 +342,9 @@ fn a_batch_baked_into_the_file_is_no_obstacle() {
         ("nets/small_single.onnx", "ort"),
     ] {
         let error = max_abs(&embed(name, engine), &want);
-        assert!(error < 1e-4, "{name} {engine}: off by {error}");
+        assert!(
+            error < bound::value(1e-4),
+            "{name} {engine}: off by {error}"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! x0, packing, formats and the clamp against PyTorch, diffusers and finite differences.
 
-use crate::common::{fixture, randn, relative};
+use crate::common::{self, bound, device, fixture, randn, relative, row};
 use facegrad::config::{
     ClampPolicy, CustomFormat, LatentFormat, Packing, Prediction, PredictionConfig, Rect, Time,
 };
@@ -10,13 +10,10 @@ use facegrad::latent::{
 };
 use facegrad::tensor;
 use std::collections::HashMap;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn read(rel: &str) -> HashMap<String, Tensor> {
-    Tensor::read_safetensors(fixture(rel))
-        .unwrap()
-        .into_iter()
-        .collect()
+    common::read(&fixture(rel)).into_iter().collect()
 }
 
 fn same(got: &Tensor, want: &Tensor) -> bool {
@@ -53,10 +50,10 @@ fn x0_and_its_gradient_equal_pytorch() {
         let coeffs = coefficients(&prediction(kind, time), &times).unwrap();
         let pred = f["pred"].set_requires_grad(true);
         let x0 = predict_x0(Some(&f["x_t"]), &pred, &coeffs).unwrap();
-        assert!(relative(&x0, &f["x0"]) < 1e-5, "{name} x0");
+        assert!(relative(&x0, &f["x0"]) < bound::value(1e-5), "{name} x0");
         let grad = tensor::vjp(&x0, &[&pred], &f["grad"], false).unwrap();
         let error = relative(&grad[0], &f["grad_pred"]);
-        assert!(error < 1e-5, "{name} gradient {error}");
+        assert!(error < bound::gradient(1e-5), "{name} gradient {error}");
 
         // The map is linear, so a central difference is exact but for rounding.
         let direction = f["x_t"].roll([1], [3]);
@@ -72,7 +69,10 @@ fn x0_and_its_gradient_equal_pytorch() {
             .sum(Kind::Double)
             .double_value(&[]);
         let scale = (grad[0].norm() * direction.norm()).double_value(&[]);
-        assert!((numeric - analytic).abs() / scale < 1e-5, "{name} numeric");
+        assert!(
+            (numeric - analytic).abs() / scale < bound::gradient(1e-5),
+            "{name} numeric"
+        );
     }
 }
 
@@ -125,7 +125,7 @@ fn bad_times_and_predictions_are_named() {
     assert!(message(Prediction::Epsilon, Time::Sigma, &[-1.0]).contains("at least 0"));
     assert!(message(Prediction::Epsilon, Time::T, &[0.5]).contains("0 to 999"));
     assert!(message(Prediction::Custom, Time::T, &[0.5]).contains("custom"));
-    let x = Tensor::zeros([2, 4, 2, 2], (Kind::Float, Device::Cpu));
+    let x = Tensor::zeros([2, 4, 2, 2], (Kind::Float, device()));
     let pair = (1.0, -0.5);
     let status = |r: facegrad::error::Result<Tensor>| r.unwrap_err().status();
     assert_eq!(status(predict_x0(Some(&x), &x, &[pair])), 5);
@@ -142,10 +142,7 @@ fn bad_times_and_predictions_are_named() {
 /// Against diffusers: bindings/python/tests/test_sampler.py.
 #[test]
 fn a_step_to_no_noise_is_x0_and_two_steps_are_one() {
-    let (x, pred) = (
-        Tensor::randn([2, 4, 2, 2], (Kind::Float, Device::Cpu)),
-        Tensor::randn([2, 4, 2, 2], (Kind::Float, Device::Cpu)),
-    );
+    let (x, pred) = (randn(1, &[2, 4, 2, 2]), randn(2, &[2, 4, 2, 2]));
     for (kind, clean) in [
         (Prediction::Flow, 0.0),
         (Prediction::ZImage, 1.0),
@@ -163,11 +160,17 @@ fn a_step_to_no_noise_is_x0_and_two_steps_are_one() {
             sampler_step(x, &pred, &transitions(&config, from, to).unwrap()).unwrap()
         };
         let ended = step(&x, &from, &[clean, clean]);
-        assert!(relative(&ended, &x0) < 1e-5, "{kind:?}: to no noise");
+        assert!(
+            relative(&ended, &x0) < bound::value(1e-5),
+            "{kind:?}: to no noise"
+        );
         // With epsilon and a flow's velocity held, the way does not matter.
         if flow || kind == Prediction::Epsilon {
             let twice = step(&step(&x, &from, &to), &to, &[clean, clean]);
-            assert!(relative(&twice, &ended) < 1e-5, "{kind:?}: two steps");
+            assert!(
+                relative(&twice, &ended) < bound::value(1e-5),
+                "{kind:?}: two steps"
+            );
         }
     }
     let leaf = pred.to_kind(Kind::BFloat16).set_requires_grad(true);
@@ -220,7 +223,7 @@ fn a_crop_gives_gradient_inside_only() {
 
 #[test]
 fn packing_names_what_does_not_fit() {
-    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
     let failed = |x: &Tensor, packing, size| {
         let error = unpack(x, packing, size).unwrap_err();
         assert_eq!(error.status(), 5);
@@ -245,7 +248,7 @@ fn formats_equal_their_models() {
         std: f["std"].shallow_clone(),
     };
     let got = to_vae_space(&f["flux2"], &LatentFormat::Flux2, Some(&stats)).unwrap();
-    assert!(relative(&got, &f["raw"]) < 1e-6);
+    assert!(relative(&got, &f["raw"]) < bound::value(1e-6));
     let z = &f["latent"];
     let cases = [
         (LatentFormat::Sd15, 4, 0.18215, 0.0),
@@ -257,14 +260,17 @@ fn formats_equal_their_models() {
     for (format, channels, scale, shift) in cases {
         let z = z.narrow(1, 0, channels);
         let got = to_vae_space(&z, &format, None).unwrap();
-        assert!(relative(&got, &(&z / scale + shift)) < 1e-6, "{format:?}");
+        assert!(
+            relative(&got, &(&z / scale + shift)) < bound::value(1e-6),
+            "{format:?}"
+        );
     }
     let wan = to_vae_space(z, &LatentFormat::Wan21, None).unwrap();
     assert!(same(
         &wan,
         &to_vae_space(z, &LatentFormat::QwenImage, None).unwrap()
     ));
-    assert!(relative(&wan.select(1, 7), &(z.select(1, 7) * 2.0743 + 1.5508)) < 1e-6);
+    assert!(relative(&wan.select(1, 7), &(z.select(1, 7) * 2.0743 + 1.5508)) < bound::value(1e-6));
     let custom = LatentFormat::Custom(CustomFormat {
         scale: 0.5,
         shift: 1.0,
@@ -272,7 +278,7 @@ fn formats_equal_their_models() {
         std: vec![3.0; 16],
     });
     let got = to_vae_space(z, &custom, None).unwrap();
-    assert!(relative(&got, &(z * 6.0 + 3.0)) < 1e-6);
+    assert!(relative(&got, &(z * 6.0 + 3.0)) < bound::value(1e-6));
     let status = |z: &Tensor, format| to_vae_space(z, &format, None).unwrap_err().status();
     assert_eq!(status(z, LatentFormat::Sd15), 5);
     assert_eq!(status(z, LatentFormat::Flux2), 8);
@@ -286,7 +292,7 @@ fn formats_equal_their_models() {
 #[test]
 fn clamp_policies_do_to_the_gradient_what_they_say() {
     let run = |policy| {
-        let x = Tensor::from_slice(&[-0.5f32, 0.25, 0.5, 1.5]).set_requires_grad(true);
+        let x = row(&[-0.5, 0.25, 0.5, 1.5]).set_requires_grad(true);
         let y = clamp_image(&x, policy).unwrap();
         let grad = tensor::vjp(&y, &[&x], &y.ones_like(), false).unwrap();
         let values = |t: &Tensor| Vec::<f32>::try_from(t.detach()).unwrap();

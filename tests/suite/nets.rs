@@ -1,13 +1,13 @@
 //! Recognisers and ONNX graphs against PyTorch and ONNX Runtime.
 
-use crate::common::{self, Tensors, cosine, data, fixture, max_abs, relative};
+use crate::common::{self, Tensors, bound, cosine, data, device, fixture, max_abs, relative, row};
 use facegrad::config::{BackboneConfig, Engine, Runtime};
 use facegrad::error::Result;
 use facegrad::nets::{OnnxGraph, Recogniser};
 use facegrad::tensor::vjp;
 use facegrad::weights::onnx;
 use std::path::PathBuf;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn config(path: PathBuf) -> BackboneConfig {
     BackboneConfig {
@@ -22,7 +22,7 @@ fn config(path: PathBuf) -> BackboneConfig {
 }
 
 fn recogniser(name: &str) -> Result<Recogniser> {
-    Recogniser::load(&config(fixture(&format!("nets/{name}"))), Device::Cpu)
+    Recogniser::load(&config(fixture(&format!("nets/{name}"))), device())
 }
 
 #[test]
@@ -47,14 +47,14 @@ fn every_operator_gives_what_onnx_runtime_gives() {
     for name in names {
         let expected = Tensors::open(&format!("ops/{name}.safetensors"));
         let made = onnx::read(&folder.join(format!("{name}.onnx")))
-            .and_then(|model| OnnxGraph::new(&model, Device::Cpu, Kind::Float))
+            .and_then(|model| OnnxGraph::new(&model, device(), Kind::Float))
             .and_then(|graph| graph.forward(&[&expected.get("x")]));
         match made {
             Err(error) => wrong.push(format!("{name}: {error}")),
             Ok(made) => {
                 for (at, made) in made.iter().enumerate() {
                     let want = expected.get(&format!("y{at}"));
-                    if made.size() != want.size() || max_abs(made, &want) > 2e-5 {
+                    if made.size() != want.size() || max_abs(made, &want) > bound::value(2e-5) {
                         wrong.push(format!(
                             "{name}: output {at} {:?} for {:?}",
                             made.size(),
@@ -74,7 +74,7 @@ fn swept(model: &[u8], values: &Tensors, name: &str) -> Option<std::result::Resu
     let float = x.kind() == Kind::Float;
     let x = x.f_set_requires_grad(float).unwrap();
     let made = onnx::parse(model)
-        .and_then(|model| OnnxGraph::new(&model, Device::Cpu, Kind::Float))
+        .and_then(|model| OnnxGraph::new(&model, device(), Kind::Float))
         .and_then(|graph| graph.forward(&[&x]));
     let made = match made {
         Ok(made) => made,
@@ -85,7 +85,9 @@ fn swept(model: &[u8], values: &Tensors, name: &str) -> Option<std::result::Resu
     for (at, made) in made.iter().enumerate() {
         let want = values.get(&format!("y{at}/{name}"));
         let made = made.detach().f_to_kind(want.kind()).unwrap();
-        let close = made.f_allclose(&want, 1e-4, 2e-5, true).unwrap_or(false);
+        let close = made
+            .f_allclose(&want, 1e-4, bound::value(2e-5), true)
+            .unwrap_or(false);
         if made.size() != want.size() || !close {
             let (made, want) = (made.size(), want.size());
             return Some(Err(format!("{name}: output {at}, {made:?} for {want:?}")));
@@ -93,7 +95,7 @@ fn swept(model: &[u8], values: &Tensors, name: &str) -> Option<std::result::Resu
     }
     if values.has(&format!("g/{name}")) {
         let count = x.numel() as i64;
-        let direction = Tensor::f_arange(count + 1, (Kind::Float, Device::Cpu)).unwrap();
+        let direction = Tensor::f_arange(count + 1, (Kind::Float, device())).unwrap();
         let direction = direction
             .f_narrow(0, 1, count)
             .unwrap()
@@ -101,7 +103,8 @@ fn swept(model: &[u8], values: &Tensors, name: &str) -> Option<std::result::Resu
             .unwrap();
         let gradient = vjp(&made[0], &[&x], &direction, false).unwrap().remove(0);
         let want = values.get(&format!("g/{name}"));
-        if !gradient.f_allclose(&want, 1e-4, 1e-4, false).unwrap() {
+        let near = bound::gradient(1e-4);
+        if !gradient.f_allclose(&want, near, near, false).unwrap() {
             return Some(Err(format!("{name}: gradient {gradient} for {want}")));
         }
     }
@@ -170,7 +173,10 @@ fn one_network_in_every_file_gives_pytorchs_embeddings_and_gradients() {
                 .unwrap()
                 .remove(0);
             let error = relative(&gradient, &expected.get("gradient"));
-            assert!(error <= 1e-5, "{file}: gradient off by {error:e}");
+            assert!(
+                error <= bound::gradient(1e-5),
+                "{file}: gradient off by {error:e}"
+            );
         }
     }
 }
@@ -182,7 +188,7 @@ fn low_precision_keeps_embeddings_and_gradients() {
         for file in ["nets/r18.pth", "nets/r18.onnx"] {
             let mut config = config(fixture(file));
             config.dtype = Some(dtype.into());
-            let recogniser = Recogniser::load(&config, Device::Cpu).unwrap();
+            let recogniser = Recogniser::load(&config, device()).unwrap();
             let crops = expected.get("crops").f_set_requires_grad(true).unwrap();
             let embeddings = recogniser.embed(&crops).unwrap();
             assert!(
@@ -210,13 +216,13 @@ fn depth_and_normalisation_are_reported() {
         net.description()
     );
     assert_eq!((net.dim(), net.input_size()), (64, 112));
-    let empty = Tensor::f_zeros([0, 3, 112, 112], (Kind::Float, Device::Cpu)).unwrap();
+    let empty = Tensor::f_zeros([0, 3, 112, 112], (Kind::Float, device())).unwrap();
     assert_eq!(net.embed(&empty).unwrap().size(), [0, 64]);
 
     let mut given = config(fixture("nets/r50.pth"));
     given.mean = Some([0.4, 0.4, 0.4]);
     given.color = Some(facegrad::config::ColorOrder::Bgr);
-    let net = Recogniser::load(&given, Device::Cpu).unwrap();
+    let net = Recogniser::load(&given, device()).unwrap();
     assert!(
         net.description()
             .contains("BGR (from the config), mean [0.4, 0.4, 0.4]"),
@@ -242,7 +248,7 @@ fn wrong_weights_are_named() {
     let with = |change: fn(&mut BackboneConfig)| {
         let mut config = config(fixture("nets/r50.pth"));
         change(&mut config);
-        Recogniser::load(&config, Device::Cpu)
+        Recogniser::load(&config, device())
     };
     says(with(|c| c.model = Some("r100".into())), 103, "those of r50");
     says(with(|c| c.dtype = Some("int8".into())), 8, "int8");
@@ -266,7 +272,7 @@ fn an_input_that_is_not_square_sees_the_middle_of_the_crop() {
         },
         ort,
     ] {
-        let tall = Recogniser::load_frozen(&config(path.clone()), Device::Cpu, &runtime).unwrap();
+        let tall = Recogniser::load_frozen(&config(path.clone()), device(), &runtime).unwrap();
         assert_eq!((tall.dim(), tall.input_size()), (32, 112));
         assert!(
             tall.description().contains("112x96"),
@@ -274,37 +280,37 @@ fn an_input_that_is_not_square_sees_the_middle_of_the_crop() {
             tall.description()
         );
         let crops = expected.get("crops");
-        assert!(max_abs(&tall.embed(&crops).unwrap(), &expected.get("embeddings")) <= 1e-5);
+        assert!(
+            max_abs(&tall.embed(&crops).unwrap(), &expected.get("embeddings"))
+                <= bound::value(1e-5)
+        );
         let pixels: Vec<u8> = common::numbers(&crops)
             .iter()
             .map(|v| (v * 255.0).round() as u8)
             .collect();
         let halves: Vec<&[u8]> = pixels.chunks(3 * 112 * 112).collect();
         let rows = tall.embed_pixels(&halves).unwrap().concat();
-        let rows = Tensor::f_from_slice(&rows)
-            .unwrap()
-            .f_view([2, 32])
-            .unwrap();
-        assert!(max_abs(&rows, &expected.get("embeddings")) <= 1e-5);
+        let rows = row(&rows).f_view([2, 32]).unwrap();
+        assert!(max_abs(&rows, &expected.get("embeddings")) <= bound::value(1e-5));
     }
-    let tall = Recogniser::load(&config(path), Device::Cpu).unwrap();
+    let tall = Recogniser::load(&config(path), device()).unwrap();
     let crops = expected.get("crops").f_set_requires_grad(true).unwrap();
     let embeddings = tall.embed(&crops).unwrap();
     let direction = embeddings.f_zeros_like().unwrap();
     direction
         .f_narrow(1, 0, 1)
         .unwrap()
-        .f_copy_(&Tensor::f_ones([2, 1], (Kind::Float, Device::Cpu)).unwrap())
+        .f_copy_(&Tensor::f_ones([2, 1], (Kind::Float, device())).unwrap())
         .unwrap();
     let gradient = vjp(&embeddings, &[&crops], &direction, false)
         .unwrap()
         .remove(0);
-    assert!(relative(&gradient, &expected.get("gradient")) <= 1e-5);
+    assert!(relative(&gradient, &expected.get("gradient")) <= bound::gradient(1e-5));
 }
 
 #[test]
 fn the_first_of_several_outputs_is_the_embedding() {
-    let net = Recogniser::load(&config(fixture("recognisers/normed.onnx")), Device::Cpu).unwrap();
+    let net = Recogniser::load(&config(fixture("recognisers/normed.onnx")), device()).unwrap();
     assert_eq!(net.dim(), 64);
 }
 
@@ -335,7 +341,7 @@ fn what_is_no_recogniser_is_named() {
                 library,
                 ..Runtime::default()
             };
-            let error = Recogniser::load_frozen(&config(path.clone()), Device::Cpu, &runtime)
+            let error = Recogniser::load_frozen(&config(path.clone()), device(), &runtime)
                 .err()
                 .unwrap();
             assert_eq!(error.status(), 103, "{file}: {error}");
@@ -348,9 +354,7 @@ fn what_is_no_recogniser_is_named() {
 fn a_missing_operator_is_named_before_anything_runs() {
     let mut model = onnx::read(&fixture("ops/conv.onnx")).unwrap();
     model.nodes[0].op = "Einsum".into();
-    let error = OnnxGraph::new(&model, Device::Cpu, Kind::Float)
-        .err()
-        .unwrap();
+    let error = OnnxGraph::new(&model, device(), Kind::Float).err().unwrap();
     assert_eq!(error.status(), 104);
     assert!(
         error.message().contains("Einsum") && error.message().contains("opset 11"),
@@ -365,12 +369,12 @@ fn the_real_recogniser_gives_the_golden_embeddings() {
     };
     let golden = Tensors::open("golden/golden.safetensors");
     let crops = golden.get("crops");
-    let plain = Recogniser::load(&config(path.clone()), Device::Cpu).unwrap();
+    let plain = Recogniser::load(&config(path.clone()), device()).unwrap();
     assert!(cosine(&plain.embed(&crops).unwrap(), &golden.get("pm1_rgb")) >= 0.999999);
     let mut imagenet = config(path);
     imagenet.mean = Some([0.485, 0.456, 0.406]);
     imagenet.std = Some([0.229, 0.224, 0.225]);
-    let net = Recogniser::load(&imagenet, Device::Cpu).unwrap();
+    let net = Recogniser::load(&imagenet, device()).unwrap();
     let embeddings = net.embed(&crops).unwrap();
     assert!(max_abs(&embeddings, &golden.get("imagenet_rgb")) <= 1e-4);
 }
@@ -381,7 +385,7 @@ fn the_real_detectors_graph_gives_the_golden_outputs() {
         return;
     };
     let golden = Tensors::open("golden/golden.safetensors");
-    let graph = OnnxGraph::new(&onnx::read(&path).unwrap(), Device::Cpu, Kind::Float).unwrap();
+    let graph = OnnxGraph::new(&onnx::read(&path).unwrap(), device(), Kind::Float).unwrap();
     let outputs = graph.forward(&[&golden.get("probe/x")]).unwrap();
     assert_eq!(outputs.len(), 9);
     for (at, output) in outputs.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! The fused step with real networks on a real photograph: SCRFD, MobileFaceNet, and the TAEF2 and KL
 //! decoders that share one latent space.
 
-use crate::common::{Tensors, cosine, data, numbers, onnxruntime};
+use crate::common::{Tensors, bound, cosine, data, device, numbers, onnxruntime, read};
 use facegrad::batch::{Decoded, Located, Outcome, Targets};
 use facegrad::config::{BackboneConfig, DetectorConfig, LossConfig, VaeConfig, parse};
 use facegrad::detect::Detector;
@@ -14,7 +14,7 @@ use facegrad::shared::Shared;
 use facegrad::step::{Step, StepLoss};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The astronaut's landmarks in `golden/detections_det_500m_640.json`, moved to the golden crop at (160, 64).
 const LANDMARKS: [[f64; 2]; 5] = [
@@ -51,15 +51,17 @@ impl World {
             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
         });
         let recogniser: BackboneConfig = parse("test", &recogniser.to_string()).unwrap();
-        let arrays = Tensor::read_npz(golden).unwrap();
-        let (_, latent) = arrays.into_iter().find(|(n, _)| n == "latent").unwrap();
+        let (_, latent) = read(&golden)
+            .into_iter()
+            .find(|(n, _)| n == "latent")
+            .unwrap();
         // The second of the golden crops is B_lady_1.
         let other = Tensors::open("golden/golden.safetensors")
             .get("crops")
             .narrow(0, 1, 1);
         Some(World {
-            detector: shared(Detector::new(&detector, Device::Cpu).unwrap()),
-            recogniser: shared(Recogniser::load(&recogniser, Device::Cpu).unwrap()),
+            detector: shared(Detector::new(&detector, device()).unwrap()),
+            recogniser: shared(Recogniser::load(&recogniser, device()).unwrap()),
             latent,
             other,
         })
@@ -97,7 +99,7 @@ impl World {
 fn decoder(path: std::path::PathBuf, dtype: &str) -> Shared<Decoder> {
     let json = json!({ "path": path, "dtype": dtype }).to_string();
     let config: VaeConfig = parse("test", &json).unwrap();
-    shared(Decoder::load(&config, Device::Cpu).unwrap())
+    shared(Decoder::load(&config, device()).unwrap())
 }
 
 fn latents(x: &Tensor) -> Step {
@@ -221,7 +223,7 @@ fn one_decode_finds_the_face_and_the_statistics_of_its_window() {
         (sample.decoded, window.exact_passes()),
         (Decoded::WindowExact, 1)
     );
-    assert!((window.loss / whole.loss - 1.0).abs() <= 1e-5);
+    assert!((window.loss / whole.loss - 1.0).abs() <= bound::value(1e-5));
     assert!(cosine(&got, &want) >= 0.998, "{}", cosine(&got, &want));
     // Told where the face is, it comes to the same.
     let known = FacePlace {
@@ -230,7 +232,7 @@ fn one_decode_finds_the_face_and_the_statistics_of_its_window() {
     };
     let (told, same) = run("window_only", vec![known]);
     assert_eq!(told.exact_passes(), 1);
-    assert!((told.loss / window.loss - 1.0).abs() <= 1e-5);
+    assert!((told.loss / window.loss - 1.0).abs() <= bound::value(1e-5));
     assert!(cosine(&same, &got) >= 0.99999);
 }
 

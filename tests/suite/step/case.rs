@@ -1,6 +1,6 @@
 //! A step of the fixtures: networks, inputs, and what PyTorch made of them.
 
-use crate::common::{Tensors, fixture, numbers};
+use crate::common::{Tensors, device, fixture, numbers};
 use facegrad::batch::{Report, Targets};
 use facegrad::config::{BackboneConfig, LossConfig, VaeConfig, parse};
 use facegrad::error::Result;
@@ -13,7 +13,7 @@ use facegrad::shared::Shared;
 use facegrad::step::{Step, StepLoss};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 pub fn shared<T>(value: T) -> Shared<T> {
     Arc::new(Mutex::new(value))
@@ -33,14 +33,14 @@ pub fn decoder(name: &str, more: Value) -> Result<Decoder> {
         .unwrap()
         .extend(more.as_object().unwrap().clone());
     let config: VaeConfig = parse("test", &config.to_string())?;
-    Decoder::load(&config, Device::Cpu)
+    Decoder::load(&config, device())
 }
 
 pub fn loss(config: &Value, vae: &Shared<Decoder>) -> StepLoss {
     let config = LossConfig::parse(&config.to_string()).unwrap();
     let json = json!({ "path": fixture("nets/small.safetensors") }).to_string();
     let backbone: BackboneConfig = parse("test", &json).unwrap();
-    let recogniser = Recogniser::load(&backbone, Device::Cpu).unwrap();
+    let recogniser = Recogniser::load(&backbone, device()).unwrap();
     let pipeline = Pipeline {
         detector: None,
         levels: Levels::new(config.levels.as_ref(), &recogniser).unwrap(),

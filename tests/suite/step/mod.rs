@@ -5,14 +5,14 @@ mod case;
 mod norm_model;
 mod windows;
 
-use crate::common::{cosine, numbers, relative};
+use crate::common::{bound, cosine, device, numbers, relative};
 use case::*;
 use facegrad::batch::{Outcome, Report, Targets};
 use facegrad::nets::vae::Decoder;
 use facegrad::shared::Shared;
 use facegrad::step::Step;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 #[test]
 fn every_case_is_pytorchs() {
@@ -22,13 +22,13 @@ fn every_case_is_pytorchs() {
         let (report, gradient) = case.run(&case.config(), json!({}));
         let want = numbers(&case.get("loss"))[0];
         assert!(
-            (report.loss / want - 1.0).abs() <= 1e-5,
+            (report.loss / want - 1.0).abs() <= bound::value(1e-5),
             "{name}: {} {want}",
             report.loss
         );
         let error = relative(&gradient, &case.get("gradient"));
         println!("{name}: {error:.1e}");
-        assert!(error <= 1e-5, "{name}: {error}");
+        assert!(error <= bound::gradient(1e-5), "{name}: {error}");
         assert_eq!(
             report.counted(),
             about["counted"].as_array().unwrap().len(),
@@ -49,11 +49,11 @@ fn memory_policies_change_nothing() {
         ] {
             let (report, gradient) = case.run(&case.config(), policy.clone());
             assert!(
-                (report.loss / want.loss - 1.0).abs() <= 1e-5,
+                (report.loss / want.loss - 1.0).abs() <= bound::value(1e-5),
                 "{name} {policy}"
             );
             let error = relative(&gradient, &want_gradient);
-            assert!(error <= 1e-5, "{name} {policy}: {error}");
+            assert!(error <= bound::gradient(1e-5), "{name} {policy}: {error}");
             for (a, b) in report.samples.iter().zip(&want.samples) {
                 assert_eq!(
                     (a.outcome, a.weight),
@@ -181,7 +181,7 @@ fn a_sample_with_nan_is_dropped_alone() {
         let expected = case.get("gradient") * 1.5;
         for row in [0, 2] {
             let error = relative(&gradient.get(row), &expected.get(row));
-            assert!(error <= 1e-5, "{row}: {error}");
+            assert!(error <= bound::gradient(1e-5), "{row}: {error}");
         }
     }
 }
@@ -200,8 +200,8 @@ fn the_gradient_can_be_limited() {
         let made = loss.step(&at, &case.targets(), true).unwrap().1;
         made.unwrap().norm().double_value(&[])
     };
-    assert!((run(norm) / (0.5 * norm) - 1.0).abs() < 1e-5);
-    assert!((run(10.0 * norm) / norm - 1.0).abs() < 1e-5);
+    assert!((run(norm) / (0.5 * norm) - 1.0).abs() < bound::value(1e-5));
+    assert!((run(10.0 * norm) / norm - 1.0).abs() < bound::gradient(1e-5));
     let error = loss.step(&case.step(), &case.targets(), true).unwrap_err();
     assert!(error.to_string().contains("gradient_norm"), "{error}");
 }
@@ -237,7 +237,7 @@ fn bad_input_is_named() {
     refuse(&|s| s.coefficients = vec![(1.0, 0.0); 3], "not \"custom\"");
     refuse(
         &|s| {
-            s.prediction = Tensor::zeros([3, 480, 12], (Kind::Float, Device::Cpu));
+            s.prediction = Tensor::zeros([3, 480, 12], (Kind::Float, device()));
             s.x_t = None;
         },
         "",

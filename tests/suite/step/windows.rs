@@ -1,7 +1,7 @@
 //! Steps that decode no more than the faces.
 
 use super::case::*;
-use crate::common::{cosine, fixture, numbers, randn, relative};
+use crate::common::{bound, cosine, device, fixture, numbers, randn, relative};
 use facegrad::batch::{Decoded, Report, Targets};
 use facegrad::config::{VaeConfig, parse};
 use facegrad::face::FacePlace;
@@ -10,7 +10,6 @@ use facegrad::nets::vae::Decoder;
 use facegrad::step::Step;
 use serde_json::json;
 use std::sync::Arc;
-use tch::Device;
 
 fn decoded(report: &Report) -> Vec<Decoded> {
     report.samples.iter().map(|s| s.decoded).collect()
@@ -35,13 +34,16 @@ fn windows_give_the_loss_of_whole_images() {
             let config = case.with(json!({"decode": "window_only", "norm_stats": "exact"}));
             let (report, gradient) = case.run(&config, policy.clone());
             let want = numbers(&case.get("loss"))[0];
-            assert!((report.loss / want - 1.0).abs() <= 1e-5, "{name} {policy}");
+            assert!(
+                (report.loss / want - 1.0).abs() <= bound::value(1e-5),
+                "{name} {policy}"
+            );
             assert_eq!(decoded(&report), [Decoded::WindowExact; 3]);
             assert_eq!(report.exact_passes(), if exact { 0 } else { 3 });
             let want = case.get("gradient");
             if exact {
                 let error = relative(&gradient, &want);
-                assert!(error <= 1e-5, "{name} {policy}: {error}");
+                assert!(error <= bound::gradient(1e-5), "{name} {policy}: {error}");
             } else {
                 let same = cosine(&gradient, &want);
                 println!("{name}: {same}");
@@ -116,11 +118,14 @@ fn faces_at_borders_beside_and_around_the_picture_are_those_of_whole_images() {
         let (want_gradient, gradient) = (want_gradient.unwrap(), gradient.unwrap());
         for (row, (a, b)) in got.samples.iter().zip(&want.samples).enumerate() {
             assert_eq!(a.outcome, b.outcome, "{mode} {row}");
-            assert!((a.similarity - b.similarity).abs() <= 1e-5, "{mode} {row}");
+            assert!(
+                (a.similarity - b.similarity).abs() <= bound::value(1e-5),
+                "{mode} {row}"
+            );
         }
         assert_eq!(want.counted(), 3);
         let error = relative(&gradient, &want_gradient);
-        assert!(error <= 1e-4, "{mode}: {error}");
+        assert!(error <= bound::gradient(1e-4), "{mode}: {error}");
     }
 }
 
@@ -150,8 +155,8 @@ fn windows_follow_references_of_any_size() {
     };
     let ((want, want_gradient), (got, gradient)) = (run("full"), run("window_only"));
     assert_eq!(got.counted(), 3);
-    assert!((got.loss / want.loss - 1.0).abs() <= 1e-5);
-    assert!(relative(&gradient.unwrap(), &want_gradient.unwrap()) <= 1e-5);
+    assert!((got.loss / want.loss - 1.0).abs() <= bound::value(1e-5));
+    assert!(relative(&gradient.unwrap(), &want_gradient.unwrap()) <= bound::gradient(1e-5));
 }
 
 #[test]
@@ -185,8 +190,8 @@ fn statistics_are_remembered_by_sample_and_noise() {
     for _ in 0..2 {
         let (how, passes, value, gradient) = run(times, same);
         assert_eq!((how, passes), (vec![cached, cached, exact], 1));
-        assert!((value / first.2 - 1.0).abs() <= 1e-6);
-        assert!(relative(&gradient, &first.3) <= 1e-5);
+        assert!((value / first.2 - 1.0).abs() <= bound::value(1e-6));
+        assert!(relative(&gradient, &first.3) <= bound::gradient(1e-5));
     }
     // Used up.
     assert_eq!(run(times, same).0, [exact; 3]);
@@ -276,8 +281,8 @@ fn audits_compare_with_whole_images_and_turn_back_to_them() {
     // The step that audits has the exact loss and gradient.
     let (report, gradient) = run(2);
     let want = numbers(&case.get("loss"))[0];
-    assert!((report.loss / want - 1.0).abs() <= 1e-5);
-    assert!(relative(&gradient.unwrap(), &case.get("gradient")) <= 1e-5);
+    assert!((report.loss / want - 1.0).abs() <= bound::value(1e-5));
+    assert!(relative(&gradient.unwrap(), &case.get("gradient")) <= bound::gradient(1e-5));
     let audit = report.worst_audit().unwrap();
     println!("{audit:?}");
     assert!(audit.cosine < 0.99999 && audit.cosine > 0.3 && audit.norm_ratio > 0.3);
@@ -297,7 +302,7 @@ fn audits_compare_with_whole_images_and_turn_back_to_them() {
         let (report, _) = loss.step(&tiny.step(), &tiny.targets(), true).unwrap();
         assert_eq!(decoded(&report), [Decoded::WindowExact; 3]);
         let audit = report.worst_audit().unwrap();
-        assert!(audit.cosine > 0.99999 && (audit.norm_ratio - 1.0).abs() < 1e-4);
+        assert!(audit.cosine > 0.99999 && (audit.norm_ratio - 1.0).abs() < bound::gradient(1e-4));
     }
 }
 
@@ -314,7 +319,7 @@ fn torchscript_is_decoded_whole_or_refused() {
         .to_string(),
     )
     .unwrap();
-    let vae = shared(Decoder::load(&config, Device::Cpu).unwrap());
+    let vae = shared(Decoder::load(&config, device()).unwrap());
     let lines = shared(vec![]);
     let sink = lines.clone();
     let keep = move |_: facegrad::log::Level, text: &str| {
