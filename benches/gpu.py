@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import itertools
 import math
 import platform
@@ -27,6 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+MISSING = [name for name in ("torch", "facegrad", "diffusers", "matplotlib", "safetensors") if importlib.util.find_spec(name) is None]
+if MISSING:
+    sys.exit(f"missing: {', '.join(MISSING)}; run: {sys.executable} -m pip install -r {ROOT / 'tests/gpu/requirements.txt'} (and facegrad)")
+
 import torch
 from counts import MODES, PAGE, replace
 from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -36,7 +42,6 @@ from torch.nn import functional as F
 import facegrad
 from facegrad.trainers.rollout import Rollout
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests/fixtures"))
 from iresnet import seeded
 

@@ -80,7 +80,8 @@ def run(path: Path, device: str, more: list[str]) -> tuple[Told, str]:
         places = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "FACEGRAD_TOLD": str(notes)}
         command = [sys.executable, "-m", "pytest", str(path), "-q", "-p", "no:cacheprovider", "-p", "told", f"--device={device}"]
-        command += ["-o", f"faulthandler_timeout={STUCK - 60}", *more]
+        # pyproject.toml would put the checkout's own facegrad before the one that is installed.
+        command += ["-o", f"faulthandler_timeout={STUCK - 60}", "-o", "pythonpath=", "-m", "not host", *more]
         status, end, text = watch(command, environment)
         for line in notes.read_text().splitlines():
             note = json.loads(line)
@@ -192,9 +193,12 @@ def main() -> int:
     import torch
 
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print(
-            f"torch {torch.__version__} sees no GPU. Check `nvidia-smi` and that this torch is a CUDA build; `--device cpu` runs what needs none."
+        why = (
+            f"is for CUDA {torch.version.cuda} and sees no GPU. Either the driver sees none (`nvidia-smi` says so), or it is older than that CUDA"
+            if torch.version.cuda
+            else "is not a CUDA build. Install one"
         )
+        print(f"torch {torch.__version__} {why}. `--device cpu` runs what needs no GPU.")
         return 2
     about = machine(options.device)
     print(about, flush=True)

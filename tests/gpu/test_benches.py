@@ -64,6 +64,7 @@ def test_the_page_has_the_counts_of_the_script() -> None:
 
 
 def test_a_dry_run_of_the_measurement() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     before = counts.PAGE.read_bytes()
     done = subprocess.run(
         [sys.executable, str(ROOT / "benches/gpu.py"), "--dry", "--sizes", "64"], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import onnx
-import onnx2torch
 import pytest
 import torch
+from compare import relative
 from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -121,13 +121,12 @@ def exported_for_one(path, mixes):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
 
-@pytest.mark.host("files alone")
 @pytest.mark.parametrize("mixes", [False, True])
-def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_path, mixes):
+def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_path, mixes, device, bounds):
     """Values and gradients of the second crop were a little those of the first, by less than its probe noticed."""
     exported_for_one(tmp_path / "one.onnx", mixes)
-    net = facegrad.IResNet(tmp_path / "one.onnx")
-    crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net = facegrad.IResNet(tmp_path / "one.onnx", device=device)
+    crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
 
     def run(x):
         x = x.clone().requires_grad_()
@@ -137,11 +136,11 @@ def test_a_file_exported_for_one_picture_embeds_a_batch_as_single_pictures(tmp_p
 
     together, alone = run(crops), [run(crop[None]) for crop in crops]
     for at, (value, gradient) in enumerate(alone):
-        assert (together[0][at] - value[0]).abs().max() <= 1e-6 and (together[1][at] - gradient[0]).norm() <= 1e-5 * gradient.norm()
+        assert (together[0][at] - value[0]).abs().max() <= bounds.value / 10
+        assert relative(together[1][at], gradient[0]) <= bounds.gradient
 
 
-@pytest.mark.host("files alone")
-def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_path):
+def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_path, device):
     for dtype, shape, text in [
         (TensorProto.UINT8, [1, 3, 112, 112], "takes pictures in U8; expected floating-point numbers"),
         (TensorProto.FLOAT, ["n", 112, 112, 3], r"takes \[\?,112,112,3\], with the colours last.*tf2onnx: --inputs-as-nchw x"),
@@ -154,17 +153,16 @@ def test_a_recogniser_that_takes_other_pictures_is_refused_with_the_way_out(tmp_
             tmp_path / "n.onnx",
         )
         with pytest.raises(facegrad.FacegradError, match=text):
-            facegrad.Recogniser(tmp_path / "n.onnx")
+            facegrad.Recogniser(tmp_path / "n.onnx", device=device)
 
 
-@pytest.mark.host("files alone")
-def test_an_architecture_that_there_is_not_is_named(weights):
+def test_an_architecture_that_there_is_not_is_named(weights, device):
     with pytest.raises(
         facegrad.FacegradError, match='expected r18, r34, r50, r100, r200, got "resnet50"; left out, the weights are not checked'
     ):
-        facegrad.Recogniser(weights[0], model="resnet50")
+        facegrad.Recogniser(weights[0], model="resnet50", device=device)
     with pytest.raises(facegrad.FacegradError, match=r"the weights are those of IResNet\[1, 2, 2, 1\]; leave it out or give other weights"):
-        facegrad.Recogniser(weights[0], model="r50")
+        facegrad.Recogniser(weights[0], model="r50", device=device)
 
 
 @pytest.mark.host("paths alone")
@@ -215,6 +213,7 @@ def test_exit_is_clean_after_work(data):
 def test_a_batchs_gradient_differs_from_eager_pytorch_only_at_kinks(data, tmp_path, device, bounds):
     """Eight faces at once were 4.5e-3 off. In float32 a unit so near the kink of its ReLU6 that rounding decides may be on in one
     engine and off in the other, which changes the gradient of that one face."""
+    onnx2torch = pytest.importorskip("onnx2torch", reason="onnx2torch is not installed")
     source = data / "models/foamliu_mobilefacenet_128d_112.onnx"
     torch.manual_seed(0)
     faces, references = (
