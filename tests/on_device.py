@@ -22,6 +22,9 @@ BEHAVIOUR = (
     "test_rollout",
     "test_sampler",
     "test_step",
+    "test_surface",
+    "test_trainer_face",
+    "test_trainer_rollouts",
     "test_trainers",
 )
 

@@ -89,6 +89,8 @@ def to(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     elif "other" in kwargs:
         other = kwargs.pop("other")
         there, args = is_there(other), (other.dtype, *args)
+    elif args and args[0] is None:  # no device, as torch.nn.Module.to writes it
+        args = args[1:]
     elif args and isinstance(args[0], (str, int, torch.device)):
         there, args = wants(args[0]), args[1:]
     elif kwargs.get("device") is not None:

@@ -196,6 +196,45 @@ def test_compute_sanitizer_finds_nothing(tool: str, device: torch.device) -> Non
     assert "ERROR SUMMARY: 0 errors" in text or "0 hazards" in text
 
 
+DAEMON = """
+import ctypes, logging, sys, threading, time, torch, facegrad
+from facegrad._library import call
+from facegrad._tensor import View
+from facegrad.report import Sink
+from facegrad.targets import Targets
+logging.basicConfig(level=logging.DEBUG, stream=open("/dev/null", "w"))
+weights, device, wait = sys.argv[1:]
+loss = facegrad.FaceLoss({"face_align_mode": "kps"}, recogniser=facegrad.Recogniser(weights, device=device))
+picture = torch.rand(4, 3, 128, 128, device=device)
+points = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]).repeat(4, 1, 1)
+points[1] = 0  # Spans no area, so that every call has something to say.
+image, gradient = View("images", picture), View("gradient", torch.empty_like(picture))
+targets = Targets(4, picture, landmarks=points, reference_landmarks=points)
+
+def work():
+    # The library's calls alone: torch's own operations abort a process that ends while a daemon thread is in one.
+    sink = Sink(4)
+    while True:
+        call(
+            "loss_images", loss._handle, image.pointer, ctypes.byref(targets.struct), gradient.pointer,
+            sink.samples, sink.capacity, ctypes.byref(sink.result), None,
+        )
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(float(wait))
+sys.exit(3)
+"""
+
+
+def test_python_ends_while_daemon_threads_are_inside_calls(device: torch.device) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DAEMON, str(ASSETS / "recogniser.safetensors"), str(device)]
+    for wait in (0.1, 0.3, 0.35):
+        done = subprocess.run([*command, str(wait)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 3 and "Fatal" not in done.stderr, (done.returncode, done.stderr[-2000:])
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The host in C++, which links libtorch's CPU half alone, and what it is given."""

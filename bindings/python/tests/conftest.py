@@ -105,18 +105,18 @@ def root(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def photos(data):
+def photos(data, device):  # noqa: F811
     def photo(name):
         image = read_image(data / f"photos/{name}")[None].float() / 255
-        return torch.nn.functional.interpolate(image, (256, 256), mode="area")
+        return torch.nn.functional.interpolate(image, (256, 256), mode="area").to(device)
 
     return photo("C_obama_1.jpg"), photo("C_obama_2.jpg")
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A small network with arcface_torch's names."""
+def weights(tmp_path_factory, device):  # noqa: F811
+    """The file of a small network with arcface_torch's names, and the network."""
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
     net = iresnet.seeded((1, 2, 2, 1), (8, 12, 16, 24), 64)
     torch.save(net.state_dict(), path)
-    return path, net.eval()
+    return path, net.eval().to(device)

@@ -261,7 +261,7 @@ def test_a_floor_that_stops_everything_is_said_once(pair, device, caplog):
     assert rollout.summary()["low_score"] == 16
 
 
-def lost_faces(rollout, shares, batch=4):
+def lost_faces(rollout, shares, device, batch=4):
     """What a rollout does while so many of a batch show a face, one rollout each: (the running share, ramp, the weight's push)."""
     from dataclasses import replace
 
@@ -279,8 +279,8 @@ def lost_faces(rollout, shares, batch=4):
     rollout._loss = Loss()
     told = []
     while reports and rollout.due():
-        model = Model()
-        rollout(model, torch.ones(batch, 4, 8, 8)).backward()
+        model = Model(device)
+        rollout(model, torch.ones(batch, 4, 8, 8, device=device)).backward()
         assert rollout.report.paused == (rollout.report.ramp == 0)
         told.append((rollout.report.found, rollout.report.ramp, model.w.grad.item()))
     return told
@@ -289,28 +289,26 @@ def lost_faces(rollout, shares, batch=4):
 ONE = {"levels": (1, 1), **FREE, "min_found": 0.95}
 
 
-@pytest.mark.host("the loss is a stand-in")
-def test_rollouts_end_when_faces_vanish(pair, caplog):
+def test_rollouts_end_when_faces_vanish(pair, device, caplog):
     """A tenth of the running share is of the last four samples, so the third face that is lost ends them."""
     rollout = Rollout(pair, **ONE)
     with caplog.at_level(logging.WARNING, "facegrad"):
-        told = lost_faces(rollout, [4, 3, 3, 3, 4, 4])
+        told = lost_faces(rollout, [4, 3, 3, 3, 4, 4], device)
     assert [share for share, _, _ in told] == pytest.approx([1, 0.975, 0.9525, 0.93225])
     assert [ramp for _, ramp, _ in told] == [push for _, _, push in told] == [1, 1, 1, 0]
     assert rollout.due(3) and not rollout.due(4) and not rollout.due(99), "the last step can still be asked for its figures"
     said = [r.message for r in caplog.records]
     assert len(said) == 1 and "0.932 of the last samples show one, min_found 0.950" in said[0] and "the rollouts end here" in said[0]
-    model = Model()
-    assert rollout(model, torch.ones(4, 4, 8, 8)).item() == 0 and not model.calls
+    model = Model(device)
+    assert rollout(model, torch.ones(4, 4, 8, 8, device=device)).item() == 0 and not model.calls
     other = Rollout(pair, **ONE)
     other.load_state_dict(rollout.state_dict())
     assert not other.due(99) and other.state_dict() == rollout.state_dict()
 
 
-@pytest.mark.host("the loss is a stand-in")
-def test_one_lost_face_of_a_small_batch_ends_nothing(pair):
+def test_one_lost_face_of_a_small_batch_ends_nothing(pair, device):
     """Forty samples are forty rollouts of one: here too it is the third face."""
-    told = lost_faces(Rollout(pair, **ONE), [0, 0, 0, 0], batch=1)
+    told = lost_faces(Rollout(pair, **ONE), [0, 0, 0, 0], device, batch=1)
     assert [(share, ramp) for share, ramp, _ in told] == [
         (pytest.approx(0.975), 1),
         (pytest.approx(0.950625), 1),
@@ -318,13 +316,12 @@ def test_one_lost_face_of_a_small_batch_ends_nothing(pair):
     ]
 
 
-@pytest.mark.host("the loss is a stand-in")
-def test_every_pause_leaves_a_share_of_the_weight(pair, caplog):
+def test_every_pause_leaves_a_share_of_the_weight(pair, device, caplog):
     """A half is left after the first pause, grown over two steps, and a quarter after the second."""
     rollout = Rollout(pair, **ONE | {"backoff": 0.5, "ramp": 1})
     pause = [1, 4, 4, 4, 4]
     with caplog.at_level(logging.WARNING, "facegrad"):
-        told = lost_faces(rollout, [4, 4, *pause, 4, *pause, *[4] * 5])
+        told = lost_faces(rollout, [4, 4, *pause, 4, *pause, *[4] * 5], device)
     assert [ramp for _, ramp, _ in told] == pytest.approx([0.5, 1, *[0] * 4, 0.25, 0.5, *[0] * 8, 0.125, 0.25])
     assert [push for _, _, push in told] == pytest.approx([ramp for _, ramp, _ in told])
     said = [r.message for r in caplog.records]
@@ -334,7 +331,6 @@ def test_every_pause_leaves_a_share_of_the_weight(pair, caplog):
     assert other.state_dict() == rollout.state_dict() and other.state_dict()["strength"] == 0.25
 
 
-@pytest.mark.host("the loss is a stand-in")
-def test_with_a_backoff_of_one_the_weight_comes_back(pair):
-    told = lost_faces(Rollout(pair, **ONE | {"backoff": 1}), [4, 1, 4, 4, 4, 4])
+def test_with_a_backoff_of_one_the_weight_comes_back(pair, device):
+    told = lost_faces(Rollout(pair, **ONE | {"backoff": 1}), [4, 1, 4, 4, 4, 4], device)
     assert [ramp for _, ramp, _ in told] == [1, 0, 0, 0, 0, 1]

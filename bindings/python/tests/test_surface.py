@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from compare import relative
 from conftest import FIXTURES, ROOT, Duck, arguments
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput
+from torch.utils._python_dispatch import _disable_current_modes
 
 import facegrad
 from facegrad.method import LEVELS
@@ -27,33 +29,33 @@ SMALL = dict(
 
 
 @pytest.fixture(scope="module")
-def loss(root, weights):
-    return facegrad.DifferentiableFaceLoss(None, weights[0], "cpu", root=root)
+def loss(root, weights, device):
+    return facegrad.DifferentiableFaceLoss(None, weights[0], str(device), root=root)
 
 
-def test_the_constructors_are_frozen_recognisers(weights, tmp_path):
+def test_the_constructors_are_frozen_recognisers(weights, device, bounds):
     path, net = weights
-    x = torch.rand(2, 3, 112, 112) * 2 - 1
+    x = torch.rand(2, 3, 112, 112, device=device) * 2 - 1
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    frozen = facegrad.IResNet(path).eval().to(torch.bfloat16)
-    grad = torch.randn(2, 64)
+    frozen = facegrad.IResNet(path, device=device).eval().to(torch.bfloat16)
+    grad = torch.randn(2, 64, device=device)
     got, want = frozen(ours), net(theirs)
     assert torch.allclose(got, want, atol=1e-4, rtol=1e-4)
     got.backward(grad)
     want.backward(grad)
-    assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm()
+    assert relative(ours.grad, theirs.grad) <= max(1e-4, bounds.gradient)
     assert not list(frozen.parameters())
-    loaded = facegrad.IResNet()
+    loaded = facegrad.IResNet(device=device)
     with pytest.raises(RuntimeError, match="no weights yet"):
         loaded(x)
     loaded.load_state_dict(torch.load(path))
-    assert torch.allclose(loaded(x), got, atol=1e-5)
+    assert torch.allclose(loaded(x), got, atol=bounds.value)
     features = frozen.forward_multiscale(x)
     assert list(features) == list(LEVELS) and features["layer4"].shape[2:] == (7, 7)
     with pytest.raises(facegrad.FacegradError, match='the config says "r50"'):
-        facegrad.iresnet50(path)
+        facegrad.iresnet50(path, device=device)
     with pytest.raises(facegrad.FacegradError, match='the config says "r100"'):
-        facegrad.iresnet100().load_state_dict(torch.load(path))
+        facegrad.iresnet100(device=device).load_state_dict(torch.load(path))
     with pytest.raises(TypeError, match="IResNet\\(.backbone.pth.\\)"):
         facegrad.IResNet(object(), [3, 4, 14, 3])
 
@@ -86,34 +88,33 @@ def test_the_parts_of_the_method_are_there(loss, photos, weights):
         loss.crop_and_resize_face(b[0], [300, 300, 310, 310])
 
 
-def test_levels_are_pytorchs(chain, weights):
+def test_levels_are_pytorchs(chain, weights, device, bounds):
     """Value and gradient of the weighted cosine distances, against eager PyTorch on the same crops."""
     path, net = weights
     config = {"face_align_mode": "kps", "levels": LEVELS, "face_loss_weight": 1.0}
-    loss = facegrad.FaceLoss(config, recogniser=facegrad.Recogniser(path))
+    recogniser = facegrad.Recogniser(path, device=device)
+    loss = facegrad.FaceLoss(config, recogniser=recogniser)
     images = chain["images"].clone().requires_grad_()
     value, report = loss(images, **arguments(chain))
     value.backward()
     # What one level is worth alone adds up to the whole.
     total, gradient = 0.0, torch.zeros_like(images)
     for at, (name, weight) in enumerate(LEVELS.items()):
-        one = facegrad.FaceLoss({**config, "levels": {name: weight}}, recogniser=facegrad.Recogniser(path))
+        one = facegrad.FaceLoss({**config, "levels": {name: weight}}, recogniser=recogniser)
         alone = chain["images"].clone().requires_grad_()
         part, told = one(alone, **arguments(chain))
         part.backward()
         total, gradient = total + part.item(), gradient + alone.grad
-        assert told.level_distances[0] == pytest.approx(report.level_distances[at], abs=1e-5) if name != "embedding" else True
-    assert value.item() == pytest.approx(total, rel=1e-5)
-    assert (images.grad - gradient).norm() <= 1e-5 * gradient.norm()
-    plain, _ = facegrad.FaceLoss({**config, "levels": {"embedding": 1.0}}, recogniser=facegrad.Recogniser(path))(
-        chain["images"], **arguments(chain)
-    )
+        assert told.level_distances[0] == pytest.approx(report.level_distances[at], abs=bounds.value) if name != "embedding" else True
+    assert value.item() == pytest.approx(total, rel=bounds.value)
+    assert relative(images.grad, gradient) <= bounds.gradient
+    plain, _ = facegrad.FaceLoss({**config, "levels": {"embedding": 1.0}}, recogniser=recogniser)(chain["images"], **arguments(chain))
     assert value.item() > plain.item()
     with pytest.raises(facegrad.FacegradError, match='no "layer5", but layer1, layer2'):
-        facegrad.FaceLoss({"levels": {"layer5": 1}}, recogniser=facegrad.Recogniser(path))
+        facegrad.FaceLoss({"levels": {"layer5": 1}}, recogniser=recogniser)
 
 
-def test_the_multi_level_loss_is_the_methods(loss, photos, weights):
+def test_the_multi_level_loss_is_the_methods(loss, photos, weights, bounds):
     """Value and gradient against the method in eager PyTorch, on a box whose square is of whole pixels."""
     a, b = photos
     box = torch.tensor([[60.0, 40.0, 160.0, 140.0]])
@@ -121,7 +122,7 @@ def test_the_multi_level_loss_is_the_methods(loss, photos, weights):
     total, layers, mask = loss.forward_multiscale(a, gen, return_details=True, boxes=box, reference_boxes=box)
     total.backward()
     assert mask.tolist() == [True] and list(layers) == list(LEVELS)
-    assert total.item() == pytest.approx(sum(LEVELS[k] * v.item() for k, v in layers.items()), rel=1e-5)
+    assert total.item() == pytest.approx(sum(LEVELS[k] * v.item() for k, v in layers.items()), rel=bounds.value)
 
     def features(image):
         net, levels = weights[1], {}
@@ -140,16 +141,17 @@ def test_the_multi_level_loss_is_the_methods(loss, photos, weights):
     }
     sum(LEVELS[name] * distance for name, distance in distances.items()).backward()
     for name, distance in distances.items():
-        assert layers[name].item() == pytest.approx(distance.item(), abs=1e-5), name
-    assert (gen.grad - mine.grad).norm() <= 1e-4 * mine.grad.norm()
+        assert layers[name].item() == pytest.approx(distance.item(), abs=bounds.value), name
+    assert relative(gen.grad, mine.grad) <= max(1e-4, bounds.gradient)
     own = {"layer3": 2.0}
-    assert loss.forward_multiscale(a, b, own, boxes=box, reference_boxes=box).item() == pytest.approx(2 * layers["layer3"].item(), rel=1e-5)
+    twice = loss.forward_multiscale(a, b, own, boxes=box, reference_boxes=box)
+    assert twice.item() == pytest.approx(2 * layers["layer3"].item(), rel=bounds.value)
     # Faces that have to be found count as well, and a picture without one does not.
     value, _, mask = loss.forward_multiscale(torch.cat([a, a]), torch.cat([b, torch.zeros_like(b)]), return_details=True)
     assert value.item() > 0 and mask.tolist() == [True, False]
 
 
-def test_levels_of_an_onnx_model_are_its_outputs(chain, weights, tmp_path):
+def test_levels_of_an_onnx_model_are_its_outputs(chain, weights, tmp_path, device, bounds):
     path, net = weights
 
     class Both(torch.nn.Module):
@@ -158,11 +160,13 @@ def test_levels_of_an_onnx_model_are_its_outputs(chain, weights, tmp_path):
             third = net.layer3(net.layer2(net.layer1(x)))
             return net.features(net.fc(torch.flatten(net.bn2(net.layer4(third)), 1))), third
 
-    model = tmp_path / "both.onnx"
-    torch.onnx.export(
-        Both().eval(), (torch.rand(1, 3, 112, 112),), model, dynamo=False, input_names=["x"], output_names=["e", "third"],
-        dynamic_axes={name: {0: "n"} for name in ("x", "e", "third")},
-    )  # fmt: skip
+    model, x = tmp_path / "both.onnx", torch.rand(1, 3, 112, 112, device=device)
+    # The exporter traces, and where a GPU is pretended it would trace that.
+    with _disable_current_modes():
+        torch.onnx.export(
+            Both().eval(), (x,), model, dynamo=False, input_names=["x"], output_names=["e", "third"],
+            dynamic_axes={name: {0: "n"} for name in ("x", "e", "third")},
+        )  # fmt: skip
 
     def run(recogniser, level):
         images = chain["images"].clone().requires_grad_()
@@ -171,18 +175,19 @@ def test_levels_of_an_onnx_model_are_its_outputs(chain, weights, tmp_path):
         value.backward()
         return value.item(), report.level_distances, images.grad
 
-    ours, want = run(facegrad.Recogniser(model), "third"), run(facegrad.Recogniser(path), "layer3")
-    assert ours[0] == pytest.approx(want[0], rel=1e-4) and ours[1] == pytest.approx(want[1], abs=1e-5)
-    assert (ours[2] - want[2]).norm() <= 1e-4 * want[2].norm()
+    read = facegrad.Recogniser(model, device=device)
+    ours, want = run(read, "third"), run(facegrad.Recogniser(path, device=device), "layer3")
+    assert ours[0] == pytest.approx(want[0], rel=1e-4) and ours[1] == pytest.approx(want[1], abs=bounds.value)
+    assert relative(ours[2], want[2]) <= max(1e-4, bounds.gradient)
     with pytest.raises(facegrad.FacegradError, match='no "layer3", but embedding, third'):
-        run(facegrad.Recogniser(model), "layer3")
+        run(read, "layer3")
 
 
-def test_the_wrapper_takes_any_vae_and_diptychs(loss, root, photos, weights, caplog):
+def test_the_wrapper_takes_any_vae_and_diptychs(loss, root, photos, weights, caplog, device, bounds):
     a, b = photos
     with caplog.at_level(logging.INFO, "facegrad"):
         wrapper = facegrad.DifferentiableFaceLossWrapper(
-            vae=Duck(), arcface_weights_path=weights[0], model_name=None, image_size=256, device="cpu", root=root
+            vae=Duck(), arcface_weights_path=weights[0], model_name=None, image_size=256, device=str(device), root=root
         )
     assert caplog.text.count("windows are not available") == 1
     plain = b.clone().requires_grad_()
@@ -194,13 +199,14 @@ def test_the_wrapper_takes_any_vae_and_diptychs(loss, root, photos, weights, cap
     value.backward()
     assert value.item() == pytest.approx(want.item(), abs=1e-4)
     half = diptych.grad[..., 256:]
-    assert diptych.grad[..., :256].abs().max() == 0 and torch.allclose(half, plain.grad, atol=1e-5)
+    assert diptych.grad[..., :256].abs().max() == 0 and torch.allclose(half, plain.grad, atol=bounds.value)
     assert wrapper(a, diptych.detach()[..., 256:]).item() == pytest.approx(want.item(), abs=1e-4)
     with pytest.raises(ValueError, match="image_size=200 where these are diptychs"):
-        wrapper(a, torch.zeros(1, 3, 256, 400))
+        wrapper(a, torch.zeros(1, 3, 256, 400, device=device))
     assert isinstance(wrapper.face_loss, facegrad.DifferentiableFaceLoss)
 
 
+@pytest.mark.host("arguments; test_evaluate has the score")
 def test_the_score_takes_the_methods_arguments(root, photos):
     a, b = photos
     score = facegrad.ArcFaceLoss("my_pack", -1, (640, 640), str(root))
@@ -226,26 +232,25 @@ def test_the_score_takes_the_methods_arguments(root, photos):
         facegrad.ArcFaceLoss("no_such_pack", root=root)
 
 
-def test_a_pair_is_one_canvas(data, photos):
+def test_a_pair_is_one_canvas(data, photos, device):
     wide = torch.cat([photos[0], photos[1]], 3)
     path = data / "models/det_500m.onnx"
-    pair = facegrad.Detector(path, det_sizes=[(640, 480)])
+    pair = facegrad.Detector(path, det_sizes=[(640, 480)], device=device)
     assert "sizes [640x480]" in pair.description and len(pair.detect(wide)[0]) == 2
     loss = facegrad.ArcFaceLoss.__init__  # the signature's default is a pair too
     assert loss.__defaults__[2] == (640, 640)
     onnxruntime = pytest.importorskip("onnxruntime")
-    assert onnxruntime and facegrad.Detector(path, det_sizes=[(640, 480)], engine="torch").detect(wide)[0][0].bbox == pytest.approx(
-        pair.detect(wide)[0][0].bbox, abs=0.5
-    )
+    torchs = facegrad.Detector(path, det_sizes=[(640, 480)], engine="torch", device=device)
+    assert onnxruntime and torchs.detect(wide)[0][0].bbox == pytest.approx(pair.detect(wide)[0][0].bbox, abs=0.5)
     with pytest.raises(facegrad.FacegradError, match="multiples of 32"):
-        facegrad.Detector(path, det_sizes=[(640, 470)])
+        facegrad.Detector(path, det_sizes=[(640, 470)], device=device)
     with pytest.raises(facegrad.FacegradError, match=r"a pair \[width, height\]"):
-        facegrad.Detector(path, det_sizes=["640x480"])
+        facegrad.Detector(path, det_sizes=["640x480"], device=device)
 
 
-def test_unusable_landmarks_fall_back_to_the_detections_box(root, weights, photos):
+def test_unusable_landmarks_fall_back_to_the_detections_box(root, weights, photos, device):
     a, b = photos
-    loss = facegrad.DifferentiableFaceLoss(None, weights[0], "cpu", root=root, align_mode="kps")
+    loss = facegrad.DifferentiableFaceLoss(None, weights[0], str(device), root=root, align_mode="kps")
     gen = b.clone().requires_grad_()
     same = torch.full((1, 5, 2), 7.0)
     details = loss(a, gen, return_details=True, landmarks=same, ref_landmarks=same)
@@ -259,7 +264,7 @@ def config(root, weights, **keys):
     return {"arcface_root": str(root), "arcface_weights": str(weights[0]), "arcface_model": None, "prediction": {"kind": "sample"}, **keys}
 
 
-def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
+def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path, device, bounds):
     a, b = photos
     latents = (b * 2 - 1) * 0.5
 
@@ -271,7 +276,7 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
             if value is not None
         }
         path.write_text(yaml.safe_dump({"model": keys, "lr": 1}, sort_keys=False))
-        face = facegrad.FaceIdentityLoss(path, vae=Duck(), device="cpu")
+        face = facegrad.FaceIdentityLoss(path, vae=Duck(), device=device)
         prediction = latents.clone().requires_grad_()
         value, report = face(prediction=prediction, t=[0.4], references=a)
         return value, report, prediction
@@ -280,14 +285,14 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
     plain.backward()
     assert report.counted == 1 and prediction.grad.abs().max() > 0
     weighted, *_ = run(use_t_aware_weighting=True)
-    assert weighted.item() == pytest.approx(0.6 * plain.item(), rel=1e-5)
+    assert weighted.item() == pytest.approx(0.6 * plain.item(), rel=bounds.value)
     several, report, _ = run(use_multiscale_face_loss=True)
-    assert several.item() == pytest.approx(sum(w * d for w, d in zip(LEVELS.values(), report.level_distances)), rel=1e-5)
+    assert several.item() == pytest.approx(sum(w * d for w, d in zip(LEVELS.values(), report.level_distances)), rel=bounds.value)
     two = {"layer2": 0.5, "embedding": 2.0}
     value, report, _ = run(use_multiscale_face_loss=True, multiscale_layer_weights=two)
-    assert value.item() == pytest.approx(sum(w * d for w, d in zip(two.values(), report.level_distances)), rel=1e-5)
+    assert value.item() == pytest.approx(sum(w * d for w, d in zip(two.values(), report.level_distances)), rel=bounds.value)
     off, *_ = run(use_multiscale_face_loss=False, multiscale_layer_weights=two)
-    assert off.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert off.item() == pytest.approx(plain.item(), rel=bounds.value / 10)
     for bad, text in [
         ({"use_multiscale_face_los": True}, "did you mean `use_multiscale_face_loss`"),
         ({"use_t_aware_weighting": "yes"}, "expected true or false"),
@@ -298,16 +303,16 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path):
             run(**bad)
 
 
-def test_any_decoder_gives_the_host_its_gradient(chain, recogniser):
+def test_any_decoder_gives_the_host_its_gradient(chain, recogniser, device, bounds):
     """The same loss through the library's decoder and through the host's own, with gates and report."""
     # A seed with which no input of a PReLU is so near its kink that rounding decides.
-    torch.manual_seed(6)
-    vae = AutoencoderKL(**SMALL, scaling_factor=0.7, shift_factor=0.1).eval().requires_grad_(False)
+    torch.manual_seed(8)
+    vae = AutoencoderKL(**SMALL, scaling_factor=0.7, shift_factor=0.1).eval().requires_grad_(False).to(device)
     keys = {"face_align_mode": "kps", "t_max": 0.8, "time_weight": "one_minus_t"}
     native = facegrad.FaceIdentityLoss(keys, vae=vae, detector=False, recogniser=recogniser)
     assert native.vae.native
     size = [n // 2 for n in chain["images"].shape[-2:]]
-    x_t, velocity = torch.randn(3, 4, *size), torch.randn(3, 4, *size)
+    x_t, velocity = (torch.randn(3, 4, *size).to(device) for _ in range(2))
     known = {name: chain[name] for name in ("references", "landmarks", "reference_landmarks")}
 
     def run(face):
@@ -337,8 +342,10 @@ def test_any_decoder_gives_the_host_its_gradient(chain, recogniser):
         face = facegrad.FaceIdentityLoss(keys, vae=host, detector=False, recogniser=recogniser)
         assert not face.vae.native
         value, report, gradient = run(face)
-        assert value == pytest.approx(want[0], rel=1e-5) and [s.outcome for s in report.samples] == [s.outcome for s in want[1].samples]
-        assert (gradient - want[2]).norm() <= 1e-5 * want[2].norm() and gradient[1].abs().max() == 0
+        assert value == pytest.approx(want[0], rel=bounds.value) and [s.outcome for s in report.samples] == [
+            s.outcome for s in want[1].samples
+        ]
+        assert relative(gradient, want[2]) <= bounds.gradient and gradient[1].abs().max() == 0
         assert torch.allclose(
             face.vae.decode(x_t[:1]), native.vae.decode(x_t[:1]) if host is not function else function(x_t[:1]), atol=1e-4
         )
@@ -349,9 +356,9 @@ def test_any_decoder_gives_the_host_its_gradient(chain, recogniser):
     images = chain["images"].clone().requires_grad_()
     value, _ = pixels(prediction=images, sample_weights=chain["weights"], **known)
     value.backward()
-    assert value.item() == pytest.approx(chain["loss"].item(), rel=1e-5)
+    assert value.item() == pytest.approx(chain["loss"].item(), rel=bounds.value)
     inside = (chain["images"] > 0) & (chain["images"] < 1)
-    assert torch.allclose(images.grad[inside], chain["gradient"][inside], atol=1e-6)
+    assert relative(images.grad[inside], chain["gradient"][inside]) <= bounds.gradient
 
 
 def test_what_a_hosts_decoder_throws_comes_out(chain, recogniser):
@@ -379,26 +386,26 @@ def test_what_a_hosts_decoder_throws_comes_out(chain, recogniser):
         facegrad.Vae(throws, dtype="bf16")
 
 
-def test_a_vae_in_memory_as_people_have_it(caplog):
+def test_a_vae_in_memory_as_people_have_it(caplog, device):
     torch.manual_seed(0)
-    vae = AutoencoderKL(**SMALL).eval()
-    z = torch.randn(1, 4, 8, 8)
+    vae = AutoencoderKL(**SMALL).eval().to(device)
+    z = torch.randn(1, 4, 8, 8).to(device)
     with torch.no_grad():
         want = (vae.decode(z).sample + 1) / 2
 
     class Own(AutoencoderKL):
         pass
 
-    own = Own(**SMALL)
+    own = Own(**SMALL).to(device)
     own.load_state_dict(vae.state_dict())
-    part = AutoencoderKL(**SMALL)
+    part = AutoencoderKL(**SMALL).to(device)
     part.load_state_dict(vae.state_dict())
     part.decoder = torch.compile(part.decoder)
     for module in (torch.compile(vae), part, torch.nn.DataParallel(vae), own):
         ours = facegrad.Vae(module)
         assert ours.native and torch.allclose(ours.decode(z), want, atol=1e-5)
     # Offloaded or quantised weights cannot be shared: the module decodes itself.
-    quantised = AutoencoderKL(**SMALL)
+    quantised = AutoencoderKL(**SMALL).to(device)
     quantised.load_state_dict(vae.state_dict())
     conv = quantised.decoder.conv_in
     codes, scale = torch.round(conv.weight.detach() * 1e4).to(torch.int32), 1e-4
@@ -420,7 +427,7 @@ def test_a_vae_in_memory_as_people_have_it(caplog):
     with torch.device("meta"):
         offloaded = AutoencoderKL(**SMALL)
     with caplog.at_level(logging.INFO, "facegrad"):
-        assert not facegrad.Vae(offloaded, device="cpu").native
+        assert not facegrad.Vae(offloaded, device=device).native
     assert "offloaded" in caplog.text
     with pytest.raises(ValueError, match="no decoder weights: it holds encoder.x"):
         facegrad.Vae({"encoder.x": torch.zeros(1)})
@@ -428,7 +435,7 @@ def test_a_vae_in_memory_as_people_have_it(caplog):
         facegrad.Vae({"ema": vae.state_dict()})
 
 
-def test_a_vae_that_decodes_in_its_own_way_is_not_taken_for_its_class(caplog):
+def test_a_vae_that_decodes_in_its_own_way_is_not_taken_for_its_class(caplog, device):
     """Twice the picture: by a derived class, a method that was replaced, a hook, a layer's own forward."""
 
     def twice(out):
@@ -444,14 +451,14 @@ def test_a_vae_that_decodes_in_its_own_way_is_not_taken_for_its_class(caplog):
 
     def plain(kind=AutoencoderKL):
         torch.manual_seed(0)
-        return kind(**SMALL).eval()
+        return kind(**SMALL).eval().to(device)
 
     replaced, hooked, patched = plain(), plain(), plain()
     replaced.decode = lambda z: twice(AutoencoderKL.decode(replaced, z))
     hooked.decoder.conv_out.register_forward_hook(lambda module, inputs, output: 2 * output)
     original = patched.decoder.conv_out.forward
     patched.decoder.conv_out.forward = lambda x: 2 * original(x)
-    z = torch.randn(1, 4, 8, 8)
+    z = torch.randn(1, 4, 8, 8).to(device)
     with torch.no_grad():
         want = (2 * plain().decode(z).sample + 1) / 2
     cases = [
@@ -470,13 +477,13 @@ def test_a_vae_that_decodes_in_its_own_way_is_not_taken_for_its_class(caplog):
     assert facegrad.Vae(compiled).native
 
 
-def test_what_a_duck_typed_vae_may_return(photos, caplog):
+def test_what_a_duck_typed_vae_may_return(photos, caplog, device):
     z = photos[0] * 2 - 1
     for answer in (lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"sample": x}, lambda x: DecoderOutput(sample=x)):
         duck = types.SimpleNamespace(config={"scaling_factor": 1.0}, decode=answer)
-        assert torch.allclose(facegrad.Vae(duck).decode(z), photos[0], atol=1e-6)
+        assert torch.allclose(facegrad.Vae(duck, device=device).decode(z), photos[0], atol=1e-6)
     assert "scaling_factor" not in caplog.text
-    facegrad.Vae(types.SimpleNamespace(config=None, decode=lambda x: x))
+    facegrad.Vae(types.SimpleNamespace(config=None, decode=lambda x: x), device=device)
     assert "names no scaling_factor, so the model's latents count as the VAE's own" in caplog.text
     with pytest.raises(TypeError, match="has `decode` and no `config` .*; give a function"):
         facegrad.Vae(types.SimpleNamespace(decode=lambda x: x))
@@ -484,18 +491,18 @@ def test_what_a_duck_typed_vae_may_return(photos, caplog):
         facegrad.Vae(types.SimpleNamespace(vae=AutoencoderKL(**SMALL)))
 
 
-def test_dtypes_by_their_other_names():
-    vae = AutoencoderKL(**SMALL).eval()
+def test_dtypes_by_their_other_names(device):
+    vae = AutoencoderKL(**SMALL).eval().to(device)
     for dtype in (torch.bfloat16, "bfloat16", "bf16"):
         assert "BFloat16" in facegrad.Vae(vae, dtype=dtype).description
     with pytest.raises(facegrad.FacegradError, match="unknown variant `int8`"):
         facegrad.Vae(vae, dtype="int8")
 
 
-def test_checkpoints_as_people_have_them(weights, tmp_path):
+def test_checkpoints_as_people_have_them(weights, tmp_path, device):
     torch.manual_seed(0)
-    vae = AutoencoderKL(**SMALL).eval()
-    state, z = vae.state_dict(), torch.randn(1, 4, 8, 8)
+    vae = AutoencoderKL(**SMALL).eval().to(device)
+    state, z = vae.state_dict(), torch.randn(1, 4, 8, 8).to(device)
     with torch.no_grad():
         want = (vae.decode(z).sample + 1) / 2
 
@@ -507,12 +514,12 @@ def test_checkpoints_as_people_have_them(weights, tmp_path):
         {"epoch": 1, "state_dict": state}, {"state_dict": under("first_stage_model.")}, {"model": state}, {"ema": under("module.")}, under("_orig_mod."),
     ):  # fmt: skip
         torch.save(content, path)
-        assert torch.allclose(facegrad.Vae(path).decode(z), want, atol=1e-5)
+        assert torch.allclose(facegrad.Vae(path, device=device).decode(z), want, atol=1e-5)
     torch.save({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)}, path)
     with pytest.raises(facegrad.FacegradError, match="got lora_unet_x.lora_up.weight"):
-        facegrad.Vae(path)
+        facegrad.Vae(path, device=device)
     _, net = weights
-    x, names = torch.rand(1, 3, 112, 112), net.state_dict()
+    x, names = torch.rand(1, 3, 112, 112).to(device), net.state_dict()
     with torch.no_grad():
         embedding = torch.nn.functional.normalize(net((x - 0.5) / 0.5))
     for content in (
@@ -521,10 +528,10 @@ def test_checkpoints_as_people_have_them(weights, tmp_path):
         {"state_dict_ema": names}, {"net": under("module.", names)},
     ):  # fmt: skip
         torch.save(content, path)
-        assert torch.allclose(facegrad.Recogniser(path).embed(x), embedding, atol=1e-4)
+        assert torch.allclose(facegrad.Recogniser(path, device=device).embed(x), embedding, atol=1e-4)
     torch.save({"gan.weight": torch.zeros(3)}, path)
     with pytest.raises(facegrad.FacegradError, match="the file has gan.weight"):
-        facegrad.Recogniser(path)
+        facegrad.Recogniser(path, device=device)
 
 
 #: The method's document, its code and its YAML as they stand there; `src.models.arcface_loss` is where they import from.
@@ -572,6 +579,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.host("the document's own text")
 def test_the_documents_snippets_run(root, photos, weights, tmp_path, monkeypatch, capsys):
     """Only the places of files and the device are this machine's; everything else is the document's own text."""
     module = types.ModuleType("src.models.arcface_loss")
@@ -605,6 +613,7 @@ def test_the_documents_snippets_run(root, photos, weights, tmp_path, monkeypatch
     assert re.search(r"Face similarity: 0\.\d+", capsys.readouterr().out)
 
 
+@pytest.mark.host("the README's own text")
 def test_the_ten_lines_of_the_readme_run(data, tmp_path, monkeypatch, capsys):
     (tmp_path / ".insightface").symlink_to(FIXTURES / "evaluate")
     for name, photo in (("person.jpg", "C_obama_1.jpg"), ("generated.jpg", "C_obama_2.jpg")):
@@ -616,16 +625,17 @@ def test_the_ten_lines_of_the_readme_run(data, tmp_path, monkeypatch, capsys):
     assert "counted: [True]" in capsys.readouterr().out
 
 
+@pytest.mark.host("keys alone")
 def test_a_misspelt_key_of_a_dict_is_named_before_models_are_looked_for(tmp_path):
     with pytest.raises(ValueError, match="unknown key `face_los_weight` \\(did you mean `face_loss_weight`"):
         facegrad.FaceIdentityLoss({"face_los_weight": 0.1}, root=tmp_path)
 
 
-def test_time_weights_of_a_sample_do_not_depend_on_its_batch(root, weights, photos):
+def test_time_weights_of_a_sample_do_not_depend_on_its_batch(root, weights, photos, device, bounds):
     """The method weights a batch by the mean noise level; a weight per sample is the same for any batch."""
     a, b = photos
     keys = config(root, weights, use_t_aware_weighting=True, face_loss_weight=1.0, prediction={"kind": "sample"})
-    face = facegrad.FaceIdentityLoss(keys, vae=lambda x0: (x0 + 1) / 2, device="cpu")
+    face = facegrad.FaceIdentityLoss(keys, vae=lambda x0: (x0 + 1) / 2, device=device)
 
     def run(times):
         prediction = (b * 2 - 1).repeat(len(times), 1, 1, 1)
@@ -633,4 +643,4 @@ def test_time_weights_of_a_sample_do_not_depend_on_its_batch(root, weights, phot
 
     alone = {t: run([t]) for t in (0.1, 0.8)}
     assert alone[0.8] / alone[0.1] == pytest.approx(0.2 / 0.9, rel=1e-4)
-    assert run([0.1, 0.8]) == pytest.approx(sum(alone.values()) / 2, rel=1e-5)
+    assert run([0.1, 0.8]) == pytest.approx(sum(alone.values()) / 2, rel=bounds.value)

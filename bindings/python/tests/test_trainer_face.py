@@ -56,12 +56,12 @@ CONVENTIONS = {
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_conventions_are_read_from_the_tensors(name, dtype):
+def test_conventions_are_read_from_the_tensors(name, dtype, device):
     g = torch.Generator().manual_seed(1)
     x0, n = 0.8 * torch.randn(3, 4, 16, 16, generator=g), torch.randn(3, 4, 16, 16, generator=g)
     mix, formula, level = CONVENTIONS[name]
     x_t, target = mix(x0, n)
-    found = fit(*(x.to(dtype) for x in (x0, x_t, target, n)))
+    found = fit(*(x.to(device, dtype) for x in (x0, x_t, target, n)))
     near = 1e-5 if dtype == torch.float32 else 5e-3
     back = found.a.view(-1, 1, 1, 1) * x_t + found.b.view(-1, 1, 1, 1) * target
     assert (back - x0).norm() / x0.norm() < near
@@ -70,13 +70,13 @@ def test_conventions_are_read_from_the_tensors(name, dtype):
     if dtype == torch.float32:
         assert str(found).startswith(formula)
     if name in ("flow", "negated", "epsilon", "v"):
-        without = fit(*(x.to(dtype) for x in (x0, x_t, target)), tolerance=0.05)
+        without = fit(*(x.to(device, dtype) for x in (x0, x_t, target)), tolerance=0.05)
         assert torch.allclose(without.coefficients, found.coefficients, rtol=near, atol=near)
 
 
-def test_a_misfit_is_an_error_that_names_both():
+def test_a_misfit_is_an_error_that_names_both(device):
     g = torch.Generator().manual_seed(1)
-    x0, n, other = (torch.randn(2, 4, 8, 8, generator=g) for _ in range(3))
+    x0, n, other = (torch.randn(2, 4, 8, 8, generator=g).to(device) for _ in range(3))
     x_t = 0.5 * x0 + 0.5 * n
     with pytest.raises(ConventionError, match=r"noisy latents \(x_t\) should be a mixture.*x_t\): 1e\+00|noisy latents.*the target"):
         fit(x0, other, n - x0, n)
@@ -92,6 +92,7 @@ def test_a_misfit_is_an_error_that_names_both():
         fit(x0, x_t, n[:, :2], n)
 
 
+@pytest.mark.host("keys alone")
 def test_the_section_is_checked(tmp_path):
     file = tmp_path / "face.yaml"
     file.write_text("face_loss: {face_loss_weight: 0.2, persons: {anna: photos, ben: {pictures: [a.png], match: '*/ben/*'}}}")
@@ -111,7 +112,7 @@ def test_the_section_is_checked(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(device):
     """Two portraits as clean latents of the demo's VAE, with noise, levels, and a prediction that is near the truth."""
     from diffusers import AutoencoderKL
 
@@ -123,8 +124,8 @@ def world():
     n = torch.randn(x0.shape, generator=g)
     t = torch.tensor([0.3, 0.6])
     x_t = torch.lerp(x0, n, t.view(-1, 1, 1, 1))
-    return SimpleNamespace(vae=vae, x0=x0, n=n, t=t, x_t=x_t, v=n - x0, wrong=torch.randn(x0.shape, generator=g), pictures=pictures,
-                           landmarks=torch.stack([torch.from_numpy(d.landmarks) for d in drawn]).float())  # fmt: skip
+    made = {"x0": x0, "n": n, "t": t, "x_t": x_t, "v": n - x0, "wrong": torch.randn(x0.shape, generator=g), "pictures": pictures}
+    return SimpleNamespace(vae=vae.to(device), **{name: x.to(device) for name, x in made.items()})
 
 
 def told(w, sign=1.0, **changes):
@@ -153,12 +154,20 @@ def test_the_sign_of_the_flow_makes_no_difference(world, caplog):
     )
 
 
-def test_clean_latents_are_reference_and_landmarks(world):
+def networks(device):
+    """Those of the section."""
+    return {
+        "vae": facegrad.Vae(SECTION["vae"], device=device),
+        "detector": facegrad.Detector(SECTION["detector"]["path"], det_sizes=[192], device=device),
+        "recogniser": facegrad.Recogniser(SECTION["recogniser"], device=device),
+    }
+
+
+def test_clean_latents_are_reference_and_landmarks(world, device):
     """The same as a picture of the clean latents handed over as the reference, with the landmarks found there."""
     face = TrainerFace(SECTION)
     value, found = gradient(face, world)
-    parts = {"vae": facegrad.Vae(ASSETS / "vae"), "detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[192]),
-             "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors")}  # fmt: skip
+    parts = networks(device)
     clean = parts["vae"].decode(world.x0 / world.vae.config.scaling_factor + world.vae.config.shift_factor).clamp(0, 1)
     loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps"}, **parts)
     _, prediction = told(world)
@@ -170,8 +179,8 @@ def test_clean_latents_are_reference_and_landmarks(world):
 def test_a_clean_picture_is_decoded_once(world):
     face = TrainerFace(SECTION)
     for t in (0.2, 0.5, 0.9):
-        x_t = torch.lerp(world.x0, world.n, torch.full((2, 1, 1, 1), t))
-        noise = 1e-3 * torch.randn(world.x0.shape)  # as the VAE's sampling makes it
+        x_t = torch.lerp(world.x0, world.n, t)
+        noise = 1e-3 * torch.randn_like(world.x0)  # as the VAE's sampling makes it
         gradient(face, world, x_t=x_t + (1 - t) * noise, latents=world.x0 + noise, target=world.v - noise)
     assert face._places.decoded == 2
     flipped = SimpleNamespace(**{**vars(world), **{k: getattr(world, k).flip(-1) for k in ("x0", "n", "x_t", "v")}})
@@ -179,17 +188,17 @@ def test_a_clean_picture_is_decoded_once(world):
     assert face._places.decoded == 4
 
 
-def test_one_frame_and_control_channels(world):
+def test_one_frame_and_control_channels(world, bounds):
     """[N,C,1,h,w], [N,1,C,h,w], and control latents behind the noisy ones."""
     value, found = gradient(TrainerFace(SECTION), world)
     for place in (2, 1):
         arguments, prediction = told(world)
         arguments = {k: x.unsqueeze(place) for k, x in arguments.items()}
         again = TrainerFace(SECTION).step(**arguments)
-        assert again.item() == pytest.approx(value, rel=1e-5)
-        assert torch.allclose(torch.autograd.grad(again, prediction)[0], found)
+        assert again.item() == pytest.approx(value, rel=bounds.value)
+        assert relative(torch.autograd.grad(again, prediction)[0], found) <= bounds.gradient
     again, _ = gradient(TrainerFace(SECTION), world, x_t=torch.cat([world.x_t, world.x0], 1))
-    assert again == pytest.approx(value, rel=1e-5)
+    assert again == pytest.approx(value, rel=bounds.value)
     arguments, _ = told(world)
     with pytest.raises(ValueError, match="single frames"):
         TrainerFace(SECTION).step(**{k: x.unsqueeze(2).expand(-1, -1, 3, -1, -1) for k, x in arguments.items()})
@@ -213,7 +222,7 @@ def test_persons_are_told_apart(world, tmp_path):
 
     for at, name in enumerate(("anna", "ben")):
         (tmp_path / name).mkdir()
-        picture = (world.pictures[at].permute(1, 2, 0) * 255).byte().numpy()
+        picture = (world.pictures[at].permute(1, 2, 0) * 255).byte().cpu().numpy()
         Image.fromarray(picture).save(tmp_path / name / "1.png")
         Image.fromarray(picture).resize((96, 80)).save(tmp_path / name / "2.png")
     persons = {name: {"pictures": str(tmp_path / name), "match": f"/{name}/"} for name in ("anna", "ben")}
@@ -233,7 +242,7 @@ def test_persons_are_told_apart(world, tmp_path):
 
 def test_a_picture_without_a_face_counts_nothing(world):
     grey = SimpleNamespace(**{**vars(world)})
-    blank = world.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
+    blank = world.vae.encode(torch.zeros_like(world.pictures[:1])).latent_dist.mean
     grey.x0 = torch.cat([world.x0[:1], (blank - world.vae.config.shift_factor) * world.vae.config.scaling_factor])
     grey.x_t, grey.v = torch.lerp(grey.x0, grey.n, grey.t.view(-1, 1, 1, 1)), grey.n - grey.x0
     face = TrainerFace(SECTION)
@@ -254,19 +263,20 @@ def test_a_stated_prediction_is_compared(world):
         gradient(TrainerFace({**SECTION, "prediction": {"kind": "flow"}}), world, sign=-1.0)
 
 
-def test_a_restored_face_remembers_its_pictures(world, tmp_path):
+def test_a_restored_face_remembers_its_pictures(world, tmp_path, bounds):
     before, after = TrainerFace(SECTION), TrainerFace(SECTION)
     first = gradient(before, world)
     torch.save(before.state_dict(), tmp_path / "state.pt")
     after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     second = gradient(after, world)
-    assert first[0] == second[0] and torch.equal(first[1], second[1])
+    assert second[0] == pytest.approx(first[0], rel=bounds.again) and bounds.same(second[1], first[1])
     assert after._places.decoded == 0 and after.term.step == 2
 
 
-def test_the_trainers_own_vae_is_used(world):
+def test_the_trainers_own_vae_is_used(world, bounds):
     without = {k: v for k, v in SECTION.items() if k != "vae"}
-    assert gradient(TrainerFace(without), world, vae=world.vae)[0] == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-5)
+    want, _ = gradient(TrainerFace(SECTION), world)
+    assert gradient(TrainerFace(without), world, vae=world.vae)[0] == pytest.approx(want, rel=bounds.value)
     with pytest.raises(ValueError, match="name its file or folder"):
         gradient(TrainerFace(without), world)
 
@@ -297,47 +307,43 @@ def test_a_vae_that_the_library_cannot_read_decodes_by_itself(world):
     assert value == pytest.approx(want, rel=1e-3) and relative(found, right) <= 1e-2
 
 
-def test_a_model_of_pixels_needs_no_vae(world):
+def test_a_model_of_pixels_needs_no_vae(world, device):
     """`vae: pixels`: the latents are pictures in [-1, 1]."""
     pixels = SimpleNamespace(**vars(world))
     pixels.x0 = world.pictures * 2 - 1
     g = torch.Generator().manual_seed(5)
-    pixels.n, pixels.wrong = torch.randn(pixels.x0.shape, generator=g), 0.2 * torch.randn(pixels.x0.shape, generator=g)
+    pixels.n, pixels.wrong = (scale * torch.randn(pixels.x0.shape, generator=g).to(device) for scale in (1.0, 0.2))
     pixels.x_t, pixels.v = torch.lerp(pixels.x0, pixels.n, pixels.t.view(-1, 1, 1, 1)), pixels.n - pixels.x0
     face = TrainerFace({**SECTION, "vae": "pixels"})
     value, found = gradient(face, pixels)
     assert face.logs()["face/counted"] == 2
-    parts = {
-        "detector": facegrad.Detector(ASSETS / "detector.onnx", det_sizes=[192]),
-        "recogniser": facegrad.Recogniser(ASSETS / "recogniser.safetensors"),
-    }
-    loss = facegrad.FaceIdentityLoss(
-        {"landmarks": "reference", "face_align_mode": "kps", "latent_format": "none"}, vae=lambda x: x / 2 + 0.5, **parts
-    )
+    parts = networks(device) | {"vae": lambda x: x / 2 + 0.5}
+    loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps", "latent_format": "none"}, **parts)
     _, prediction = told(pixels)
     plain, report = loss(prediction=prediction, x_t=pixels.x_t, t=pixels.t, references=pixels.pictures)
     assert report.counted == 2 and value == pytest.approx(plain.item(), rel=1e-3)
     assert relative(found, torch.autograd.grad(plain, prediction)[0]) <= 1e-2
 
 
-def test_buckets_have_sizes_of_their_own(world):
+def test_buckets_have_sizes_of_their_own(world, device, bounds):
     """Batches of another size between the others, with the references of each found once."""
     face, wide = TrainerFace(SECTION), SimpleNamespace(**vars(world))
     pictures = torch.nn.functional.pad(world.pictures * 2 - 1, (16, 16, 0, 32))
     wide.x0 = (world.vae.encode(pictures).latent_dist.mean - world.vae.config.shift_factor) * world.vae.config.scaling_factor
     g = torch.Generator().manual_seed(6)
-    wide.n, wide.wrong = torch.randn(wide.x0.shape, generator=g), torch.randn(wide.x0.shape, generator=g)
+    wide.n, wide.wrong = (torch.randn(wide.x0.shape, generator=g).to(device) for _ in range(2))
     wide.x_t, wide.v = torch.lerp(wide.x0, wide.n, wide.t.view(-1, 1, 1, 1)), wide.n - wide.x0
     first = gradient(face, world)[0]
     other = gradient(face, wide)[0]
     assert face.logs()["face/counted"] == 2 and face._places.decoded == 4
-    assert gradient(face, world)[0] == pytest.approx(first, rel=1e-5) and face._places.decoded == 4
-    assert other == pytest.approx(gradient(TrainerFace(SECTION), wide)[0], rel=1e-5)
+    assert gradient(face, world)[0] == pytest.approx(first, rel=bounds.value) and face._places.decoded == 4
+    assert other == pytest.approx(gradient(TrainerFace(SECTION), wide)[0], rel=bounds.value)
 
 
 # The adapters, each on a stand-in with its trainer's signatures and order of calls.
 
 
+@pytest.mark.host("names alone")
 def test_an_unknown_family_of_sd_scripts_has_no_assumed_format():
     """Only the base class itself is SD 1.x."""
 
@@ -438,8 +444,9 @@ def test_ai_toolkit(world):
         value.item() == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and trainer.additional_logs["face/counted"] == 2
     )
     # A mask weighs the trainer's own loss only.
-    masked = trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch, mask_multiplier=torch.zeros(2, 1, 8, 8))
-    assert masked.item() == pytest.approx(value.item(), rel=1e-5)
+    mask = torch.zeros_like(world.x_t[:, :1])
+    masked = trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch, mask_multiplier=mask)
+    assert masked.item() == pytest.approx(value.item(), rel=1e-4)
     batch.get_is_reg_list = lambda: [False, True]
     trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch)
     assert trainer.additional_logs["face/skipped_regularisation"] == 1
@@ -476,7 +483,7 @@ def test_simpletuner(world):
     loss, logs = model.auxiliary_loss(prepared_batch=batch, **call)
     assert loss.item() - 1 == pytest.approx(gradient(TrainerFace(SECTION), world)[0], rel=1e-4) and logs["face/counted"] == 2
     assert ModelFoundation().auxiliary_loss(prepared_batch={**batch, "target": world.v}, **call)[0].item() == 1
-    tokens = torch.lerp(world.x0, world.n, torch.rand(2, 1, 8, 8))
+    tokens = torch.lerp(world.x0, world.n, torch.rand_like(world.x0[:, :1]))
     with pytest.raises(ConventionError, match="noise of another level per token"):
         ModelFoundation().auxiliary_loss(prepared_batch={**batch, "noisy_latents": tokens}, **call)
 
@@ -624,9 +631,10 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 def main():
-    accelerator = Accelerator(cpu=True)
-    vae = AutoencoderKL.from_pretrained(sys.argv[1])
-    world = torch.load(sys.argv[2])
+    accelerator = Accelerator(cpu=True)  # it moves nothing of what is below
+    device = sys.argv[4]
+    vae = AutoencoderKL.from_pretrained(sys.argv[1]).to(device)
+    world = {name: x.to(device) for name, x in torch.load(sys.argv[2]).items()}
     layer = torch.nn.Linear(1, 1)
     layer = accelerator.prepare(layer)
     model_input, noise = world["x0"].repeat(2, 1, 1, 1), world["n"].repeat(2, 1, 1, 1)
@@ -639,7 +647,7 @@ def main():
     target = noise - model_input
     model_pred, model_pred_prior = torch.chunk(model_pred, 2, dim=0)
     target, target_prior = torch.chunk(target, 2, dim=0)
-    accelerator.backward(0 * model_pred.sum())
+    accelerator.backward(0 * (model_pred.sum() + model_pred_prior.sum()))
     torch.save(leaf.grad, sys.argv[3])
     accelerator.backward(leaf.sum() * 0)  # a step of the text alone leaves the variables as they are
     torch.save(leaf.grad, sys.argv[3] + ".2")
@@ -650,14 +658,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_diffusers_script_is_started_unedited(world, tmp_path, cached, monkeypatch):
+def test_a_diffusers_script_is_started_unedited(world, tmp_path, cached, monkeypatch, device, bounds):
     """Prior preservation's class pictures get nothing, and the VAE stays where the script deletes it."""
     import accelerate
     import diffusers
 
     script = tmp_path / "train_dreambooth_lora_x.py"
     script.write_text(SCRIPT)
-    torch.save({k: getattr(world, k) for k in ("x0", "n", "x_t", "v", "wrong")}, tmp_path / "world.pt")
+    torch.save({k: getattr(world, k).cpu() for k in ("x0", "n", "x_t", "v", "wrong")}, tmp_path / "world.pt")
     without = {k: v for k, v in SECTION.items() if k != "vae"}
     for owner, name in ((accelerate.Accelerator, "backward"), (accelerate.Accelerator, "prepare")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
@@ -671,15 +679,21 @@ def test_a_diffusers_script_is_started_unedited(world, tmp_path, cached, monkeyp
     assert start.adapter_of(script) is scripts
     start.run(
         script,
-        [str(ASSETS / "vae"), str(tmp_path / "world.pt"), str(tmp_path / "grad.pt"), *(["--cache_latents"] if cached else [])],
+        [
+            str(ASSETS / "vae"),
+            *(str(tmp_path / name) for name in ("world.pt", "grad.pt")),
+            str(device),
+            *(["--cache_latents"] if cached else []),
+        ],
         TrainerFace(without),
     )
-    found = torch.load(tmp_path / "grad.pt")
+    found = torch.load(tmp_path / "grad.pt").to(device)
     _, want = gradient(TrainerFace(SECTION), world)
     assert torch.allclose(found[:2], want, rtol=1e-3, atol=1e-8) and found[2:].abs().max() == 0
-    assert torch.equal(torch.load(tmp_path / "grad.pt.2"), found)
+    assert torch.equal(torch.load(tmp_path / "grad.pt.2").to(device), found)
 
 
+@pytest.mark.host("names alone")
 def test_a_script_with_other_names_is_an_error(tmp_path):
     face, kept = TrainerFace(SECTION), {}
     frame = SimpleNamespace(f_locals={"noise": 1, "target": 2}, f_code=SimpleNamespace(co_filename="x.py"))

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from test_trainer_face import SECTION
+from test_trainer_face import SECTION, networks
 from test_trainer_face import world as world  # the fixture
 
 import facegrad
@@ -49,7 +49,7 @@ class Model:
     """The velocity of a flow whose samples are the world's pictures, with one weight to train."""
 
     def __init__(self, world):
-        self.x0, self.wrong, self.w = world.x0, world.wrong, torch.tensor(0.3, requires_grad=True)
+        self.x0, self.wrong, self.w = world.x0, world.wrong, torch.tensor(0.3, device=world.x0.device, requires_grad=True)
         self.calls = []
 
     def __call__(self, x, level):
@@ -61,15 +61,11 @@ GRID = [([level] * 2, grad) for level, grad in ((1.0, False), (0.75, False), (0.
 
 
 @pytest.fixture()
-def wanted(world):
+def wanted(world, device):
     """The loss of the pair and of its rollout, and their gradients, by :class:`Rollout` itself on a flow."""
-    parts = {
-        "detector": facegrad.Detector(SECTION["detector"]["path"], det_sizes=[192]),
-        "recogniser": facegrad.Recogniser(SECTION["recogniser"]),
-    }
-    vae = facegrad.Vae(SECTION["vae"])
-    clean = vae.decode(world.x0 / world.vae.config.scaling_factor + world.vae.config.shift_factor).clamp(0, 1)
-    loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps"}, vae=vae, **parts)
+    parts = networks(device)
+    clean = parts["vae"].decode(world.x0 / world.vae.config.scaling_factor + world.vae.config.shift_factor).clamp(0, 1)
+    loss = facegrad.FaceIdentityLoss({"landmarks": "reference", "face_align_mode": "kps"}, **parts)
     rollout, model = Rollout(loss, **{**FREE, "levels": (0.4, 0.4)}), Model(world)
     torch.manual_seed(3)
     v = model(world.x_t, world.t)
@@ -95,14 +91,14 @@ def check(total, model, wanted, face):
 
 @pytest.mark.parametrize("kind", ["flow", "epsilon", "v"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_step_is_that_of_the_library(kind, sign):
+def test_a_step_is_that_of_the_library(kind, sign, device):
     g = torch.Generator().manual_seed(2)
-    x0, n, x, prediction = (torch.randn(2, 4, 8, 8, generator=g) for _ in range(4))
-    schedule, times = Schedule(), torch.tensor([300.0, 620.0])
+    x0, n, x, prediction = (torch.randn(2, 4, 8, 8, generator=g).to(device) for _ in range(4))
+    schedule, times = Schedule(), torch.tensor([300.0, 620.0], device=device)
     if kind == "flow":
         p, q = 1 - times / 1000, times / 1000
     else:
-        alphas = scaled_linear()[times.long()].float()
+        alphas = scaled_linear().to(device)[times.long()].float()
         p, q = alphas.sqrt(), (1 - alphas).sqrt()
     p, q = (c.view(-1, 1, 1, 1) for c in (p, q))
     target = {"flow": n - x0, "epsilon": n, "v": p * n - q * x0}[kind]
@@ -116,12 +112,12 @@ def test_a_step_is_that_of_the_library(kind, sign):
 
 @pytest.mark.parametrize("scale, offset", [(1, 0), (1000, 0), (-1, 1), (-1000, 1000), (1000, 1), (1000, -1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_models_clock_is_read_from_its_times(scale, offset, dtype):
+def test_the_models_clock_is_read_from_its_times(scale, offset, dtype, device):
     g = torch.Generator().manual_seed(2)
-    x0, n = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
+    x0, n = (torch.randn(2, 4, 8, 8, generator=g).to(device) for _ in range(2))
 
     def found(*levels):
-        t = torch.tensor(levels).view(-1, 1, 1, 1)
+        t = torch.tensor(levels, device=device).view(-1, 1, 1, 1)
         return fit(x0.to(dtype), torch.lerp(x0, n, t).to(dtype), (n - x0).to(dtype), n.to(dtype)), (scale * t.flatten() + offset).to(dtype)
 
     schedule = Schedule()
@@ -134,17 +130,17 @@ def test_the_models_clock_is_read_from_its_times(scale, offset, dtype):
     )
     with pytest.raises(ConventionError, match="times do not follow from the noise levels"):
         for _ in range(50):
-            schedule.observe(found(0.2, 0.9)[0], torch.tensor([0.2, 0.4]))
+            schedule.observe(found(0.2, 0.9)[0], torch.tensor([0.2, 0.4], device=device))
 
 
-def test_a_step_with_little_noise_does_not_decide_between_epsilon_and_v():
+def test_a_step_with_little_noise_does_not_decide_between_epsilon_and_v(device):
     """In bfloat16 both fit there; the next step tells."""
     g = torch.Generator().manual_seed(2)
-    x0, n = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, 4, 16, 16, generator=g)
+    x0, n = (torch.randn(2, 4, 16, 16, generator=g).to(device) for _ in range(2))
 
     def observe(*times):
-        rows = torch.tensor(times)
-        p, q = (c.view(-1, 1, 1, 1).float() for c in (scaled_linear()[rows].sqrt(), (1 - scaled_linear()[rows]).sqrt()))
+        rows, alphas = torch.tensor(times, device=device), scaled_linear().to(device)
+        p, q = (c.view(-1, 1, 1, 1).float() for c in (alphas[rows].sqrt(), (1 - alphas[rows]).sqrt()))
         found = fit(*(x.to(torch.bfloat16) for x in (x0, p * x0 + q * n, n, n)))
         schedule.observe(found, rows)
         return found
@@ -157,9 +153,9 @@ def test_a_step_with_little_noise_does_not_decide_between_epsilon_and_v():
     assert schedule.ready and point.a == pytest.approx(1 / point.signal)
 
 
-def test_levels_without_a_name_are_refused():
+def test_levels_without_a_name_are_refused(device):
     g = torch.Generator().manual_seed(2)
-    x0, n = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
+    x0, n = (torch.randn(2, 4, 8, 8, generator=g).to(device) for _ in range(2))
     with pytest.raises(ConventionError, match="neither those of flow matching nor"):
         Schedule().observe(fit(x0, x0 + 3 * n, x0, n), torch.tensor([1.0, 2.0]))
     with pytest.raises(ConventionError, match=r"at the timesteps \[3, 900\]"):
@@ -167,8 +163,8 @@ def test_levels_without_a_name_are_refused():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: one.name)
-def test_layouts_are_found_and_reversed(layout):
-    x = torch.randn(2, 4, 6, 8)
+def test_layouts_are_found_and_reversed(layout, device):
+    x = torch.randn(2, 4, 6, 8, device=device)
     packed = layout.pack(x)
     assert torch.equal(layout.unpack(packed, x.shape), x)
     assert layout_of(packed, x) is layout and layout_of(torch.randn_like(packed), x) is None
@@ -177,6 +173,7 @@ def test_layouts_are_found_and_reversed(layout):
         assert layout_of(control.to(torch.bfloat16), x) is layout and torch.equal(layout.unpack(control, x.shape), x)
 
 
+@pytest.mark.host("keys alone")
 def test_the_section_checks_rollouts():
     for value, message in [
         ({"lambda": 1}, "rollouts: unknown key `lambda`"),
@@ -220,6 +217,7 @@ def test_samples_without_a_face_loss_have_no_rollout(world, wanted):
     assert face.rollouts.rollout.summary()["rollouts"] == 2
 
 
+@pytest.mark.host("processes on the CPU")
 def test_processes_call_their_model_equally_often(tmp_path):
     """One of two processes has nothing to push. The model is wrapped, so one that is called less often leaves the other waiting."""
     command = [
@@ -376,6 +374,7 @@ def test_musubi_tuner(world, wanted):
     assert metrics["rollout/counted"] == 2
 
 
+@pytest.mark.host("names alone")
 def test_musubi_tuners_wan_of_two_models_has_no_rollouts():
     class NetworkTrainer:
         high_low_training = True
@@ -422,7 +421,7 @@ def test_simpletuner(world, wanted):
 
 def test_onetrainer(world, wanted):
     """Timesteps are indices of noise levels, which are one thousandth more."""
-    net, t = Model(world), torch.tensor([299, 599])
+    net, t = Model(world), torch.tensor([299, 599], device=world.x0.device)
 
     class Setup:
         def _get_timestep_discrete(self, num_train_timesteps, deterministic, generator, batch_size, config, shift=None):
@@ -506,7 +505,7 @@ def test_a_diffusers_script(world, wanted, monkeypatch):
 
 def test_a_clock_that_stays_open_is_said_once_and_so_is_the_one_that_is_found(world, caplog):
     face, model = TrainerFace({**ON, "warn_after": 2}), Model(world)
-    half = torch.full((2,), 0.5)
+    half = torch.full_like(world.t, 0.5)
 
     def step(x_t, times):
         v = model(x_t, times)
