@@ -66,13 +66,13 @@ class Flux:
 
     def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         n, side = len(x), LATENT / 2
-        ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side))
+        ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side)).to(x.device)
         return model(
             hidden_states=x,
             timestep=t,
-            encoder_hidden_states=torch.ones(n, 3, 8),
-            pooled_projections=torch.ones(n, 8),
-            txt_ids=torch.zeros(3, 3),
+            encoder_hidden_states=x.new_ones(n, 3, 8),
+            pooled_projections=x.new_ones(n, 8),
+            txt_ids=x.new_zeros(3, 3),
             img_ids=ids,
             return_dict=False,
         )[0]
@@ -112,8 +112,8 @@ class Sdxl:
 
     def predict(self, model, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         n = len(x)
-        extra = {"text_embeds": torch.ones(n, 16), "time_ids": torch.full((n, 6), 64.0)}
-        return model(x, t, encoder_hidden_states=torch.ones(n, 4, 16), added_cond_kwargs=extra, return_dict=False)[0]
+        extra = {"text_embeds": x.new_ones(n, 16), "time_ids": x.new_full((n, 6), 64.0)}
+        return model(x, t, encoder_hidden_states=x.new_ones(n, 4, 16), added_cond_kwargs=extra, return_dict=False)[0]
 
     def step(self, model, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor):
         k = (u.sigmoid() * 999).long()
@@ -155,6 +155,7 @@ def tiny_vae(channels: int, scaling: dict) -> AutoencoderKL:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", choices=["flux", "sdxl"])
+    p.add_argument("--cuda", action="store_true", help="train on a GPU, every process on its own (default: on the CPU)")
     p.add_argument("--steps", type=int, default=3, help="optimiser steps (default 3)")
     p.add_argument("--batch", type=int, default=4, help="samples of one process and one accumulated batch (default 4)")
     p.add_argument("--accumulate", type=int, default=1, help="batches an optimiser step (default 1)")
@@ -170,10 +171,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    accelerator = Accelerator(cpu=True, mixed_precision=args.precision, gradient_accumulation_steps=args.accumulate)
+    accelerator = Accelerator(cpu=not args.cuda, mixed_precision=args.precision, gradient_accumulation_steps=args.accumulate)
     torch.manual_seed(0)
     way = Flux() if args.model == "flux" else Sdxl()
-    vae, model = tiny_vae(way.channels, way.scaling), way.model.requires_grad_(False)
+    vae, model = tiny_vae(way.channels, way.scaling).to(accelerator.device), way.model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=4, init_lora_weights="gaussian", target_modules=TARGETS))
     if args.checkpointing:
         model.enable_gradient_checkpointing()
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         {"face_loss_weight": 0.1, "face_align_mode": "kps", "landmarks": "reference", **way.loss_config},
         vae=vae,
         detector=False,
-        recogniser=facegrad.Recogniser(str(ASSETS / "recogniser.safetensors")),
+        recogniser=facegrad.Recogniser(str(ASSETS / "recogniser.safetensors"), device=accelerator.device),
     )
     face = FaceTerm(loss, average="batch")
     # The random models draw no face, so its place is told below and its score is not asked for. With a real model the
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         for _ in range(args.accumulate):
             first = (number * accelerator.num_processes + accelerator.process_index) * args.batch
             index, number = range(first, first + args.batch), number + 1
-            pictures, landmarks, noise, u = samples(index, way.channels)
+            pictures, landmarks, noise, u = (x.to(accelerator.device) for x in samples(index, way.channels))
             with torch.no_grad():
                 latents = vae.encode(pictures * 2 - 1).latent_dist.mean
                 latents = (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
                     )
                     total = total + rollout(
                         lambda x, t: way.predict(model, x, t),
-                        way.layout(fresh),
+                        way.layout(fresh.to(accelerator.device)),
                         main=(mse, prediction),
                         step=step,
                         references=pictures,
