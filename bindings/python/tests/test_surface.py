@@ -17,6 +17,7 @@ from compare import relative
 from conftest import FIXTURES, ROOT, Duck, arguments
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import _disable_current_modes
 
 import facegrad
@@ -303,13 +304,20 @@ def test_every_key_of_the_yaml_counts(root, weights, photos, tmp_path, device, b
             run(**bad)
 
 
-def test_any_decoder_gives_the_host_its_gradient(chain, recogniser, device, bounds):
+@pytest.fixture()
+def smooth(tmp_path, device):
+    """The small recogniser with PReLUs of slope 1. Two decoders round differently, and at a kink rounding decides the gradient."""
+    weights = load_file(FIXTURES / "nets/small.safetensors")
+    save_file({name: torch.ones_like(w) if "prelu" in name else w for name, w in weights.items()}, tmp_path / "smooth.safetensors")
+    return facegrad.Recogniser(tmp_path / "smooth.safetensors", device=device)
+
+
+def test_any_decoder_gives_the_host_its_gradient(chain, recogniser, smooth, device, bounds):
     """The same loss through the library's decoder and through the host's own, with gates and report."""
-    # A seed with which no input of a PReLU is so near its kink that rounding decides.
-    torch.manual_seed(8)
+    torch.manual_seed(6)
     vae = AutoencoderKL(**SMALL, scaling_factor=0.7, shift_factor=0.1).eval().requires_grad_(False).to(device)
     keys = {"face_align_mode": "kps", "t_max": 0.8, "time_weight": "one_minus_t"}
-    native = facegrad.FaceIdentityLoss(keys, vae=vae, detector=False, recogniser=recogniser)
+    native = facegrad.FaceIdentityLoss(keys, vae=vae, detector=False, recogniser=smooth)
     assert native.vae.native
     size = [n // 2 for n in chain["images"].shape[-2:]]
     x_t, velocity = (torch.randn(3, 4, *size).to(device) for _ in range(2))
@@ -339,7 +347,7 @@ def test_any_decoder_gives_the_host_its_gradient(chain, recogniser, device, boun
     want = run(native)
     assert [s.outcome.name for s in want[1].samples] == ["COUNTED", "TIME", "COUNTED"]
     for host in (Mine(), function):
-        face = facegrad.FaceIdentityLoss(keys, vae=host, detector=False, recogniser=recogniser)
+        face = facegrad.FaceIdentityLoss(keys, vae=host, detector=False, recogniser=smooth)
         assert not face.vae.native
         value, report, gradient = run(face)
         assert value == pytest.approx(want[0], rel=bounds.value) and [s.outcome for s in report.samples] == [
