@@ -1,6 +1,6 @@
 """Steps through windows against whole images and eager PyTorch, side by side: CPU time, peak memory and gradient of a
 step with one face and a VAE of FLUX.1's architecture (random weights). Every way runs in a process of its own, whose
-peak resident memory is what is shown, less what it holds when everything is loaded.
+peak memory is what is shown, less what it holds when everything is loaded.
 
     PYTHONPATH=bindings/python python benches/window.py [--sizes 256 512] [--faces 0.25] [--steps 1] [--ways eager,…] [--plot docs/window.png]
 
@@ -15,10 +15,10 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,31 +116,50 @@ def step_of(way: str, size: int, face: float, halo: int | None) -> Callable[[], 
     return step
 
 
-def resident() -> float:
-    """GiB that the process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+def status(*names: str) -> float:
+    """The sum of these lines of the process's status, in GiB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) for name in names) / 2**20
+
+
+class Peak(threading.Thread):
+    """The most memory that the process holds until `end`. The kernel's own figure does not count what lies in swap space."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.gib, self.over = 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.05):
+            self.gib = max(self.gib, status("VmRSS", "VmSwap"))
+
+    def end(self) -> float:
+        self.over.set()
+        self.join()
+        return max(self.gib, status("VmHWM"))
 
 
 def work(way: str, size: int, face: float, steps: int, out: Path, halo: int | None) -> None:
     """Measures one way; writes its figures and its gradient."""
     step = step_of(way, size, face, halo)
     ctypes.CDLL(None).malloc_trim(0)
-    loaded = resident()
+    loaded = status("VmRSS", "VmSwap")
     if way in ("window cached", "window recompute"):
         # The exact pass that fills the cache is not part of what is measured, so neither is what it leaves in malloc's
         # arenas, nor its peak, which the kernel forgets when told to.
         step()
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+    peak = Peak()
+    peak.start()
     times = []
     for _ in range(steps):
         # The process's own time: others on the machine do not count.
         start = time.process_time()
         gradient = step()
         times.append(time.process_time() - start)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    figures = {"seconds": min(times), "gib": peak.end() - loaded}
     torch.save(gradient, out / f"{way}.pt")
-    figures = {"seconds": min(times), "gib": int(peak.split()[1]) / 2**20 - loaded}
     (out / f"{way}.json").write_text(json.dumps(figures))
 
 
@@ -158,7 +177,7 @@ def measure(ways: list[str], size: int, face: float, steps: int, halo: int | Non
                 continue
             found[way] = json.loads((out / f"{way}.json").read_text())
             row = found[way]
-            base = next((w for w in ("eager", "exact") if w in found), None)
+            base = next((w for w in ("eager", "exact", "recompute") if w in found), None)
             text = f"{size:5} {face:5} {WAYS[way]:28} {row['seconds']:8.2f} CPU s {row['gib']:7.2f} GiB"
             if base is not None:
                 want, got = torch.load(out / f"{base}.pt").flatten(), torch.load(out / f"{way}.pt").flatten()
@@ -190,7 +209,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.yaxis.set_minor_locator(ticker.NullLocator())
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"One face of {rows[0]['pixels']} pixels, FLUX.1's VAE, loss and gradient on {torch.get_num_threads()} CPU threads")
+    figure.suptitle(f"One face of {rows[0]['pixels']} pixels, FLUX.1's VAE, loss and gradient; CPU threads: {torch.get_num_threads()}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
