@@ -129,7 +129,7 @@ fn dotted_names_of_dictionaries_in_dictionaries_took_the_power_of_their_depth() 
         pickle.extend([b'q', level + 1]);
     }
     pickle.push(b'.');
-    assert_eq!(refused(&torch(&pickle, false)).status(), 102);
+    refused_with(&torch(&pickle, false), 102, "bytes of memory");
 }
 
 #[test]
