@@ -63,7 +63,7 @@ class Trainer:
         self.path: list[Path] = []
         self.cwd: Path | None = None
 
-    def call(self, *arguments: object, timeout: int = 480) -> str:
+    def call(self, *arguments: object, timeout: int = 1800) -> str:
         """Runs this trainer's Python; its output, or a failure with the end of it."""
         paths = [*map(str, self.path), str(ROOT / "bindings/python")]
         library = os.environ.get("FACEGRAD_LIBRARY", str(ROOT / "target/release/libfacegrad.so"))

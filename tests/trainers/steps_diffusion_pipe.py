@@ -3,7 +3,8 @@
     python steps_diffusion_pipe.py REPORT.json CHECKOUT FAMILY VAE [face.json]
 
 Neither ComfyUI nor DeepSpeed is there, and no model: what diffusion-pipe imports of them is a stand-in that nothing here calls, and
-the prediction is the target with a trained tensor added. The clean latents are those of drawn portraits by the VAE given.
+the prediction is the target with a trained tensor added. The clean latents are those of drawn portraits by the VAE given. diffusers,
+transformers, accelerate, peft and einops are needed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import diffusers
 import torch
 from probe import on_step, report, watch_face
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -49,11 +51,13 @@ def text(n: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-#: family → module, class, what its prepare_inputs asks of the pipeline, whether its latents have a frame
+#: family → module, class, what its prepare_inputs asks of the pipeline, whether its latents have a frame. Of diffusers' pipeline only
+#: functions that need no instance are asked for.
 FAMILIES = {
-    "flux": ("flux", "FluxPipeline", {"model_config": {"guidance": 1.0}, "is_flex2": False}, False),
+    "flux": ("flux", "FluxPipeline", {"model_config": {"guidance": 1.0}, "is_flex2": False, "diffusers_pipeline": diffusers.FluxPipeline}, False),
     "z_image": ("z_image", "ZImagePipeline", {"model_config": {}}, False),
-    "qwen_image": ("qwen_image", "QwenImagePipeline", {"model_config": {}, "transformer": SimpleNamespace(config=SimpleNamespace(in_channels=64))}, True),
+    "qwen_image": ("qwen_image", "QwenImagePipeline", {"model_config": {}, "transformer": SimpleNamespace(config=SimpleNamespace(in_channels=64)),
+                                                       "diffusers_pipeline": diffusers.QwenImagePipeline}, True),
     "sdxl": ("sdxl", "SDXLPipeline", {"v_pred": False, "min_snr_gamma": None, "debiased_estimation_loss": None}, False),
 }  # fmt: skip
 
@@ -78,8 +82,7 @@ def main() -> None:
     made = getattr(importlib.import_module(f"models.{module_name}"), class_name)
     split_batch = importlib.import_module("utils.dataset").split_batch
     pipeline = made.__new__(made)
-    # Some pipelines look up names in diffusers' pipeline, which is not there.
-    vars(pipeline).update(config={}, diffusers_pipeline=None, **attributes)
+    vars(pipeline).update({"config": {}, "diffusers_pipeline": None, **attributes})
     if name == "sdxl":
         pipeline.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         apart = {
