@@ -23,6 +23,7 @@ BEHAVIOUR = (
     "test_sampler",
     "test_step",
     "test_surface",
+    "test_trainer_adapters",
     "test_trainer_face",
     "test_trainer_rollouts",
     "test_trainers",

@@ -14,8 +14,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from test_trainer_face import SECTION, networks
-from test_trainer_face import world as world  # the fixture
+from trainer_world import SECTION, musubi_step, musubi_trainer, networks
+from trainer_world import hooks_end as hooks_end  # fixtures
+from trainer_world import world as world
 
 import facegrad
 from facegrad.trainers import (
@@ -336,40 +337,11 @@ def test_musubi_tuner(world, wanted):
     """Z-Image's sign, one frame, and times with one timestep more."""
     model = Model(world)
 
-    class NetworkTrainer:
-        def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
-            return torch.lerp(latents, noise, world.t.view(-1, 1, 1, 1, 1)), world.t * 1000 + 1
-
-        def process_batch(
-            self,
-            args,
-            accelerator,
-            transformer,
-            network,
-            batch,
-            latents,
-            noise,
-            noise_scheduler,
-            dit_dtype,
-            network_dtype,
-            vae,
-            global_step,
-        ):
-            x, times = self.get_noisy_model_input_and_timesteps(args, noise, latents, None, noise_scheduler, "cpu", dit_dtype)
-            assert x.shape == latents.shape
-            output = SimpleNamespace(pred=-model(x.squeeze(2), (times - 1) / 1000), target=-world.v)
-            return self.compute_loss(args, output, times, noise_scheduler, dit_dtype, network_dtype, global_step)
-
-        def compute_loss(self, args, output, timesteps, noise_scheduler, dit_dtype, network_dtype, global_step):
-            return (output.pred - output.target).square().mean(), {}
-
+    NetworkTrainer = musubi_trainer(world, lambda x, times: -model(x.squeeze(2), (times - 1) / 1000), turned=True)
     face = TrainerFace({**ON, **DEMO})
     musubi_tuner.install(face, NetworkTrainer)
     torch.manual_seed(3)
-    five = [x.unsqueeze(2) for x in (world.x0, world.n)]
-    total, metrics = NetworkTrainer().process_batch(
-        None, None, None, None, {"face_paths": ["x/a", "x/b"]}, *five, None, None, None, None, 0
-    )
+    total, metrics = musubi_step(world, NetworkTrainer())
     check(total, model, wanted, face)
     assert metrics["rollout/counted"] == 2
 
@@ -467,16 +439,9 @@ class Transformer(torch.nn.Module):
         return (torch.cat([patches(self.model(x, timestep)), self.control], 1),)
 
 
-def test_a_diffusers_script(world, wanted, monkeypatch):
+def test_a_diffusers_script(world, wanted, hooks_end):
     import accelerate
-    import diffusers
 
-    for owner, name in ((accelerate.Accelerator, "backward"), (accelerate.Accelerator, "prepare")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    for name in [n for n in dir(diffusers) if n.startswith(("Autoencoder", "AsymmetricAutoencoder", "VQModel"))]:
-        one = getattr(diffusers, name)
-        if isinstance(one, type) and "from_pretrained" not in vars(one):
-            monkeypatch.setattr(one, "from_pretrained", one.from_pretrained)
     face, model = TrainerFace(ON), Model(world)
     scripts.install(face)
     accelerator = accelerate.Accelerator(cpu=True)
