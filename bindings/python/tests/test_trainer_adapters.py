@@ -3,6 +3,7 @@ trainers' own code). test_trainer_rollouts.py has the same with rollouts."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -137,6 +138,45 @@ def test_ai_toolkit(world):
         assert trainer.calculate_loss(prediction, world.n, world.x_t, world.t * 1000, batch).item() == 0
     with pytest.raises(ValueError, match="1 of 2 samples"):
         trainer.calculate_loss(prediction[:1], world.n[:1], world.x_t[:1], world.t[:1] * 1000, batch)
+
+
+def test_ai_toolkits_extension_says_what_it_found(world, monkeypatch, capsys, request):
+    """A job's user sees the line of the convention and warnings, though ai-toolkit switches all loggers off."""
+
+    class DiffusionTrainer:
+        def __init__(self, process_id, job, config):
+            self.config, self.additional_logs, self.sd = config, {}, SimpleNamespace(vae=world.vae, is_flow_matching=True)
+
+        def get_conf(self, key, default=None):
+            return self.config.get(key, default)
+
+        def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch):
+            return torch.zeros(())
+
+    module = ModuleType("extensions_built_in.sd_trainer.DiffusionTrainer")
+    module.DiffusionTrainer = DiffusionTrainer
+    for name in ("extensions_built_in", "extensions_built_in.sd_trainer", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    logger = logging.getLogger("facegrad")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "isEnabledFor", logger.isEnabledFor)
+    request.addfinalizer(lambda level=logger.level: logger.setLevel(level))
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
+    logging.disable(logging.WARNING)
+    (extension,) = ai_toolkit.AI_TOOLKIT_EXTENSIONS
+    with pytest.raises(ValueError, match="no section `face_loss`"):
+        extension.get_process()(0, None, {})
+    trainer = extension.get_process()(0, None, {"face_loss": SECTION})
+    items = [SimpleNamespace(path="a.png"), SimpleNamespace(path="b.png")]
+    batch = SimpleNamespace(
+        latents=world.x0, tensor=None, file_items=items, get_caption_list=lambda: ["", ""], get_is_reg_list=lambda: [False] * 2
+    )
+    trainer.calculate_loss((world.v + world.wrong).requires_grad_(), world.n, world.x_t, world.t * 1000, batch)
+    logger.warning("no sample counted")
+    shown = capsys.readouterr().err
+    assert "face loss: x0 = x_t - t·v, residual" in shown and "no sample counted" in shown
+    assert trainer.additional_logs["face/counted"] == 2
 
 
 def test_simpletuner(world):

@@ -10,7 +10,6 @@ YAML file with the section face_loss. With several processes: accelerate launch 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 EPILOG = """example:
@@ -27,14 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command."""
     rest, face = _face(arguments.arguments)
-    from ..trainers import TrainerFace
+    from ..trainers.face import TrainerFace, show_log
     from ..trainers.start import run as start
 
-    logger = logging.getLogger("facegrad")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    show_log()
     if not arguments.script.is_file():
         raise SystemExit(f"facegrad train: {arguments.script}: no such script")
     start(arguments.script, rest, TrainerFace(face))

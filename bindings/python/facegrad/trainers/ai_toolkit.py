@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .face import TrainerFace
+from .face import TrainerFace, show_log
 from .hook import around
 from .recall import Recall
 
@@ -37,6 +37,7 @@ class FaceTrainerExtension:
                 section = self.get_conf("face_loss", None)
                 if section is None:
                     raise ValueError("face_trainer: the job has no section `face_loss`; docs/trainers.md of facegrad lists its keys")
+                show_log()
                 self.face = TrainerFace(section)
 
             def predict_noise(self, *args: Any, **options: Any) -> torch.Tensor:

@@ -31,6 +31,19 @@ log = logging.getLogger("facegrad")
 LONGEST = 1024
 
 
+def show_log() -> None:
+    """Prints what the logger ``facegrad`` says, where the program does not print it already.
+
+    It stays on under ``logging.disable``: ai-toolkit switches off every logger's warnings, and so facegrad's, with it.
+    """
+    log.isEnabledFor = lambda level: not log.disabled and level >= log.getEffectiveLevel()  # type: ignore[method-assign]
+    if log.handlers or (log.hasHandlers() and log.isEnabledFor(logging.INFO)):
+        return
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
 class TrainerFace:
     """The face loss for an adapter, or for one line in your own training loop:
 
