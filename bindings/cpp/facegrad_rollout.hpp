@@ -27,7 +27,7 @@ struct RolloutOptions {
     double low = 0.125, high = 0.5;
     /// Only steps whose number is a multiple of `every_n_steps` have a rollout. `start` is the first step with one. Over `ramp`
     /// steps from there on, λ grows from 0 to its value.
-    std::uint64_t every_n_steps = 1, start = 0, ramp = 20;
+    std::uint64_t every_n_steps = 4, start = 0, ramp = 20;
     /// The seed of the noise levels. Give the same to all processes.
     std::uint64_t seed = 0;
     /// The least detection score of a face that has a gradient, in [0, 1].

@@ -41,7 +41,9 @@ NEW_PEOPLE = 9_000_000       # no network of the demo has ever seen anybody from
 SAMPLES, JUDGE_EVERY = 16, 25
 #: Two pictures of a drawn person are .84 alike to the recogniser, two photographs of a person about .5: more may be asked for here.
 TARGET = (("target_similarity", 0.9),)
-ARMS = {"plain": {"face_weight": 0.0}, "pair": {"face_weight": 0.5}, "rollouts": {"face_weight": 0.5, "rollout_weight": 0.2, "guard": TARGET}}
+#: In a training of 100 steps, every step may have a rollout.
+EVERY = (*TARGET, ("every_n_steps", 1))
+ARMS = {"plain": {"face_weight": 0.0}, "pair": {"face_weight": 0.5}, "rollouts": {"face_weight": 0.5, "rollout_weight": 0.2, "guard": EVERY}}
 
 
 class World:

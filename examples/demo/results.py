@@ -27,13 +27,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "demo_assets")]
 import torch
 import world
 from chart import draw_chart
-from demo import ARMS, NEW_PEOPLE, SAMPLES, TARGET, World, compare, draw, mean
+from demo import ARMS, EVERY, NEW_PEOPLE, SAMPLES, TARGET, World, compare, draw, mean
 from tqdm import tqdm
 
 CHOOSE, PEOPLE = tuple(range(8)), tuple(range(10, 18))
 #: Person 12 served to choose the guard of long trainings; it is judged on these.
 FRESH = tuple(range(20, 25))
-OFF = (("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0), ("min_found", 0.0))
+OFF = (("every_n_steps", 1), ("gradient_limit", None), ("min_score", 0.0), ("target_similarity", 1.0), ("ramp", 0), ("min_found", 0.0))
 
 
 def only(*names: str) -> tuple:
@@ -41,15 +41,17 @@ def only(*names: str) -> tuple:
     return tuple((name, value) for name, value in OFF if name not in names) + (TARGET if "target_similarity" in names else ())
 
 
-def rollouts(weight: float, guard: tuple = TARGET, pair: float = .5) -> dict:
+def rollouts(weight: float, guard: tuple = EVERY, pair: float = .5) -> dict:
     return {"face_weight": pair, "rollout_weight": weight, "guard": guard}
 
 
-#: How often a step has a rollout; the guard is the default one.
-OFTEN = {
+#: Rollouts in every fourth step, which is the default, and beside them what they are compared with.
+INTERVAL = {
     "no face loss": ARMS["plain"],
-    "pair, rollouts λ .8": rollouts(.8),
-    "pair, rollouts λ .8 every 4th step": rollouts(.8, (*TARGET, ("every_n_steps", 4)))}  # fmt: skip
+    "pair, rollouts λ .2 every 4th step": rollouts(.2, TARGET),
+    "pair, rollouts λ .8 every 4th step": rollouts(.8, TARGET)}  # fmt: skip
+
+OFTEN = {"no face loss": ARMS["plain"], "pair, rollouts λ .8": rollouts(.8), "pair, rollouts λ .8 every 4th step": rollouts(.8, TARGET)}
 
 #: table → (people, steps, arms); the first arm is what gains are against.
 TABLES = {
@@ -64,7 +66,7 @@ TABLES = {
         "no face loss": ARMS["plain"],
         "pair λ .5, the person": {"face_weight": .5},
         "pair λ .5, rollouts λ .2": rollouts(.2),
-        "pair λ .5, rollouts λ .4, limit .5": rollouts(.4, TARGET + (("gradient_limit", .5),)),
+        "pair λ .5, rollouts λ .4, limit .5": rollouts(.4, (*EVERY, ("gradient_limit", .5))),
         "pair λ .1, own picture": {"face_weight": .1, "reference": "own"},
         "pair λ .5, own picture": {"face_weight": .5, "reference": "own"},
         "pair λ .5, the best picture": {"face_weight": .5, "reference": "best"},
@@ -88,11 +90,13 @@ TABLES = {
     "long": (PEOPLE[:5], 300, {
         "no face loss": ARMS["plain"], "pair": ARMS["pair"], "pair and rollouts": ARMS["rollouts"],
         "pair, decode: window": ARMS["pair"] | {"decode": "window"},
-        "pair, rollouts λ .8, backoff 1": rollouts(.8, (*TARGET, ("backoff", 1.0))),
-        "pair, rollouts λ .8, min_found 0": rollouts(.8, (*TARGET, ("min_found", 0.0)))}),
+        "pair, rollouts λ .8, backoff 1": rollouts(.8, (*EVERY, ("backoff", 1.0))),
+        "pair, rollouts λ .8, min_found 0": rollouts(.8, (*EVERY, ("min_found", 0.0)))}),
     "often": ((12,), 100, OFTEN),
     "lasting": ((12,), 300, OFTEN),
-    "fresh": (FRESH, 300, {arm: OFTEN[arm] for arm in ("no face loss", "pair, rollouts λ .8 every 4th step")}),
+    "interval": (CHOOSE, 100, INTERVAL),
+    "interval-300": (CHOOSE, 300, INTERVAL),
+    "fresh": (FRESH, 300, {arm: INTERVAL[arm] for arm in ("no face loss", "pair, rollouts λ .8 every 4th step")}),
 }  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the model")
     p.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model (default backend inductor)")
     p.add_argument("--rollout", type=float, default=0.0, metavar="WEIGHT", help="λ of rollouts (default 0: none)")
-    p.add_argument("--every", type=int, default=1, help="optimiser steps from one rollout to the next (default 1)")
+    p.add_argument("--every", type=int, default=4, help="optimiser steps from one rollout to the next (default 4)")
     p.add_argument("--without-face", type=int, nargs="*", default=[], help="numbers of samples that show no person")
     p.add_argument("--out", type=Path, default=Path("out/lora"), help="folder for the LoRA and its log")
     return p.parse_args(argv)

@@ -24,7 +24,7 @@ def test_a_lora_is_trained_as_on_the_cpu(model: str, device: torch.device, tmp_p
     def train(name: str, *options: str) -> tuple[torch.Tensor, torch.Tensor]:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        train_lora.main([model, "--steps", "2", "--batch", "2", "--rollout", "2", "--out", str(tmp_path / name), *options])
+        train_lora.main([model, "--steps", "2", "--batch", "2", "--rollout", "2", "--every", "1", "--out", str(tmp_path / name), *options])
         read = [load_file(tmp_path / name / f"{file}.safetensors") for file in ("gradient", "lora")]
         gradient, lora = (torch.cat([one[key].flatten() for key in sorted(one)]) for one in read)
         return gradient, lora

@@ -223,6 +223,7 @@ void rollouts(const std::string &assets) {
     check(other.data == next.data, "the node is the step");
 
     facegrad::RolloutOptions options;
+    options.every_n_steps = 1;
     options.low = options.high = 0.3;
     options.steps = 4;
     options.ramp = 0;

@@ -113,7 +113,10 @@ def with_rollouts(face: Path, folder: Path) -> Path:
     path = folder / "rollouts.json"
     path.write_text(
         json.dumps(
-            {"face_loss": json.loads(face.read_text())["face_loss"] | {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}}}
+            {
+                "face_loss": json.loads(face.read_text())["face_loss"]
+                | {"rollouts": {"steps": 2, "every_n_steps": 1, "levels": [0.3, 0.3], "min_score": 0.0}}
+            }
         )
     )
     return path

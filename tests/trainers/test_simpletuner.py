@@ -24,7 +24,7 @@ def trainer() -> Trainer:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step(trainer: Trainer, family: str, options: str, face: Path, tmp_path: Path):
     section = json.loads(face.read_text())["face_loss"] | (
-        {"rollouts": {"steps": 2, "levels": [0.3, 0.3], "min_score": 0.0}} if options == "rollouts" else {}
+        {"rollouts": {"steps": 2, "every_n_steps": 1, "levels": [0.3, 0.3], "min_score": 0.0}} if options == "rollouts" else {}
     )
     (tmp_path / "face.json").write_text(json.dumps({"face_loss": section}))
     reports = []

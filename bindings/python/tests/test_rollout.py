@@ -16,7 +16,7 @@ from facegrad.trainers import Rollout
 PAIR = {"landmarks": "reference", "face_align_mode": "kps", "every_n_steps": 7, "t_max": 0.1}
 #: A picture of noise has no face: where it is is told.
 PLACES = torch.tensor([[[22.0, 26], [42, 26], [32, 36], [24, 46], [40, 46]]]).expand(2, 5, 2)
-FREE = {"ramp": 0, "gradient_limit": None, "min_score": 0.0, "target_similarity": 1.0, "min_found": 0.0}
+FREE = {"every_n_steps": 1, "ramp": 0, "gradient_limit": None, "min_score": 0.0, "target_similarity": 1.0, "min_found": 0.0}
 
 
 class Model(torch.nn.Module):
@@ -87,7 +87,9 @@ def test_the_level_follows_from_seed_and_step_alone(pair, step, noise):
 
 def test_what_is_not_due_costs_nothing(pair, step, noise):
     model = Model(noise.device)
-    rollout = Rollout(pair, every_n_steps=2, start=3, levels=(1, 1), **FREE)
+    usual = Rollout(pair)
+    assert [step for step in range(10) if usual.due(step)] == [0, 4, 8]
+    rollout = Rollout(pair, start=3, levels=(1, 1), **FREE | {"every_n_steps": 2})
     values = [rollout(model, noise, **targets(step)) for _ in range(6)]
     assert [v.item() != 0 for v in values] == [rollout.due(k) for k in range(6)] == [False, False, False, False, True, False]
     assert model.calls == [(1.0, True)], "a level of 1 needs no step before"

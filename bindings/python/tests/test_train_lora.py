@@ -118,7 +118,7 @@ def test_a_compiled_model_trains_the_same(run):
     assert relative(gradient, whole) < 1e-3 and relative(lora, one) < 1e-4
 
 
-ROLLOUT = ["--rollout", "2", "--batch", "2", "--steps", "2"]
+ROLLOUT = ["--rollout", "2", "--every", "1", "--batch", "2", "--steps", "2"]
 
 
 @pytest.mark.parametrize(("model", "options"), [("flux", ["--accumulate", "2", "--checkpointing"]), ("sdxl", [])])

@@ -37,7 +37,7 @@ from facegrad.trainers.layout import LAYOUTS, layout_of, patches
 from facegrad.trainers.recall import Recall
 from facegrad.trainers.schedule import Schedule, scaled_linear
 
-FREE = {"steps": 4, "levels": [0.4, 0.4], "ramp": 0, "weight": 0.5, "min_score": 0.0, "target_similarity": 1.0}
+FREE = {"steps": 4, "every_n_steps": 1, "levels": [0.4, 0.4], "ramp": 0, "weight": 0.5, "min_score": 0.0, "target_similarity": 1.0}
 ON = {**SECTION, "rollouts": FREE}
 #: sd-scripts and musubi-tuner have a latent format of their own to hint at, which gives way to the section's.
 DEMO = {"latent_format": {"custom": {"scale": 2.2085, "shift": -0.0028}}}

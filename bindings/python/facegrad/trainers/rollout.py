@@ -74,7 +74,7 @@ class Rollout:
         steps: how many steps of equal length the sampler has from t = 1 to 0
         levels: the range, within (0, 1], of the noise level at which to stop. The level is the noise fraction for flow
             matching, and the share of the 999 training timesteps otherwise
-        every_n_steps: only steps whose number is a multiple of this have a rollout
+        every_n_steps: only steps whose number is a multiple of this have a rollout. With 1, long trainings lost faces
         gradient_limit: the largest norm of the gradient with respect to the prediction, relative to the norm of the main loss's
             gradient, which ``main`` gives; None: no bound
         min_score: the least detection score of a face that has a gradient, in [0, 1]
@@ -101,7 +101,7 @@ class Rollout:
         weight: float = 0.1,
         steps: int = 8,
         levels: tuple[float, float] = (0.125, 0.5),
-        every_n_steps: int = 1,
+        every_n_steps: int = 4,
         gradient_limit: float | None = 0.25,
         min_score: float = 0.6,
         target_similarity: float = 0.8,
