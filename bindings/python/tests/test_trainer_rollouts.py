@@ -181,7 +181,8 @@ def test_the_section_checks_rollouts():
         ({"step": 4}, "did you mean `steps`"),
         ({"levels": [0.5]}, "rollouts: levels: expected two"),
         ({"levels": [0.5, 0.2]}, "rollouts: levels: expected noise levels with 0 < low"),
-        ({"steps": 0}, "rollouts: steps: expected at least 1"),
+        ({"steps": 0}, "rollouts: steps: expected a whole number of at least 1, got 0"),
+        ({"weight": "0.1"}, "rollouts: weight: expected a number >= 0, got '0.1'"),
         ({"schedule": None}, "unknown key `schedule`"),
         (4, "rollouts: expected an object"),
     ]:  # fmt: skip

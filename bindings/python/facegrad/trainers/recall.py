@@ -157,7 +157,7 @@ def checked(keys: Mapping[str, Any]) -> dict[str, Any]:
         levels = made["levels"]
         if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
             raise ValueError(f"levels: expected two noise levels, the lowest and the highest, got {levels!r}")
-        made["levels"] = (float(levels[0]), float(levels[1]))
+        made["levels"] = (levels[0], levels[1])
     Rollout(_never, schedule=Schedule(), **made)
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,21 @@ class RolloutReport:
     ramp: float
     found: float = 1.0
     paused: bool = False
+
+
+def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """The value, or an error that names it where it is no finite number of the range."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and low <= number <= high):
+        asked = f" from {low} to {high}" if math.isfinite(high) else f" >= {low}" if math.isfinite(low) else ""
+        raise ValueError(f"{name}: expected a number{asked}, got {value!r}")
+    return number
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    """An error that names the value where it is no whole number, or too small."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 class Rollout:
@@ -115,23 +131,24 @@ class Rollout:
         warn_after: int = 50,
         enabled: bool = True,
     ) -> None:
-        low, high = levels
+        low, high = (_number("levels", level) for level in levels)
         if not 0 < low <= high <= 1:
-            raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low} and {high}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight: expected a number >= 0, got {weight}")
+            raise ValueError(f"levels: expected noise levels with 0 < low <= high <= 1, got {low:g} and {high:g}")
+        _number("weight", weight, 0)
+        _number("target_similarity", target_similarity, -1, 1)
+        if gradient_limit is not None:
+            _number("gradient_limit", gradient_limit, 0)
         for name, share in (("min_score", min_score), ("min_found", min_found), ("backoff", backoff)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {share}")
+            _number(name, share, 0, 1)
         for name, value, least in (
             ("steps", steps, 1),
             ("every_n_steps", every_n_steps, 1),
             ("warn_after", warn_after, 1),
             ("start", start, 0),
             ("ramp", ramp, 0),
+            ("seed", seed, 0),
         ):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+            _whole(name, value, least)
         self._source, self._times, self._schedule = loss, times, schedule
         self._loss: FaceIdentityLoss | None = None
         self._keys: dict[str, Any] = {"face_loss_weight": weight, "gradient_limit": gradient_limit, "target_similarity": target_similarity}
