@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,35 +85,19 @@ def anima(n):
 
 @family("hunyuan_image", "hunyuan_image_train_network", "HunyuanImageNetworkTrainer", "--timestep_sampling", "sigmoid")
 def hunyuan_image(n):
-    from library import hunyuan_image_models as models
+    from library import hunyuan_image_models
+    from tiny_hunyuan import shrink_transformer
 
-    # Its sizes stand in the constructor: 20 and 40 blocks of width 3584.
-    width, heads = 48, 2
-    for name in ("MMDoubleStreamBlock", "MMSingleStreamBlock"):
-        setattr(models, name, partial(narrow, getattr(models, name), width, heads))
-    whole = {name: getattr(models, name) for name in ("ByT5Mapper", "PatchEmbed2D", "SingleTokenRefiner", "TimestepEmbedder", "FinalLayer")}
-    models.ByT5Mapper = lambda **_: whole["ByT5Mapper"](in_dim=24, out_dim=24, hidden_dim=24, out_dim1=width, use_residual=False)
-    models.PatchEmbed2D = lambda patch, channels, _: whole["PatchEmbed2D"](patch, channels, width)
-    models.SingleTokenRefiner = lambda *_, depth: whole["SingleTokenRefiner"](24, width, heads, depth=1)
-    models.TimestepEmbedder = lambda _, *rest: whole["TimestepEmbedder"](width, *rest)
-    models.FinalLayer = lambda _, *rest: whole["FinalLayer"](width, *rest)
-    models.range = lambda count: range(1)
-    model = models.HYImageDiffusionTransformer()
-    model.hidden_size, model.heads_num, model.rope_dim_list = width, heads, [12, 12]
+    shrink_transformer(text=24, byt5=24)
+    model = hunyuan_image_models.HYImageDiffusionTransformer()
     return model, [torch.randn(n, L, 24), torch.ones(n, L), torch.randn(n, L, 24), torch.ones(n, L), torch.zeros(n)]
 
 
-def narrow(made, width, heads, *_, **options):
-    return made(width, heads, **options)
-
-
 def hunyuan_vae():
-    """Its VAE with 32 to 128 channels instead of 128 to 1024."""
     from library import hunyuan_image_vae
+    from tiny_hunyuan import shrink_vae
 
-    for name, channels in (("Encoder", (32, 32, 32, 32, 64, 128)), ("Decoder", (128, 64, 32, 32, 32, 32))):
-        made = getattr(hunyuan_image_vae, name)
-        setattr(hunyuan_image_vae, name, lambda made=made, channels=channels, **sizes: made(**{**sizes, "block_out_channels": channels}))
+    shrink_vae()
     return hunyuan_image_vae.HunyuanVAE2D()
 
 

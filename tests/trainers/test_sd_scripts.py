@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts: its SD 1.5 and SDXL scripts as a whole, and the steps of its other families."""
+"""kohya-ss/sd-scripts: its SD 1.5, SDXL and HunyuanImage scripts as a whole, and the steps of its other families."""
 
 from __future__ import annotations
 
@@ -72,6 +72,44 @@ def test_sdxl_train_network(trainer: Trainer, case: str, sdxl: Path, photos: Pat
     if case != "plain":
         for reason in ("regularisation", "preservation"):
             assert sum(call["logs"].get(f"face/skipped_{reason}", 0) for call in with_face["calls"]) > 0, reason
+
+
+@pytest.fixture(scope="module")
+def hunyuan(trainer: Trainer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hunyuan")
+    trainer.call(HERE / "tiny_hunyuan.py", trainer.folder, folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", ["bf16, plain", "bf16, cached latents and text, accumulation, checkpointing, rollouts"])
+def test_hunyuan_image_train_network(trainer: Trainer, case: str, hunyuan: Path, photos: Path, face: Path, tmp_path: Path):
+    """The script loads its VAE and its text encoders in half precision, and needs mixed precision for them. A picture is at least 128 wide. Text that is
+    cached in memory alone stops this version of sd-scripts."""
+    from PIL import Image
+
+    for file in copied(photos, tmp_path / "data/1_a person").iterdir():
+        Image.open(file).resize((128, 128)).save(file)
+    arguments = [
+        "--pretrained_model_name_or_path", hunyuan / "dit.safetensors", "--text_encoder", hunyuan / "qwen.safetensors", "--byt5", hunyuan / "byt5.safetensors",
+        "--vae", hunyuan / "vae.safetensors", "--train_data_dir", tmp_path / "data", "--train_batch_size", "2", *COMMON,
+        "--network_module", "networks.lora_hunyuan_image", "--resolution", "128,128", "--timestep_sampling", "sigmoid",
+        "--mixed_precision", "bf16",
+    ]  # fmt: skip
+    if "plain" not in case:
+        arguments += ["--cache_latents", "--cache_text_encoder_outputs_to_disk"]
+        arguments += ["--gradient_accumulation_steps", "2", "--gradient_checkpointing"]
+    script, small = trainer.folder / "hunyuan_image_train_network.py", HERE / "tiny_hunyuan.py"
+    section = face if "plain" in case else with_rollouts(face, tmp_path)
+    plain = (
+        trainer.probe(tmp_path / "0.json", None, script, *arguments, "--output_dir", tmp_path / "0", before=small)
+        if "plain" in case
+        else None
+    )
+    # A random VAE draws no faces.
+    with_face = trainer.probe(tmp_path / "1.json", section, script, *arguments, "--output_dir", tmp_path / "1", before=small, told=True)
+    compare("sd-scripts", f"HunyuanImage, {case}", plain, with_face, STEPS["hunyuan_image"], True)
+    if "plain" not in case:
+        rolled_out(with_face, faces=False)
 
 
 @pytest.mark.parametrize("case", ["plain", "rollouts", "cached latents, regularisation", "full_bf16, accumulation, checkpointing, min-SNR"])
