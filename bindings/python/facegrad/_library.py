@@ -230,6 +230,9 @@ class Context(Owner):
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+        if device.type == "cpu":
+            # accelerate numbers the CPU by process.
+            device = torch.device("cpu")
         key = (os.getpid(), str(device))
         if key not in cls._shared:
             cls._shared[key] = cls(str(device))

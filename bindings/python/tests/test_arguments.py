@@ -30,6 +30,17 @@ def test_det_size_as_people_write_it(root, weights):
             sizes(bad)
 
 
+def test_accelerates_device_without_a_gpu_is_the_cpu(root, weights):
+    """With several processes, `accelerator.device` is `cpu:0`."""
+    device = torch.device("cpu", 0)
+    picture = torch.rand(1, 3, 112, 112, device=device)
+    embed = facegrad.Recogniser(weights[0], device=device).embed
+    assert torch.equal(embed(picture), facegrad.Recogniser(weights[0]).embed(picture))
+    assert facegrad.DifferentiableFaceLoss(None, weights[0], device, root=root).detector.description
+    detector = facegrad.Detector(root / "models/det_500m.onnx", det_sizes=[128], device=device)
+    facegrad.FaceLoss({}, recogniser=facegrad.Recogniser(weights[0]), detector=detector)
+
+
 def test_arguments_by_the_names_of_other_classes_are_refused_with_the_name_here(root, weights):
     path = str(weights[0])
     for made, text in [
