@@ -231,7 +231,7 @@ class Context(Owner):
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
         if device.type == "cpu":
-            # accelerate numbers the CPU by process.
+            # With several processes, accelerate's device is cpu:0.
             device = torch.device("cpu")
         key = (os.getpid(), str(device))
         if key not in cls._shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -87,7 +88,7 @@ def test_the_level_follows_from_seed_and_step_alone(pair, step, noise):
 
 def test_what_is_not_due_costs_nothing(pair, step, noise):
     model = Model(noise.device)
-    usual = Rollout(pair)
+    usual = Rollout(pair, weight=torch.tensor(0.1), levels=np.array([0.2, 0.5]), steps=np.int64(8))
     assert [step for step in range(10) if usual.due(step)] == [0, 4, 8]
     rollout = Rollout(pair, start=3, levels=(1, 1), **FREE | {"every_n_steps": 2})
     values = [rollout(model, noise, **targets(step)) for _ in range(6)]

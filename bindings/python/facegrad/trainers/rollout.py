@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,8 +51,11 @@ class RolloutReport:
 
 
 def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """The value, or an error that names it where it is no finite number of the range."""
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    """The value, or an error that names it where it is no finite number of the range. numpy's and torch's numbers are numbers."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not (math.isfinite(number) and low <= number <= high):
         asked = f" from {low} to {high}" if math.isfinite(high) else f" >= {low}" if math.isfinite(low) else ""
         raise ValueError(f"{name}: expected a number{asked}, got {value!r}")
@@ -61,7 +64,11 @@ def _number(name: str, value: Any, low: float = -math.inf, high: float = math.in
 
 def _whole(name: str, value: Any, least: int) -> None:
     """An error that names the value where it is no whole number, or too small."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
