@@ -17,6 +17,7 @@ BEHAVIOUR = (
     "test_evaluate",
     "test_faults",
     "test_graph",
+    "test_host_vae",
     "test_loss",
     "test_models",
     "test_rollout",

@@ -41,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+#: The arguments of a small AutoencoderKL.
+SMALL = dict(
+    block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    latent_channels=4, norm_num_groups=32, layers_per_block=1,
+)  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def somewhere(request: pytest.FixtureRequest) -> None:
     """The device is there before anything that a test makes."""
