@@ -126,6 +126,13 @@ impl RawReference {
             (text("id", id)?, landmarks)
         };
         let count = images.shape()[0];
+        if count == 0 {
+            bail!(
+                Shape,
+                "images: expected at least one image, got {:?}",
+                images.shape()
+            );
+        }
         if landmarks.as_ref().is_some_and(|l| l.shape()[0] != count) {
             bail!(Shape, "landmarks: expected {count} rows, one per image");
         }

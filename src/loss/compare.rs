@@ -109,11 +109,13 @@ impl Loss {
         let count = levels.weights().len();
         let (told, later) = all.split_at(comparison.faces() * (count + 1));
         for (&at, told) in comparison.samples.iter().zip(told.chunks(count + 1)) {
-            let (cosines, finite) = (&told[..count], told[count] != 0.0);
+            // The product of two rows of length 1 may be rounded to more than 1.
+            let cosines: Vec<f64> = told[..count].iter().map(|x| x.clamp(-1.0, 1.0)).collect();
+            let finite = told[count] != 0.0;
             let sample = &mut report.samples[at];
             sample.similarity = cosines[levels.embedding()];
             if levels.several() {
-                sample.levels = cosines.to_vec();
+                sample.levels = cosines;
             }
             if !finite {
                 sample.outcome = Outcome::NonFinite;

@@ -70,9 +70,11 @@ impl People {
                 .map(|(a, b)| f64::from(*a) * f64::from(*b))
                 .sum::<f64>()
         });
-        match self.pooling {
+        let cosine = match self.pooling {
             Pooling::Max => cosines.fold(f64::NEG_INFINITY, f64::max),
             Pooling::Centroid | Pooling::Mean => cosines.sum::<f64>() / person.len() as f64,
-        }
+        };
+        // The product of two rows of length 1 may be rounded to more than 1.
+        cosine.clamp(-1.0, 1.0)
     }
 }

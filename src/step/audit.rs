@@ -44,20 +44,28 @@ impl AuditPolicy {
         }
     }
 
-    /// Whether this step decodes windows. `possible`: whether the decoder can.
-    pub(super) fn allow_windows(&mut self, possible: bool) -> bool {
-        if self.decode == DecodeMode::Window && !possible && !self.told {
-            self.told = true;
-            emit(
-                Level::Info,
-                "decode: a TorchScript decoder shows none of its layers, so whole images are decoded",
-            );
-        }
-        match self.decode {
-            DecodeMode::Full => false,
-            DecodeMode::Window => possible && self.trust > WindowTrust::Full,
-            // Where windows are not possible, the decoder's error says why.
-            DecodeMode::WindowOnly => !possible || self.trust > WindowTrust::Full,
+    /// Whether this step decodes windows. `obstacle`: why the decoder cannot.
+    ///
+    /// # Errors
+    /// `Unsupported` where windows alone are asked for and the decoder has none.
+    pub(super) fn allow_windows(&mut self, obstacle: Option<&str>) -> Result<bool> {
+        match (self.decode, obstacle) {
+            (DecodeMode::Full, _) => Ok(false),
+            (_, None) => Ok(self.trust > WindowTrust::Full),
+            (DecodeMode::WindowOnly, Some(why)) => bail!(
+                Unsupported,
+                "decode: \"window_only\" is not possible: {why}; \"window\" decodes whole images instead"
+            ),
+            (DecodeMode::Window, Some(why)) => {
+                if !self.told {
+                    self.told = true;
+                    emit(
+                        Level::Info,
+                        &format!("decode: {why}, so whole images are decoded"),
+                    );
+                }
+                Ok(false)
+            }
         }
     }
 

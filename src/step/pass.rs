@@ -25,7 +25,9 @@ impl StepLoss {
         mut samples: Vec<Sample>,
     ) -> Result<(Report, Option<MeanGradient>)> {
         let mut graph = self.latent_graph(chunk)?;
-        let windows = self.audits.allow_windows(lock(chunk.decoder).has_windows())
+        let windows = self
+            .audits
+            .allow_windows(lock(chunk.decoder).without_windows())?
             && !lock(&self.loss).pipeline().is_score;
         let (groups, finite) = match windows {
             true => self.window_groups(chunk, &mut graph, &mut samples)?,

@@ -106,6 +106,29 @@ def test_what_a_hosts_decoder_throws_comes_out(chain, recogniser):
         facegrad.Vae(throws, dtype="bf16")
 
 
+def test_window_only_with_a_hosts_decoder_poisoned_the_context(chain, recogniser, caplog):
+    """The library asked how many pixels a latent of the host's decoder has, and divided by 0."""
+
+    def run(decode):
+        keys = {"face_align_mode": "kps", "decode": decode}
+        face = facegrad.FaceIdentityLoss(
+            keys, vae=lambda z: z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3), detector=False, recogniser=recogniser
+        )
+        prediction = torch.rand(3, 4, *(n // 2 for n in chain["images"].shape[-2:]), device=chain["images"].device)
+        return face(
+            prediction=prediction, x_t=prediction, t=[0.1] * 3,
+            **{name: chain[name] for name in ("references", "landmarks", "reference_landmarks")},
+        )  # fmt: skip
+
+    with pytest.raises(facegrad.FacegradError, match='"window_only" is not possible: the host\'s own decoder') as caught:
+        run("window_only")
+    assert caught.value.status == 3
+    with caplog.at_level(logging.INFO, "facegrad"):
+        _, report = run("window")
+    assert "decode: the host's own decoder shows none of its layers, so whole images are decoded" in caplog.text
+    assert {sample.decoded.name for sample in report.samples} == {"FULL"}
+
+
 def test_a_vae_in_memory_as_people_have_it(caplog, device):
     torch.manual_seed(0)
     vae = AutoencoderKL(**SMALL).eval().to(device)

@@ -152,6 +152,16 @@ def test_data_types_gate_every_sample_for_itself(loss, chain, caplog):
     assert value.item() == 0 and report.counted == 0
 
 
+def test_the_distance_of_a_picture_to_itself_was_less_than_0(loss, chain):
+    """The product of a row of length 1 with itself is often rounded to a little more than 1."""
+    torch.manual_seed(0)
+    images = torch.rand(64, *chain["images"].shape[1:]).to(chain["images"].device)
+    places = chain["landmarks"][:1].expand(64, -1, -1)
+    _, report = loss(images, references=images, landmarks=places, reference_landmarks=places)
+    assert report.counted == 64 and report.mean_distance >= 0
+    assert all(0.999 < sample.similarity <= 1 for sample in report.samples)
+
+
 def test_a_dropped_sample_is_warned_about(loss, chain, caplog):
     images = chain["images"].clone()
     images[1] = float("nan")
@@ -192,6 +202,8 @@ def test_errors_say_what_to_do(loss, chain, recogniser, bounds, device):
         facegrad.FaceLoss({"face_loss_wieght": 1}, recogniser=recogniser)
     with pytest.raises(facegrad.FacegradError, match="no such file"):
         facegrad.Recogniser("no/such/file.pth", device=device)
+    with pytest.raises(facegrad.FacegradError, match="images: expected at least one image"):
+        loss.set_reference("nobody", images[:0])
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(loss)
     value, _ = loss(images, **arguments(chain))

@@ -26,10 +26,18 @@ enum Rest {
 }
 
 impl Decoder {
-    /// Whether windows of the image can be decoded: in all families but TorchScript, which hides its layers,
-    /// and the host's own.
+    /// Why only whole images can be decoded; `None` where windows can be.
+    pub fn without_windows(&self) -> Option<&'static str> {
+        match self.family {
+            VaeFamily::Torchscript => Some("a TorchScript decoder shows none of its layers"),
+            VaeFamily::Host => Some("the host's own decoder shows none of its layers"),
+            _ => None,
+        }
+    }
+
+    /// Whether windows of the image can be decoded.
     pub fn has_windows(&self) -> bool {
-        !matches!(self.family, VaeFamily::Torchscript | VaeFamily::Host)
+        self.without_windows().is_none()
     }
 
     /// Whether the pixels of a window depend on the whole map through GroupNorm. Decoders without GroupNorm
@@ -162,11 +170,8 @@ impl Decoder {
 
     fn plan(&self, latents: &Tensor, windows: &[Rect], halo: Option<i64>) -> Result<WindowPlan> {
         self.check(latents)?;
-        if !self.has_windows() {
-            bail!(
-                Unsupported,
-                "a TorchScript decoder shows none of its layers, so it decodes whole images only"
-            );
+        if let Some(why) = self.without_windows() {
+            bail!(Unsupported, "{why}, so it decodes whole images only");
         }
         let size = latents.size();
         let map = (size[2], size[3]);
