@@ -826,7 +826,8 @@ typedef struct facegrad_api {
 #define FACEGRAD_ERR_ARGUMENT 2
 
 /**
- * A struct of a newer version sets a field that this library does not know.
+ * What was asked for does not exist here: a struct of a newer version sets a field that this library does not know, a
+ * VAE's class is not implemented, or a decoder that shows none of its layers has no windows.
  */
 #define FACEGRAD_ERR_UNSUPPORTED 3
 
@@ -1366,7 +1367,8 @@ void facegrad_loss_free(struct facegrad_loss *loss);
  * casting: most of the unscaled gradient is below float16's least number
  * @param[out] samples, samples_capacity, result, stream as in `facegrad_loss_images`
  *
- * Errors: `ARGUMENT` for a loss without a VAE, times outside their range, and those of `facegrad_loss_images`.
+ * Errors: `ARGUMENT` for a loss without a VAE, times outside their range; `UNSUPPORTED` for `decode` "window_only" with a
+ * decoder that has no windows; and those of `facegrad_loss_images`.
  */
 facegrad_status facegrad_loss_step(struct facegrad_loss *loss,
                                    const struct facegrad_step *step,

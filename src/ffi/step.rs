@@ -25,7 +25,8 @@ use tch::{Device, Kind};
 /// casting: most of the unscaled gradient is below float16's least number
 /// @param[out] samples, samples_capacity, result, stream as in `facegrad_loss_images`
 ///
-/// Errors: `ARGUMENT` for a loss without a VAE, times outside their range, and those of `facegrad_loss_images`.
+/// Errors: `ARGUMENT` for a loss without a VAE, times outside their range; `UNSUPPORTED` for `decode` "window_only" with a
+/// decoder that has no windows; and those of `facegrad_loss_images`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn facegrad_loss_step(
     loss: *mut facegrad_loss,

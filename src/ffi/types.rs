@@ -15,7 +15,8 @@ pub const FACEGRAD_OK: facegrad_status = 0;
 pub const FACEGRAD_ERR_NULL: facegrad_status = 1;
 /// A value is outside what the function takes.
 pub const FACEGRAD_ERR_ARGUMENT: facegrad_status = 2;
-/// A struct of a newer version sets a field that this library does not know.
+/// What was asked for does not exist here: a struct of a newer version sets a field that this library does not know, a
+/// VAE's class is not implemented, or a decoder that shows none of its layers has no windows.
 pub const FACEGRAD_ERR_UNSUPPORTED: facegrad_status = 3;
 /// A tensor's dtype.
 pub const FACEGRAD_ERR_DTYPE: facegrad_status = 4;
