@@ -404,7 +404,7 @@ typedef struct facegrad_targets {
    */
   const struct facegrad_tensor *reference_boxes;
   /**
-   * `[N]` weights of the samples in the mean, at least 0. NULL: 1 each.
+   * `[N]` weights of the samples in the mean, from 0 to 1e30. NULL: 1 each.
    */
   const struct facegrad_tensor *sample_weights;
   /**

@@ -1,5 +1,6 @@
 //! What the host says about a batch of generated images.
 
+use crate::config::{MAX_WEIGHT, is_weight};
 use crate::error::{Result, bail};
 use crate::face::FacePlace;
 use crate::tensor::select_rows;
@@ -31,7 +32,7 @@ impl Targets {
     /// Checks every length against the number of samples, and that every sample has a reference.
     ///
     /// # Errors
-    /// `Shape` for a wrong length; `Argument` for a missing reference or a weight that is not a number >= 0.
+    /// `Shape` for a wrong length; `Argument` for a missing reference or a weight that is not a number from 0 to 1e30.
     pub fn check(&self, samples: usize) -> Result<()> {
         let per_sample = [
             ("reference_ids", self.reference_ids.len()),
@@ -75,10 +76,10 @@ impl Targets {
             }
         }
         for (sample, &weight) in self.weights.iter().enumerate() {
-            if !(weight.is_finite() && weight >= 0.0) {
+            if !is_weight(weight) {
                 bail!(
                     Argument,
-                    "sample_weights[{sample}]: expected a number >= 0, got {weight}"
+                    "sample_weights[{sample}]: expected a number from 0 to {MAX_WEIGHT:e}, got {weight:?}"
                 );
             }
         }

@@ -1,5 +1,6 @@
 //! Weights of a recogniser's levels.
 
+use super::weight::{MAX_WEIGHT, is_weight};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -35,8 +36,10 @@ impl<'de> Visitor<'de> for InOrder {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LevelWeights, A::Error> {
         let mut all: Vec<(String, f64)> = vec![];
         while let Some((name, weight)) = map.next_entry::<String, f64>()? {
-            if !(weight.is_finite() && weight >= 0.0) {
-                let text = format!("levels: {name}: expected a weight >= 0, got {weight}");
+            if !is_weight(weight) {
+                let text = format!(
+                    "levels: {name}: expected a weight from 0 to {MAX_WEIGHT:e}, got {weight:?}"
+                );
                 return Err(A::Error::custom(text));
             }
             if all.iter().any(|(known, _)| *known == name) {
@@ -67,7 +70,7 @@ mod tests {
         assert_eq!(names, ["layer4", "embedding", "layer1"]);
         for (bad, text) in [
             ("{}", "1 to 8"),
-            (r#"{"a": -1}"#, "a weight >= 0"),
+            (r#"{"a": -1}"#, "a weight from 0 to 1e30, got -1.0"),
             (r#"{"a": 1, "a": 2}"#, "twice"),
             ("[1]", "weights by level"),
         ] {

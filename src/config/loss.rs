@@ -1,4 +1,5 @@
 use super::path::optional_path;
+use super::weight::{MAX_WEIGHT, is_weight};
 use super::{
     Choice, ClampPolicy, DetectorConfig, FaceChoice, LatentFormat, LevelWeights, Packing,
     PredictionConfig, Rect, VaeConfig,
@@ -265,10 +266,10 @@ impl LossConfig {
             config.face_align_mode = AlignMode::Kps;
         }
         let weight = config.face_loss_weight;
-        if !(weight.is_finite() && weight >= 0.0) {
+        if !is_weight(weight) {
             bail!(
                 Config,
-                "loss config: face_loss_weight: expected a number >= 0, got {weight}"
+                "loss config: face_loss_weight: expected a number from 0 to {MAX_WEIGHT:e}, got {weight:?}"
             );
         }
         let target = config.target_similarity;
@@ -292,16 +293,15 @@ impl LossConfig {
                 "loss config: every_n_steps: expected at least 1, got 0"
             );
         }
-        let usable = |weight: &f64| weight.is_finite() && *weight >= 0.0;
         let weights_work = match &config.time_weight {
-            TimeWeight::Table(table) => !table.is_empty() && table.iter().all(usable),
-            TimeWeight::MinSnr(gamma) => gamma.is_finite() && *gamma > 0.0,
+            TimeWeight::Table(table) => !table.is_empty() && table.iter().all(|&w| is_weight(w)),
+            TimeWeight::MinSnr(gamma) => is_weight(*gamma) && *gamma > 0.0,
             _ => true,
         };
         if !weights_work {
             bail!(
                 Config,
-                "loss config: time_weight: expected numbers >= 0 in the table, and a gamma > 0"
+                "loss config: time_weight: expected numbers from 0 to {MAX_WEIGHT:e} in the table, or a gamma > 0 and up to {MAX_WEIGHT:e}"
             );
         }
         if config

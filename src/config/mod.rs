@@ -12,6 +12,7 @@ mod loss;
 mod path;
 mod runtime;
 mod vae;
+mod weight;
 
 pub use backbone::{BackboneConfig, ColorOrder};
 pub use choice::Choice;
@@ -29,6 +30,7 @@ pub use loss::{
 pub use path::from_bytes as path_from_bytes;
 pub use runtime::{Engine, Provider, Runtime};
 pub use vae::{HostVaeConfig, ImageRange, Precision, Recompute, VaeConfig, VaeFamily};
+pub use weight::{MAX_WEIGHT, is_weight};
 
 use crate::error::{Error, Result, bail, brief, shorten};
 use serde::de::DeserializeOwned;

@@ -242,7 +242,7 @@ pub struct facegrad_targets {
     pub reference_landmarks: *const RawTensor,
     /// `[R,4]` boxes of the faces in the R `references`, pixels; rows of NaN and NULL as above.
     pub reference_boxes: *const RawTensor,
-    /// `[N]` weights of the samples in the mean, at least 0. NULL: 1 each.
+    /// `[N]` weights of the samples in the mean, from 0 to 1e30. NULL: 1 each.
     pub sample_weights: *const RawTensor,
     /// N names, each unique in the training set, under which `norm_stats` remembers statistics. A sample without a
     /// name (a NULL entry, or NULL) is identified by its reference image.

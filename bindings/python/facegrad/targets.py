@@ -21,7 +21,7 @@ class Targets:
         landmarks, boxes: places of the generated faces in pixels: ``[N,5,2]``, and ``[N,4]`` as x1, y1, x2, y2. Faces whose
             rows are NaN are detected. None: all are detected
         reference_landmarks, reference_boxes: the same for the faces in ``references``
-        sample_weights: weights of the samples in the mean, ``[N]``, at least 0; None: 1 each
+        sample_weights: weights of the samples in the mean, ``[N]``, from 0 to 1e30; None: 1 each
         sample_ids: per sample a name that is unique in the training set, under which ``norm_stats`` remembers statistics;
             None: the sample is identified by its reference image
     """
