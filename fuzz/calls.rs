@@ -2,8 +2,8 @@
 //! were. No call may panic, and all that was made can be freed.
 
 use super::choices::Choices;
+use super::held::Held;
 use facegrad::ffi::api::{facegrad_api, facegrad_get_api};
-use facegrad::tensor::RawTensor;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::null_mut;
@@ -26,38 +26,6 @@ impl Handles {
     /// One of them as a handle of any type; what the library makes of it is the question.
     fn any<T>(&self, choices: &mut Choices) -> *mut T {
         choices.of(&self.0).cast()
-    }
-}
-
-/// A float tensor of one to three sizes over memory of its own.
-struct Held {
-    data: Vec<f32>,
-    shape: Vec<i64>,
-}
-
-impl Held {
-    fn new(choices: &mut Choices) -> Held {
-        let shape: Vec<i64> = (0..1 + choices.byte() % 4)
-            .map(|_| i64::from(choices.byte() % 5))
-            .collect();
-        let count = shape.iter().product::<i64>();
-        let data = (0..count).map(|_| choices.number() as f32).collect();
-        Held { data, shape }
-    }
-
-    fn raw(&mut self) -> RawTensor {
-        RawTensor {
-            data: self.data.as_mut_ptr().cast(),
-            device_type: 1,
-            device_id: 0,
-            ndim: self.shape.len() as i32,
-            dtype_code: 2,
-            dtype_bits: 32,
-            dtype_lanes: 1,
-            shape: self.shape.as_mut_ptr(),
-            strides: null_mut(),
-            byte_offset: 0,
-        }
     }
 }
 
@@ -104,7 +72,7 @@ pub fn calls(data: &[u8]) {
     for _ in 0..40 {
         let config = choices.of(&CONFIGS).as_ptr();
         let (mut made, mut node) = (null_mut::<c_void>(), -1);
-        let mut held = Held::new(choices);
+        let mut held = Held::any(choices);
         let raw = held.raw();
         let at = *choices.of(&nodes);
         let stream = null_mut();

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from random import Random
 
 import numpy
 import onnx
@@ -135,11 +136,20 @@ def sequences():
         yield call(1, config=config) + call(5, 2, config=config) + call(6, 2, config=config) + call(7, 2, config=config)
 
 
+def steps():
+    """Decisions of `steps`: a loss as it is without a configuration, or one of random keys, and then anything."""
+    random = Random(0)
+    for number in range(64):
+        keys = bytes([0]) + b"\xff" * 18 if number % 2 else random.randbytes(19)
+        yield keys + random.randbytes(600)
+
+
 def main(folder: Path) -> None:
     seeds: dict[str, list[bytes]] = {name: [] for name in
                                      ["files", "onnx", "pickle", "legacy", "archive", "safetensors", "config"]}
     seeds["graph"] = list(graphs())
     seeds["calls"] = list(sequences())
+    seeds["steps"] = list(steps())
     seeds["tensor"] = list(descriptors())
     for state in states():
         file = saved(state, True)

@@ -25,6 +25,14 @@ mod choices;
 #[cfg(feature = "torch")]
 #[path = "graphs.rs"]
 mod graphs;
+#[cfg(feature = "torch")]
+#[path = "held.rs"]
+mod held;
+#[path = "proto.rs"]
+pub mod proto;
+#[cfg(feature = "torch")]
+#[path = "steps/mod.rs"]
+mod steps;
 
 /// What a target does with its bytes.
 pub type Body = fn(&[u8]);
@@ -44,6 +52,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("tensor", graphs::tensor),
     #[cfg(feature = "torch")]
     ("calls", calls::calls),
+    #[cfg(feature = "torch")]
+    ("steps", steps::steps),
 ];
 
 /// No input may take longer. A second is the bound of every reader for a small file; code with counters for coverage and

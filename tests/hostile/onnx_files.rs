@@ -1,56 +1,10 @@
 //! ONNX models.
 
+use super::targets::proto;
 use super::{answered, refused, refused_with, within};
 use facegrad::error::Result;
 use facegrad::weights::onnx;
 use std::time::{Duration, Instant};
-
-mod proto {
-    //! Messages of Protocol Buffers.
-
-    pub fn varint(mut value: u64) -> Vec<u8> {
-        let mut bytes = vec![];
-        while value >= 0x80 {
-            bytes.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        bytes.push(value as u8);
-        bytes
-    }
-
-    pub fn int(number: u64, value: u64) -> Vec<u8> {
-        [varint(number << 3), varint(value)].concat()
-    }
-
-    pub fn bytes(number: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
-        let value = value.as_ref();
-        [
-            varint(number << 3 | 2),
-            varint(value.len() as u64),
-            value.to_vec(),
-        ]
-        .concat()
-    }
-
-    /// A model of operator set 11 with the fields of its graph.
-    pub fn model(graph: &[Vec<u8>]) -> Vec<u8> {
-        [int(1, 8), bytes(8, int(2, 11)), bytes(7, graph.concat())].concat()
-    }
-
-    pub fn node(op: &str, input: &str, output: &str) -> Vec<u8> {
-        bytes(
-            1,
-            [bytes(1, input), bytes(2, output), bytes(4, op)].concat(),
-        )
-    }
-
-    /// A float tensor with the given sizes and further fields.
-    pub fn tensor(name: &str, sizes: &[u64], more: &[Vec<u8>]) -> Vec<u8> {
-        let sizes: Vec<u8> = sizes.iter().flat_map(|&n| int(1, n)).collect();
-        let head = [bytes(8, name), int(2, 1), sizes].concat();
-        bytes(5, [head, more.concat()].concat())
-    }
-}
 
 #[test]
 fn a_17_byte_onnx_with_a_length_of_a_terabyte_aborted() {
