@@ -23,7 +23,8 @@ pub fn text(choices: &mut Choices, table: &[&'static CStr]) -> *const c_char {
 
 /// What a host says of a batch, and the memory behind it.
 pub struct Facts {
-    tensors: [Option<Held>; 6],
+    /// The memory behind `raw`.
+    _tensors: [Option<Held>; 6],
     texts: [Option<Vec<*const c_char>>; 3],
     raw: [Option<RawTensor>; 6],
 }
@@ -74,14 +75,13 @@ impl Facts {
         }
         let raw = tensors.each_mut().map(|held| held.as_mut().map(Held::raw));
         Facts {
-            tensors,
+            _tensors: tensors,
             texts,
             raw,
         }
     }
 
     pub fn targets(&self) -> facegrad_targets {
-        debug_assert!(self.tensors.len() == self.raw.len());
         let tensor = |i: usize| {
             self.raw[i]
                 .as_ref()

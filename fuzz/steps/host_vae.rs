@@ -11,6 +11,12 @@ pub struct Decoder {
     pub gradient: Held,
 }
 
+/// Where in latents of these sizes the value of a pixel of the image stands.
+fn source(sizes: &[i64], [b, c, y, x]: [i64; 4]) -> usize {
+    let [channels, height, width] = [sizes[1], sizes[2], sizes[3]];
+    (((b * channels + c.min(channels - 1)) * height + y / 2) * width + x / 2) as usize
+}
+
 /// Doubles the side of the first three channels; by its mood it fails, or hands over what nobody asked for.
 pub unsafe extern "C" fn decode(
     latents: *const RawTensor,
@@ -22,7 +28,7 @@ pub unsafe extern "C" fn decode(
     let (own, latents) = unsafe { (&mut *user_data.cast::<Decoder>(), &*latents) };
     // SAFETY: the library says that the sizes are there.
     let sizes = unsafe { std::slice::from_raw_parts(latents.shape, latents.ndim as usize) };
-    let [batch, channels, height, width] = *sizes else {
+    let [batch, channels @ 1..=i64::MAX, height, width] = *sizes else {
         return 1;
     };
     let count = (batch * channels * height * width) as usize;
@@ -37,9 +43,7 @@ pub unsafe extern "C" fn decode(
         for c in 0..3 {
             for y in 0..2 * height {
                 for x in 0..2 * width {
-                    let at =
-                        ((b * channels + c.min(channels - 1)) * height + y / 2) * width + x / 2;
-                    data.push(values[at as usize]);
+                    data.push(values[source(sizes, [b, c, y, x])]);
                 }
             }
         }
@@ -76,7 +80,7 @@ pub unsafe extern "C" fn vjp(
     if own.mood == 239 {
         return -1;
     }
-    let [batch, channels, height, width] = own.gradient.shape[..] else {
+    let [batch, _, height, width] = own.gradient.shape[..] else {
         return 1;
     };
     let count = (batch * 12 * height * width) as usize;
@@ -88,9 +92,7 @@ pub unsafe extern "C" fn vjp(
         for c in 0..3 {
             for y in 0..2 * height {
                 for x in 0..2 * width {
-                    let at =
-                        ((b * channels + c.min(channels - 1)) * height + y / 2) * width + x / 2;
-                    own.gradient.data[at as usize] +=
+                    own.gradient.data[source(&own.gradient.shape, [b, c, y, x])] +=
                         values.next().expect("as many as were counted");
                 }
             }
